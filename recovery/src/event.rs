@@ -1,0 +1,220 @@
+//! Events: what the monitor tells the outside world while it runs, one JSON object per line.
+//!
+//! Every line has `time` and `event`; the other members depend on the event and are stable: new ones may be
+//! added, none is renamed. A member that does not apply is `null`, so that a consumer can rely on its presence.
+
+mod kind;
+mod log;
+mod value;
+
+use serde::{Deserialize, Serialize};
+
+pub use self::kind::{Access, FaultKind, signal_name};
+pub use self::log::EventLog;
+pub use self::value::{Hex, rfc3339};
+
+/// How a fault ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Outcome {
+    /// Every guarantee of the contract was kept.
+    Recovered,
+    /// The server goes on, but a guarantee was not kept; the reason says which.
+    Degraded,
+    /// The fault could not be contained; the reason says why.
+    Escalated,
+}
+
+impl Outcome {
+    /// The name used in events and reports.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Recovered => "recovered",
+            Self::Degraded => "degraded",
+            Self::Escalated => "escalated",
+        }
+    }
+}
+
+impl std::fmt::Display for Outcome {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// Something that happened.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(tag = "event", rename_all = "kebab-case")]
+pub enum Event {
+    /// The guest is about to run its first instruction.
+    Started {
+        /// Process ID.
+        pid: u32,
+        /// The program file.
+        program: String,
+        /// Its arguments, without the program's own name.
+        args: Vec<String>,
+        /// Whether faults are recovered.
+        protect: bool,
+        /// How this KVM enters and leaves the guest.
+        entry_path: String,
+    },
+    /// The guest listens on a socket.
+    Listening {
+        /// `127.0.0.1:6379`, `[::1]:6379`, or the path of a Unix socket.
+        address: String,
+    },
+    /// A fault was recovered from.
+    Recovered(Fault),
+    /// A fault was recovered from, but not every guarantee could be kept.
+    Degraded {
+        /// The fault.
+        #[serde(flatten)]
+        fault: Fault,
+        /// Which guarantee, and why.
+        reason: String,
+    },
+    /// A fault could not be recovered from.
+    Escalated {
+        /// The fault.
+        #[serde(flatten)]
+        fault: Fault,
+        /// Why.
+        reason: String,
+    },
+    /// The guest ended.
+    Exited {
+        /// Process ID.
+        pid: u32,
+        /// Its exit status, unless a signal ended it.
+        status: Option<i32>,
+        /// The name of the signal that ended it.
+        signal: Option<String>,
+    },
+}
+
+impl Event {
+    /// The event for a fault with that outcome. `reason` is for the outcomes that owe one.
+    pub fn fault(outcome: Outcome, fault: Fault, reason: Option<String>) -> Self {
+        let reason = reason.unwrap_or_default();
+        match outcome {
+            Outcome::Recovered => Self::Recovered(fault),
+            Outcome::Degraded => Self::Degraded { fault, reason },
+            Outcome::Escalated => Self::Escalated { fault, reason },
+        }
+    }
+}
+
+/// The members that every fault event has.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Fault {
+    /// The signal's name, such as `SIGSEGV`.
+    pub signal: String,
+    /// What went wrong.
+    pub kind: FaultKind,
+    /// The address of the faulting access, if there was one.
+    pub address: Option<Hex>,
+    /// The guest thread (TID).
+    pub thread: i32,
+    /// The faulting instruction.
+    pub rip: Hex,
+    /// `function+0x12` at `rip`, if it has a symbol.
+    pub symbol: Option<String>,
+    /// What the domain was charged to, such as `stream:7`.
+    pub origin: String,
+    /// Whose request it was: `127.0.0.1:4242`, or the path of a Unix socket.
+    pub peer: Option<String>,
+    /// Pages in the write set of the domain.
+    pub pages_written: u64,
+    /// Pages given back their committed content.
+    pub pages_restored: u64,
+    /// How long the faulting thread stood still, in microseconds.
+    pub pause_us: u64,
+    /// The identifier of the report, if one could be written.
+    pub report: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn fault() -> Fault {
+        Fault {
+            signal: "SIGSEGV".into(),
+            kind: FaultKind::NullWrite,
+            address: Some(Hex(0)),
+            thread: 12,
+            rip: Hex(0x40_1000),
+            symbol: Some("crash+0x4".into()),
+            origin: "stream:7".into(),
+            peer: None,
+            pages_written: 3,
+            pages_restored: 3,
+            pause_us: 84,
+            report: Some("r".into()),
+        }
+    }
+
+    fn value(event: Event) -> Value {
+        serde_json::to_value(event).unwrap()
+    }
+
+    #[test]
+    fn a_fault_has_all_its_members_even_when_null() {
+        assert_eq!(
+            value(Event::fault(Outcome::Recovered, fault(), None)),
+            json!({
+                "event": "recovered", "signal": "SIGSEGV", "kind": "null-write", "address": "0x0",
+                "thread": 12, "rip": "0x401000", "symbol": "crash+0x4", "origin": "stream:7", "peer": null,
+                "pages_written": 3, "pages_restored": 3, "pause_us": 84, "report": "r",
+            })
+        );
+    }
+
+    #[test]
+    fn lesser_outcomes_carry_a_reason() {
+        let reason = Some("page shared".to_owned());
+        let degraded = value(Event::fault(Outcome::Degraded, fault(), reason.clone()));
+        assert_eq!(degraded["event"], "degraded");
+        assert_eq!(degraded["reason"], "page shared");
+        assert_eq!(degraded["rip"], "0x401000");
+        let escalated = value(Event::fault(Outcome::Escalated, fault(), reason));
+        assert_eq!(escalated["event"], "escalated");
+    }
+
+    #[test]
+    fn life_cycle_events() {
+        let exited = Event::Exited {
+            pid: 9,
+            status: None,
+            signal: Some("SIGTERM".into()),
+        };
+        assert_eq!(
+            value(exited),
+            json!({"event": "exited", "pid": 9, "status": null, "signal": "SIGTERM"})
+        );
+        let listening = Event::Listening {
+            address: "127.0.0.1:6379".into(),
+        };
+        assert_eq!(
+            value(listening),
+            json!({"event": "listening", "address": "127.0.0.1:6379"})
+        );
+        let started = Event::Started {
+            pid: 9,
+            program: "/bin/true".into(),
+            args: vec![],
+            protect: true,
+            entry_path: "stays at CPL 3".into(),
+        };
+        assert_eq!(value(started)["protect"], true);
+    }
+
+    #[test]
+    fn the_outcome_is_written_the_same_everywhere() {
+        for outcome in [Outcome::Recovered, Outcome::Degraded, Outcome::Escalated] {
+            assert_eq!(serde_json::to_value(outcome).unwrap(), outcome.to_string());
+        }
+    }
+}

@@ -1,0 +1,186 @@
+//! The event log: an append-only file that several monitors may share.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, ErrorKind, Write};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::SystemTime;
+
+use serde::Serialize;
+
+use super::{Event, value::rfc3339};
+
+/// Writes events, one line each.
+///
+/// The file is opened with `O_APPEND` and a line is one `write`, so lines of several threads, and of the
+/// processes that share the log after a fork, do not mix. Failures never reach the guest: they are counted,
+/// and the first one is logged.
+#[derive(Debug)]
+pub struct EventLog {
+    file: Option<File>,
+    failures: AtomicU64,
+    /// The last write was short (disk full): the next line starts on a new one, so that only one is lost.
+    torn: AtomicBool,
+}
+
+/// One line of the log.
+#[derive(Serialize)]
+struct Line<'a> {
+    time: String,
+    #[serde(flatten)]
+    event: &'a Event,
+}
+
+impl EventLog {
+    /// Opens `path` for appending, and creates it if it does not exist.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        let file = OpenOptions::new().append(true).create(true).open(path)?;
+        Ok(Self {
+            file: Some(file),
+            ..Self::disabled()
+        })
+    }
+
+    /// A log that writes nothing.
+    pub fn disabled() -> Self {
+        Self {
+            file: None,
+            failures: AtomicU64::new(0),
+            torn: AtomicBool::new(false),
+        }
+    }
+
+    /// Writes `event` with the current time.
+    pub fn emit(&self, event: &Event) {
+        let Some(file) = &self.file else { return };
+        if let Err(error) = self.append(file, event)
+            && self.failures.fetch_add(1, Ordering::Relaxed) == 0
+        {
+            log::warn!("cannot write to the event log, events are lost: {error}");
+        }
+    }
+
+    /// How many events could not be written.
+    pub fn failures(&self) -> u64 {
+        self.failures.load(Ordering::Relaxed)
+    }
+
+    fn append(&self, mut file: &File, event: &Event) -> io::Result<()> {
+        let mut line = Vec::with_capacity(512);
+        let torn = self.torn.load(Ordering::Relaxed);
+        if torn {
+            line.push(b'\n');
+        }
+        serde_json::to_writer(
+            &mut line,
+            &Line {
+                time: rfc3339(SystemTime::now()),
+                event,
+            },
+        )?;
+        line.push(b'\n');
+        loop {
+            match file.write(&line) {
+                Ok(written) if written == line.len() => {
+                    if torn {
+                        self.torn.store(false, Ordering::Relaxed);
+                    }
+                    return Ok(());
+                }
+                Ok(written) => {
+                    if written > 0 {
+                        self.torn.store(true, Ordering::Relaxed);
+                    }
+                    return Err(io::Error::new(
+                        ErrorKind::WriteZero,
+                        "only part of a line was written",
+                    ));
+                }
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::Ordering;
+
+    fn event(i: usize) -> Event {
+        Event::Listening {
+            address: format!("127.0.0.1:{i}"),
+        }
+    }
+
+    #[test]
+    fn lines_of_many_threads_and_logs_stay_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("events");
+        let logs = [
+            EventLog::open(&path).unwrap(),
+            EventLog::open(&path).unwrap(),
+        ];
+        std::thread::scope(|scope| {
+            for log in &logs {
+                for _ in 0..2 {
+                    scope.spawn(move || (0..200).for_each(|i| log.emit(&event(i))));
+                }
+            }
+        });
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert_eq!(text.lines().count(), 800);
+        for line in text.lines() {
+            let value: serde_json::Value = serde_json::from_str(line).unwrap();
+            assert_eq!(value["event"], "listening");
+            let time = value["time"].as_str().unwrap();
+            assert!(
+                humantime::parse_rfc3339(time).is_ok() && time.len() == 27,
+                "{time}"
+            );
+            assert!(line.starts_with("{\"time\":"), "{line}");
+        }
+        assert_eq!(logs[0].failures() + logs[1].failures(), 0);
+    }
+
+    #[test]
+    fn appends_to_what_is_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("events");
+        for i in 0..2 {
+            EventLog::open(&path).unwrap().emit(&event(i));
+        }
+        assert_eq!(std::fs::read_to_string(&path).unwrap().lines().count(), 2);
+    }
+
+    #[test]
+    fn failures_are_counted_and_do_not_panic() {
+        let log = EventLog::open(Path::new("/dev/full")).unwrap();
+        (0..3).for_each(|i| log.emit(&event(i)));
+        assert_eq!(log.failures(), 3);
+    }
+
+    #[test]
+    fn a_line_after_a_torn_one_starts_afresh() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("events");
+        std::fs::write(&path, "{\"ev").unwrap();
+        let log = EventLog::open(&path).unwrap();
+        log.torn.store(true, Ordering::Relaxed);
+        log.emit(&event(1));
+        log.emit(&event(2));
+        let text = std::fs::read_to_string(&path).unwrap();
+        let whole = text
+            .lines()
+            .filter(|l| serde_json::from_str::<serde_json::Value>(l).is_ok());
+        assert_eq!(whole.count(), 2);
+        assert_eq!(text.lines().count(), 3);
+    }
+
+    #[test]
+    fn disabled_and_unopenable() {
+        EventLog::disabled().emit(&event(1));
+        assert!(EventLog::open(Path::new("/nonexistent/events")).is_err());
+    }
+}

@@ -1,0 +1,77 @@
+//! The journal of a domain's effects outside guest memory.
+//!
+//! `D` is an effect that waits for the commit (output, a close), `U` the inverse of one that was done at
+//! once. What they are and how they are done is the machine's business; here is only the order: waiting
+//! effects are done first to last, inverses last to first.
+
+/// The journal of one domain.
+#[derive(Debug)]
+pub struct Journal<D, U> {
+    deferred: Vec<D>,
+    undo: Vec<U>,
+}
+
+impl<D, U> Default for Journal<D, U> {
+    fn default() -> Self {
+        Journal { deferred: Vec::new(), undo: Vec::new() }
+    }
+}
+
+impl<D, U> Journal<D, U> {
+    /// Adds an effect to be done at commit, and forgotten at abandon.
+    pub fn defer(&mut self, effect: D) {
+        self.deferred.push(effect);
+    }
+
+    /// Adds the inverse of an effect that has been done.
+    pub fn compensate(&mut self, inverse: U) {
+        self.undo.push(inverse);
+    }
+
+    /// The effects that wait for the commit, in order.
+    pub fn deferred(&self) -> &[D] {
+        &self.deferred
+    }
+
+    /// The most recent waiting effect, to be extended in place.
+    pub fn last_deferred(&mut self) -> Option<&mut D> {
+        self.deferred.last_mut()
+    }
+
+    /// Whether nothing is in it.
+    pub fn is_empty(&self) -> bool {
+        self.deferred.is_empty() && self.undo.is_empty()
+    }
+
+    /// Ends the domain well: the effects to do, first to last, and the inverses that are not needed any
+    /// more (which may hold resources to be released).
+    pub fn commit(&mut self) -> (Vec<D>, Vec<U>) {
+        (std::mem::take(&mut self.deferred), std::mem::take(&mut self.undo))
+    }
+
+    /// Undoes the domain: the inverses to do, in the order to do them, and the effects that are dropped.
+    pub fn abandon(&mut self) -> (Vec<U>, Vec<D>) {
+        self.undo.reverse();
+        (std::mem::take(&mut self.undo), std::mem::take(&mut self.deferred))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn effects_go_forward_and_inverses_backward() {
+        let mut journal = Journal::default();
+        for i in 1..=3 {
+            journal.defer(i);
+            journal.compensate(-i);
+        }
+        assert_eq!(journal.commit().0, [1, 2, 3]);
+        assert!(journal.is_empty());
+        journal.compensate(-1);
+        journal.compensate(-2);
+        assert_eq!(journal.abandon().0, [-2, -1]);
+        assert!(journal.is_empty());
+    }
+}

@@ -1,0 +1,324 @@
+//! The directory of reports: `<dir>/<id>/report.json` and `report.txt`.
+//!
+//! `report.json` comes last and by renaming, so a directory without it is a report that is not finished, and
+//! is not listed. Whatever else lies in the directory is left alone, and so is everything inside a report's
+//! directory (a core file, say) until the report as a whole is removed.
+
+use std::env;
+use std::ffi::OsString;
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use super::retention::Retention;
+use super::{FaultReport, ReportId};
+
+/// Reports that are kept unless the user says otherwise.
+pub const DEFAULT_KEEP: usize = 1000;
+
+/// What a `report.json` is at most, so that a foreign file cannot make us read without end.
+const JSON_LIMIT: u64 = 16 << 20;
+
+/// Identifiers that an error message names.
+const NEAR_LIMIT: usize = 5;
+
+/// Why the report directory cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// No directory was given, and the environment does not name one.
+    #[error("no report directory: neither XDG_STATE_HOME nor HOME is set")]
+    NoStateDirectory,
+    /// It does not exist and cannot be created.
+    #[error("cannot create the report directory {}", .dir.display())]
+    Create {
+        /// The directory.
+        dir: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// It exists, but no file can be created in it.
+    #[error("cannot write to the report directory {}", .dir.display())]
+    Unwritable {
+        /// The directory.
+        dir: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// A report that could not be saved.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot save the report {}", .path.display())]
+pub struct SaveError {
+    /// The directory of the report.
+    path: PathBuf,
+    source: io::Error,
+}
+
+/// Why a report cannot be shown.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// The directory or a file in it cannot be read.
+    #[error("cannot read {}", .path.display())]
+    Unreadable {
+        /// The directory or file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// No report matches; `near` are the most similar identifiers.
+    #[error("no report {query:?}{}", list("; there is", near))]
+    NotFound {
+        /// What was looked for.
+        query: String,
+        /// The most similar identifiers, newest first.
+        near: Vec<ReportId>,
+    },
+    /// More than one report begins like that.
+    #[error("{query:?} is not unique{}", list(": it could be", matches))]
+    Ambiguous {
+        /// What was looked for.
+        query: String,
+        /// Some of those that match, newest first.
+        matches: Vec<ReportId>,
+    },
+    /// The file is not a report of this version.
+    #[error("{} is not a report", .path.display())]
+    Corrupt {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: serde_json::Error,
+    },
+}
+
+fn list(intro: &str, ids: &[ReportId]) -> String {
+    let names: Vec<&str> = ids.iter().map(ReportId::as_str).collect();
+    if names.is_empty() {
+        String::new()
+    } else {
+        format!("{intro} {}", names.join(", "))
+    }
+}
+
+/// Where reports go by default: `$XDG_STATE_HOME/vmsrs/reports`, else `~/.local/state/vmsrs/reports`.
+pub fn default_dir() -> Option<PathBuf> {
+    default_dir_from(env::var_os("XDG_STATE_HOME"), env::var_os("HOME"))
+}
+
+/// A relative path in either variable is ignored, as the XDG specification asks.
+fn default_dir_from(state: Option<OsString>, home: Option<OsString>) -> Option<PathBuf> {
+    let absolute = |value: OsString| Some(PathBuf::from(value)).filter(|path| path.is_absolute());
+    state
+        .and_then(absolute)
+        .or_else(|| Some(home.and_then(absolute)?.join(".local/state")))
+        .map(|path| path.join("vmsrs/reports"))
+}
+
+/// A report directory to read from.
+#[derive(Debug, Clone)]
+pub struct ReportArchive {
+    dir: PathBuf,
+}
+
+impl ReportArchive {
+    /// The archive in `dir`, or in the default place. It need not exist: it is empty then.
+    pub fn new(dir: Option<PathBuf>) -> Result<Self, OpenError> {
+        let dir = dir
+            .or_else(default_dir)
+            .ok_or(OpenError::NoStateDirectory)?;
+        // Absolute, because the guest may change the working directory.
+        let dir = std::path::absolute(&dir).map_err(|source| OpenError::Create { dir, source })?;
+        Ok(Self { dir })
+    }
+
+    /// The directory.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The directory of one report.
+    pub fn path(&self, id: &ReportId) -> PathBuf {
+        self.dir.join(id.as_str())
+    }
+
+    /// The reports, newest first.
+    pub fn list(&self) -> Result<Vec<ReportId>, LoadError> {
+        let mut ids = self.entries().map_err(|source| self.unreadable(source))?;
+        ids.retain(|id| self.path(id).join("report.json").is_file());
+        ids.sort_unstable_by(|a, b| b.cmp(a));
+        Ok(ids)
+    }
+
+    /// The report that `query` means: an identifier, the beginning of just one, or `last`.
+    pub fn find(&self, query: &str) -> Result<ReportId, LoadError> {
+        let ids = self.list()?;
+        let mut matches: Vec<ReportId> = match query {
+            "last" => ids.iter().take(1).cloned().collect(),
+            _ => ids
+                .iter()
+                .filter(|id| id.as_str().starts_with(query))
+                .cloned()
+                .collect(),
+        };
+        if let Some(exact) = matches.iter().position(|id| id.as_str() == query) {
+            return Ok(matches.swap_remove(exact));
+        }
+        let query = query.to_owned();
+        match matches.len() {
+            0 => Err(LoadError::NotFound {
+                near: nearest(&query, ids),
+                query,
+            }),
+            1 => Ok(matches.swap_remove(0)),
+            _ => {
+                matches.truncate(NEAR_LIMIT);
+                Err(LoadError::Ambiguous { query, matches })
+            }
+        }
+    }
+
+    /// Reads the report that `query` means, as [`Self::find`] takes it.
+    pub fn load(&self, query: &str) -> Result<FaultReport, LoadError> {
+        self.read(&self.find(query)?)
+    }
+
+    /// Reads the report with that identifier.
+    pub fn read(&self, id: &ReportId) -> Result<FaultReport, LoadError> {
+        let path = self.path(id).join("report.json");
+        let mut json = Vec::new();
+        let read = File::open(&path).and_then(|f| f.take(JSON_LIMIT).read_to_end(&mut json));
+        match read {
+            Ok(_) => {
+                serde_json::from_slice(&json).map_err(|source| LoadError::Corrupt { path, source })
+            }
+            Err(source) => Err(LoadError::Unreadable { path, source }),
+        }
+    }
+
+    /// The directories that are named like a report, finished or not, in no order.
+    pub(super) fn entries(&self) -> io::Result<Vec<ReportId>> {
+        let entries = match fs::read_dir(&self.dir) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries?,
+        };
+        let mut ids = Vec::new();
+        for entry in entries {
+            let entry = entry?;
+            let id = entry
+                .file_name()
+                .into_string()
+                .ok()
+                .and_then(|n| ReportId::try_from(n).ok());
+            if let Some(id) = id
+                && entry.file_type().is_ok_and(|t| t.is_dir())
+            {
+                ids.push(id);
+            }
+        }
+        Ok(ids)
+    }
+
+    fn unreadable(&self, source: io::Error) -> LoadError {
+        LoadError::Unreadable {
+            path: self.dir.clone(),
+            source,
+        }
+    }
+}
+
+/// Those of `ids` that share the longest beginning with `query`; `ids` are newest first, and so is the result.
+fn nearest(query: &str, mut ids: Vec<ReportId>) -> Vec<ReportId> {
+    let common = |id: &ReportId| {
+        id.as_str()
+            .bytes()
+            .zip(query.bytes())
+            .take_while(|(a, b)| a == b)
+            .count()
+    };
+    ids.sort_by_key(|id| std::cmp::Reverse(common(id)));
+    ids.truncate(NEAR_LIMIT);
+    ids
+}
+
+/// A report directory to save to.
+#[derive(Debug)]
+pub struct ReportStore {
+    archive: ReportArchive,
+    retention: Retention,
+}
+
+impl ReportStore {
+    /// Opens `dir`, or the default place, creates it for this user alone if it does not exist, and makes sure
+    /// that files can be created in it.
+    pub fn open(dir: Option<PathBuf>) -> Result<Self, OpenError> {
+        let archive = ReportArchive::new(dir)?;
+        let dir = archive.dir().to_owned();
+        if let Err(source) = DirBuilder::new().recursive(true).mode(0o700).create(&dir) {
+            return Err(OpenError::Create { dir, source });
+        }
+        let trial = dir.join(format!(".trial-{}", std::process::id()));
+        if let Err(source) = File::create(&trial).and_then(|_| fs::remove_file(&trial)) {
+            return Err(OpenError::Unwritable { dir, source });
+        }
+        Ok(Self {
+            archive,
+            retention: Retention::new(DEFAULT_KEEP),
+        })
+    }
+
+    /// Keeps the newest `keep` reports, at least one, instead of [`DEFAULT_KEEP`].
+    pub fn with_keep(self, keep: usize) -> Self {
+        Self {
+            retention: Retention::new(keep),
+            ..self
+        }
+    }
+
+    /// What is in the directory.
+    pub fn archive(&self) -> &ReportArchive {
+        &self.archive
+    }
+
+    /// Saves `report`, removes the oldest ones when it is time to, and returns the report's directory.
+    ///
+    /// Saving one again replaces its two files. It takes no lock, so it is safe in a forked child.
+    pub fn save(&self, report: &FaultReport) -> Result<PathBuf, SaveError> {
+        let path = self.archive.path(&report.id);
+        if let Err(source) = write_report(&path, &report.bounded()) {
+            // Most likely the disk is full: at least leave nothing useless on it.
+            let _ = fs::remove_dir_all(&path);
+            return Err(SaveError { path, source });
+        }
+        self.retention.saved(&self.archive, &report.id);
+        Ok(path)
+    }
+}
+
+fn write_report(path: &Path, report: &FaultReport) -> io::Result<()> {
+    match DirBuilder::new().mode(0o700).create(path) {
+        Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
+    }
+    write_private(&path.join("report.txt"), report.to_text().as_bytes())?;
+    let temporary = path.join("report.json.tmp");
+    let mut json = serde_json::to_vec_pretty(report)?;
+    json.push(b'\n');
+    write_private(&temporary, &json)?;
+    fs::rename(temporary, path.join("report.json"))
+}
+
+fn write_private(path: &Path, content: &[u8]) -> io::Result<()> {
+    let mut options = OpenOptions::new();
+    let mut file = options
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path)?;
+    file.write_all(content)
+}
+
+#[cfg(test)]
+mod tests;

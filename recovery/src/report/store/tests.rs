@@ -1,0 +1,205 @@
+//! Tests of the report directory and its retention.
+
+use super::*;
+use crate::report::tests::sample;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+fn at(seconds: u64) -> SystemTime {
+    UNIX_EPOCH + Duration::from_secs(seconds)
+}
+
+fn store() -> (tempfile::TempDir, ReportStore) {
+    let dir = tempfile::tempdir().unwrap();
+    let store = ReportStore::open(Some(dir.path().join("a/reports"))).unwrap();
+    (dir, store)
+}
+
+#[test]
+fn saves_lists_and_loads() {
+    let (_dir, store) = store();
+    let reports: Vec<FaultReport> = (0..3).map(|i| sample(at(i * 100))).collect();
+    for report in &reports {
+        let path = store.save(report).unwrap();
+        assert!(path.join("report.txt").is_file());
+        assert_eq!(fs::read_dir(&path).unwrap().count(), 2);
+    }
+    let archive = store.archive();
+    let ids: Vec<ReportId> = reports.iter().rev().map(|r| r.id.clone()).collect();
+    assert_eq!(archive.list().unwrap(), ids);
+    assert_eq!(archive.load("last").unwrap(), reports[2]);
+    assert_eq!(archive.load("19700101T000140").unwrap(), reports[1]);
+    assert_eq!(archive.load(reports[0].id.as_str()).unwrap(), reports[0]);
+}
+
+#[test]
+fn saving_again_replaces() {
+    let (_dir, store) = store();
+    let mut report = sample(at(1));
+    store.save(&report).unwrap();
+    report.pages_restored = 99;
+    store.save(&report).unwrap();
+    assert_eq!(store.archive().load("last").unwrap().pages_restored, 99);
+    assert_eq!(store.archive().list().unwrap().len(), 1);
+}
+
+#[test]
+fn wrong_queries_name_what_there_is() {
+    let (_dir, store) = store();
+    let empty = store.archive().load("last").unwrap_err();
+    assert_eq!(empty.to_string(), "no report \"last\"");
+    let ids: Vec<ReportId> = (0..3)
+        .map(|i| sample(at(i)))
+        .map(|r| (store.save(&r), r.id).1)
+        .collect();
+    let error = store.archive().load("19700101T000001x").unwrap_err();
+    assert!(
+        matches!(&error, LoadError::NotFound { near, .. } if near[0] == ids[1]),
+        "{error}"
+    );
+    let error = store.archive().load("1970").unwrap_err();
+    assert!(
+        matches!(&error, LoadError::Ambiguous { matches, .. } if matches.len() == 3),
+        "{error}"
+    );
+    assert!(store.archive().load("../../etc").is_err());
+}
+
+#[test]
+fn foreign_files_are_neither_listed_nor_removed() {
+    let (dir, store) = store();
+    let store = store.with_keep(1);
+    let root = store.archive().dir().to_owned();
+    let outside = dir.path().join("outside");
+    fs::create_dir(&outside).unwrap();
+    fs::write(outside.join("precious"), "").unwrap();
+    fs::write(root.join("notes.txt"), "").unwrap();
+    fs::create_dir(root.join("folder")).unwrap();
+    fs::write(root.join("19700101T000000.000000Z-1-1"), "a file").unwrap();
+    symlink(&outside, root.join("19700101T000000.000000Z-1-2")).unwrap();
+    for i in 0..5 {
+        store.save(&sample(at(100 + i))).unwrap();
+    }
+    assert_eq!(store.archive().list().unwrap().len(), 1);
+    assert!(outside.join("precious").exists());
+    assert_eq!(fs::read_dir(&root).unwrap().count(), 5);
+}
+
+#[test]
+fn unfinished_and_corrupt_reports() {
+    let (_dir, store) = store();
+    let root = store.archive().dir();
+    let unfinished = root.join("19700101T000001.000000Z-1-1");
+    fs::create_dir(&unfinished).unwrap();
+    assert!(store.archive().list().unwrap().is_empty());
+    fs::write(unfinished.join("report.json"), "{\"id\": 3").unwrap();
+    assert!(matches!(
+        store.archive().load("last"),
+        Err(LoadError::Corrupt { .. })
+    ));
+    store.with_keep(1).save(&sample(at(100))).unwrap();
+    assert!(!unfinished.exists());
+}
+
+#[test]
+fn many_saves_keep_the_newest_and_stay_bounded() {
+    let (_dir, store) = store();
+    let store = store.with_keep(32);
+    let period = store.retention.period();
+    let mut last = None;
+    for i in 0..2000 {
+        let report = sample(at(i));
+        store.save(&report).unwrap();
+        last = Some(report);
+        if i % 97 == 0 {
+            assert!(store.archive().entries().unwrap().len() <= 32 + period);
+        }
+    }
+    let ids = store.archive().list().unwrap();
+    assert!((32..=32 + period).contains(&ids.len()), "{}", ids.len());
+    assert_eq!(store.archive().load("last").unwrap(), last.unwrap());
+    let newest: Vec<_> = ids
+        .iter()
+        .map(|id| store.archive().read(id).unwrap().when())
+        .collect();
+    let expected: Vec<_> = (0..ids.len() as u64).map(|i| Some(at(1999 - i))).collect();
+    assert_eq!(newest, expected);
+}
+
+#[test]
+fn many_processes_with_one_save_each_stay_bounded() {
+    let (dir, _) = store();
+    for i in 0..100 {
+        // A new store is what a new process has.
+        let path = dir.path().join("a/reports");
+        let store = ReportStore::open(Some(path)).unwrap().with_keep(32);
+        store.save(&sample(at(i))).unwrap();
+        assert!(store.archive().list().unwrap().len() <= 32);
+    }
+}
+
+#[test]
+fn a_report_survives_its_own_save_when_the_clock_was_set_back() {
+    let (_dir, store) = store();
+    let store = store.with_keep(2);
+    for seconds in [500, 600, 700, 3] {
+        let path = store.save(&sample(at(seconds))).unwrap();
+        assert!(path.exists());
+    }
+    assert_eq!(store.archive().list().unwrap().len(), 2);
+}
+
+#[test]
+fn the_directory_is_private_and_its_path_absolute() {
+    let (_dir, store) = store();
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(store.archive().dir()), 0o700);
+    let path = store.save(&sample(at(1))).unwrap();
+    assert_eq!(mode(&path), 0o700);
+    assert_eq!(mode(&path.join("report.json")), 0o600);
+    let archive = ReportArchive::new(Some("relative".into())).unwrap();
+    assert!(archive.dir().is_absolute());
+    assert!(archive.list().unwrap().is_empty());
+}
+
+#[test]
+fn unusable_directories_are_refused_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("file");
+    fs::write(&file, "").unwrap();
+    let error = ReportStore::open(Some(file.join("reports"))).unwrap_err();
+    assert!(matches!(&error, OpenError::Create { .. }), "{error}");
+    assert!(matches!(
+        ReportStore::open(Some(file)),
+        Err(OpenError::Create { .. })
+    ));
+    // /proc is a directory in which nobody can create a file, not even root.
+    let error = ReportStore::open(Some("/proc".into())).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "cannot write to the report directory /proc"
+    );
+    assert!(std::error::Error::source(&error).is_some());
+}
+
+#[test]
+fn a_failed_save_is_an_error() {
+    let (_dir, store) = store();
+    fs::remove_dir_all(store.archive().dir()).unwrap();
+    assert!(store.save(&sample(at(1))).is_err());
+}
+
+#[test]
+fn the_default_directory_follows_xdg() {
+    let dir = |state: &str, home: &str| default_dir_from(Some(state.into()), Some(home.into()));
+    assert_eq!(
+        dir("/state", "/home/u"),
+        Some("/state/vmsrs/reports".into())
+    );
+    assert_eq!(
+        dir("state", "/home/u"),
+        Some("/home/u/.local/state/vmsrs/reports".into())
+    );
+    assert_eq!(dir("", ""), None);
+    assert_eq!(default_dir_from(None, None), None);
+}

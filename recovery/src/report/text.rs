@@ -1,0 +1,286 @@
+//! A report as text for people: what, whose request, where, what it had written, what became of that, how long.
+
+use std::fmt::{self, Write};
+
+use super::{Excerpt, FaultReport, Frame};
+use crate::event::Outcome;
+
+/// Width of the lines that show bytes.
+const BYTES_WIDTH: usize = 96;
+
+/// Renders `report`. It may hold what a client sent, so no control character in it reaches the terminal.
+pub(super) fn render(report: &FaultReport) -> String {
+    let mut out = String::new();
+    // Writing to a string cannot fail.
+    let _ = write_report(&mut out, report);
+    out.lines()
+        .flat_map(|line| line.trim_end().chars().map(visible).chain(['\n']))
+        .collect()
+}
+
+/// The replacement character for a control character other than a line end, anything else as it is.
+fn visible(c: char) -> char {
+    match c {
+        '\n' => c,
+        _ if c.is_control() => '\u{fffd}',
+        _ => c,
+    }
+}
+
+/// A string of the guest on one line.
+fn line(text: &str) -> String {
+    text.replace('\n', " ")
+}
+
+fn write_report(out: &mut String, r: &FaultReport) -> fmt::Result {
+    let place = r
+        .symbol
+        .as_ref()
+        .map_or_else(|| r.rip.to_string(), |s| line(s));
+    let headline = r.outcome.as_str().to_uppercase();
+    writeln!(out, "{headline}: {} ({}) in {place}", r.signal, r.kind)?;
+    writeln!(out, "{}", verdict(r))?;
+    writeln!(out)?;
+    writeln!(out, "Report    {}", r.id)?;
+    writeln!(out, "Time      {}", line(&r.time))?;
+    writeln!(out, "Program   {} (process {})", line(&r.program), r.pid)?;
+    write!(out, "Fault     {}, {}", r.signal, r.kind)?;
+    if let Some(address) = r.address {
+        write!(out, ", address {address}")?;
+    }
+    let symbol = r
+        .symbol
+        .as_ref()
+        .map_or_else(String::new, |s| format!(" {}", line(s)));
+    writeln!(out, "\n          at {}{symbol}", r.rip)?;
+    writeln!(out, "Thread    {} {}", r.thread, line(&r.thread_name))?;
+    let peer = r
+        .peer
+        .as_ref()
+        .map_or_else(|| "no peer".to_owned(), |p| format!("peer {}", line(p)));
+    writeln!(out, "Request   {}, {peer}", line(&r.origin))?;
+    writeln!(out, "Pause     {} us{}", r.pause_us, pause_parts(r))?;
+
+    section_bytes(out, "Input of the request", &r.input)?;
+    section(
+        out,
+        "Stack",
+        r.stack
+            .iter()
+            .enumerate()
+            .map(|(i, frame)| frame_line(i, frame)),
+    )?;
+    let written = format!(
+        "Written: {} pages, {} restored",
+        r.pages_written, r.pages_restored
+    );
+    let mappings = r.written.iter().map(|w| {
+        format!(
+            "{:<32} {:>6} pages {:>9} bytes changed",
+            line(&w.mapping),
+            w.pages,
+            w.bytes_changed
+        )
+    });
+    section(out, &written, mappings)?;
+    section(out, "Undone", r.undone.iter().map(|s| line(s)))?;
+    section_bytes(out, "Output dropped", &r.dropped_output)?;
+    section(out, "Kept", r.kept.iter().map(|s| line(s)))?;
+    let registers = r.registers.chunks(3).map(|row| {
+        let cells: Vec<String> = row
+            .iter()
+            .map(|reg| format!("{:<8}{:#018x}", line(&reg.name), reg.value.0))
+            .collect();
+        cells.join("  ")
+    });
+    section(out, "Registers", registers)
+}
+
+/// One sentence for who has not read the manual.
+fn verdict(r: &FaultReport) -> String {
+    let reason = r
+        .reason
+        .as_ref()
+        .map_or_else(|| "no reason given".to_owned(), |s| line(s));
+    match r.outcome {
+        Outcome::Recovered => {
+            "The request was undone as a whole; the server and everyone else went on.".to_owned()
+        }
+        Outcome::Degraded => {
+            format!("The server went on, but the request could not be undone as a whole: {reason}.")
+        }
+        Outcome::Escalated => format!("The fault could not be contained: {reason}."),
+    }
+}
+
+fn pause_parts(r: &FaultReport) -> String {
+    let parts: Vec<String> = r
+        .pause
+        .iter()
+        .map(|part| format!("{} {}", line(&part.step), part.us))
+        .collect();
+    if parts.is_empty() {
+        String::new()
+    } else {
+        format!(" ({})", parts.join(", "))
+    }
+}
+
+fn frame_line(index: usize, frame: &Frame) -> String {
+    let module = frame
+        .module
+        .as_ref()
+        .map_or_else(|| "?".to_owned(), |m| line(m));
+    let mut text = format!("#{index:<3} {:#018x} ", frame.address.0);
+    match &frame.symbol {
+        Some(symbol) => text += &format!("{}+{} in {module}", line(symbol), frame.offset),
+        None => text += &format!("{module}+{}", frame.offset),
+    }
+    if let Some(file) = &frame.file {
+        let number = frame.line.map_or_else(String::new, |n| format!(":{n}"));
+        text += &format!(" ({}{number})", line(file));
+    }
+    text
+}
+
+/// A heading and its lines; nothing if there is nothing to say.
+fn section(out: &mut String, heading: &str, lines: impl Iterator<Item = String>) -> fmt::Result {
+    let mut lines = lines.peekable();
+    // A heading that already tells a number is worth showing alone.
+    if lines.peek().is_some() || heading.contains(':') {
+        writeln!(out, "\n{heading}")?;
+    }
+    lines.try_for_each(|text| writeln!(out, "  {text}"))
+}
+
+fn section_bytes(out: &mut String, heading: &str, bytes: &Excerpt) -> fmt::Result {
+    let cut = match bytes.kept() < bytes.length {
+        true => format!(", the first {} shown", bytes.kept()),
+        false => String::new(),
+    };
+    section(
+        out,
+        &format!("{heading}: {} bytes{cut}", bytes.length),
+        wrap(&bytes.text).into_iter(),
+    )
+}
+
+/// Breaks escaped text into lines: after each escaped line end, and never inside an escape.
+fn wrap(text: &str) -> Vec<String> {
+    let mut lines = Vec::new();
+    let mut current = String::new();
+    let mut chars = text.chars();
+    while let Some(c) = chars.next() {
+        let mut token = String::from(c);
+        if c == '\\' {
+            token.extend(chars.next());
+            if token == "\\x" {
+                token.extend(chars.by_ref().take(2));
+            }
+        }
+        if current.len() + token.len() > BYTES_WIDTH {
+            lines.push(std::mem::take(&mut current));
+        }
+        current += &token;
+        if token == "\\n" {
+            lines.push(std::mem::take(&mut current));
+        }
+    }
+    if !current.is_empty() {
+        lines.push(current);
+    }
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::tests::sample;
+    use proptest::prelude::*;
+    use std::time::UNIX_EPOCH;
+
+    #[test]
+    fn the_whole_report() {
+        let report = sample(UNIX_EPOCH);
+        let expected = format!(
+            r"RECOVERED: SIGSEGV (null-write) in set_value+0x14
+The request was undone as a whole; the server and everyone else went on.
+
+Report    {}
+Time      1970-01-01T00:00:00.000000Z
+Program   /usr/bin/server (process {})
+Fault     SIGSEGV, null-write, address 0x18
+          at 0x401234 set_value+0x14
+Thread    17 worker-2
+Request   stream:7, peer 127.0.0.1:4242
+Pause     84 us (restore 50)
+
+Input of the request: 13 bytes
+  SET a \x1b[31m\r\n
+
+Stack
+  #0   0x0000000000401234 set_value+0x14 in /usr/bin/server (server.c:120)
+  #1   0x0000000000401234 /usr/bin/server+0x14
+
+Written: 3 pages, 3 restored
+  [heap]                                3 pages        40 bytes changed
+
+Undone
+  open -> 9 closed
+
+Output dropped: 5 bytes
+  +OK\r\n
+
+Registers
+  rax     0x0000000000000001
+",
+            report.id, report.pid
+        );
+        assert_eq!(render(&report), expected);
+    }
+
+    #[test]
+    fn lesser_outcomes_say_why() {
+        let mut report = sample(UNIX_EPOCH);
+        report.outcome = Outcome::Degraded;
+        report.reason = Some("page 0x1000 was read by another thread".into());
+        assert!(render(&report).contains("as a whole: page 0x1000 was read by another thread.\n"));
+        report.outcome = Outcome::Escalated;
+        assert!(render(&report).starts_with("ESCALATED: SIGSEGV"));
+    }
+
+    #[test]
+    fn nothing_reaches_the_terminal_raw() {
+        let mut report = sample(UNIX_EPOCH);
+        let evil = "x\x1b[2J\r\ny\u{9b}".to_owned();
+        report.thread_name = evil.clone();
+        report.peer = Some(evil.clone());
+        report.stack[0].symbol = Some(evil.clone());
+        report.undone = vec![evil];
+        assert!(
+            render(&report)
+                .chars()
+                .all(|c| c == '\n' || !c.is_control())
+        );
+        assert_eq!(
+            render(&report).lines().count(),
+            render(&sample(UNIX_EPOCH)).lines().count()
+        );
+    }
+
+    #[test]
+    fn escapes_are_not_broken() {
+        assert_eq!(wrap(r"a\r\nb"), [r"a\r\n", "b"]);
+        assert!(wrap("").is_empty());
+    }
+
+    proptest! {
+        #[test]
+        fn wrapping_loses_nothing(bytes in prop::collection::vec(any::<u8>(), 0..600)) {
+            let text = bytes.escape_ascii().to_string();
+            let lines = wrap(&text);
+            prop_assert_eq!(lines.concat(), text);
+            prop_assert!(lines.iter().all(|l| l.len() <= BYTES_WIDTH));
+        }
+    }
+}

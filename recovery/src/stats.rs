@@ -1,0 +1,366 @@
+//! Counters of one monitored process: cheap enough for every exit, written as one JSON object at the end.
+//!
+//! All counters are relaxed atomics: each is exact, but a snapshot taken while the guest runs may show one
+//! counter a step ahead of another. Call sites name the counter, `stats.pages.tracked.inc()`.
+//!
+//! The layout of [`Stats::to_json`] is stable: members may be added, none is renamed. Times are in
+//! microseconds.
+//!
+//! | member | content |
+//! |---|---|
+//! | `pid`, `start_time`, `uptime_us` | which process, since when (RFC 3339), for how long |
+//! | `startup_us` | from start until the guest first listened; `null` if it never did |
+//! | `exits` | vCPU exits by reason: `syscall`, `page_fault`, `other_exception`, `kick`, `dirty_ring_full`, `other` |
+//! | `syscalls` | system calls by name; those without a name as `syscall_N`, numbers past the table as `out_of_range` |
+//! | `unsupported` | likewise, calls answered with ENOSYS |
+//! | `domains` | `committed`, `abandoned`, `rerun`; `early_committed` by reason |
+//! | `pages` | see [`PageCounters`] |
+//! | `held` | `bytes_sent`, `bytes_dropped` |
+//! | `deferred` | `done`, `forgotten` |
+//! | `recovery_pause_us` | `count`, `min`, `median`, `max`; the last three `null` when `count` is 0 |
+//! | `shadow_bytes_peak` | the most memory that shadow pages ever took |
+//! | `run_token_waits` | how often a thread had to wait for the run token |
+//! | `audit` | `checks` of the write set against a full copy, and `mismatches` found |
+
+mod counter;
+mod histogram;
+
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::sync::OnceLock;
+use std::time::{Duration, Instant, SystemTime};
+
+use serde_json::{Value, json};
+
+pub use self::counter::{CallCounters, Counter, Peak};
+pub use self::histogram::{Histogram, Summary};
+use crate::event::rfc3339;
+
+counter::counters! {
+    /// vCPU exits by reason.
+    ExitCounters {
+        /// A system call.
+        syscall,
+        /// A page fault of the guest.
+        page_fault,
+        /// Any other exception of the guest.
+        other_exception,
+        /// Another thread made the vCPU leave the guest.
+        kick,
+        /// The dirty ring had to be harvested.
+        dirty_ring_full,
+        /// Anything else.
+        other,
+    }
+}
+
+counter::counters! {
+    /// Domains that were committed before they ended, by reason.
+    EarlyCommitCounters {
+        /// A call with effects outside the monitor's reach came next.
+        external,
+        /// Held output reached its limit.
+        held_limit,
+        /// It waited for a lock, or longer than its time slice, and others had to run.
+        suspended,
+    }
+}
+
+counter::counters! {
+    /// Pages, by what was done to them.
+    PageCounters {
+        /// First-write traps taken.
+        tracked,
+        /// Reported as written by KVM's dirty tracking.
+        dirty_harvested,
+        /// Marked as written by the monitor or the host kernel on the guest's behalf.
+        host_written,
+        /// Compared with their shadow page at a commit.
+        compared,
+        /// Found changed at a commit, and copied to their shadow page.
+        copied,
+        /// Given back their committed content after an abandon.
+        restored,
+        /// Write-protected again.
+        reprotected,
+    }
+}
+
+counter::counters! {
+    /// Output held until the commit.
+    HeldCounters {
+        /// Sent at a commit.
+        bytes_sent,
+        /// Dropped at an abandon.
+        bytes_dropped,
+    }
+}
+
+counter::counters! {
+    /// Actions deferred until the commit.
+    DeferredCounters {
+        /// Done at a commit.
+        done,
+        /// Forgotten at an abandon.
+        forgotten,
+        /// Failed at a commit, after the guest was told that they had succeeded.
+        failed,
+    }
+}
+
+counter::counters! {
+    /// Self-checks of the write set: guest memory against a full copy.
+    AuditCounters {
+        /// Checks made.
+        checks,
+        /// Checks that found a page whose write was not tracked.
+        mismatches,
+    }
+}
+
+/// Request domains by outcome.
+#[derive(Debug, Default)]
+pub struct DomainCounters {
+    /// Ended well.
+    pub committed: Counter,
+    /// Faulted and were undone.
+    pub abandoned: Counter,
+    /// Faulted, were undone and run again.
+    pub rerun: Counter,
+    /// Committed before they ended.
+    pub early_committed: EarlyCommitCounters,
+}
+
+/// The counters of one process.
+#[derive(Debug)]
+pub struct Stats {
+    /// vCPU exits.
+    pub exits: ExitCounters,
+    /// System calls made.
+    pub syscalls: CallCounters,
+    /// System calls answered with ENOSYS.
+    pub unsupported: CallCounters,
+    /// Request domains.
+    pub domains: DomainCounters,
+    /// Pages.
+    pub pages: PageCounters,
+    /// Held output.
+    pub held: HeldCounters,
+    /// Deferred actions.
+    pub deferred: DeferredCounters,
+    /// How long faulting threads stood still, in microseconds.
+    pub recovery_pause_us: Histogram,
+    /// Memory taken by shadow pages, in bytes.
+    pub shadow_bytes: Peak,
+    /// Times a thread had to wait for the run token.
+    pub run_token_waits: Counter,
+    /// Self-checks.
+    pub audit: AuditCounters,
+    start: Instant,
+    start_time: SystemTime,
+    startup: OnceLock<Duration>,
+}
+
+impl Default for Stats {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Stats {
+    /// All zero, started now.
+    pub fn new() -> Self {
+        Self {
+            exits: ExitCounters::default(),
+            syscalls: CallCounters::default(),
+            unsupported: CallCounters::default(),
+            domains: DomainCounters::default(),
+            pages: PageCounters::default(),
+            held: HeldCounters::default(),
+            deferred: DeferredCounters::default(),
+            recovery_pause_us: Histogram::default(),
+            shadow_bytes: Peak::default(),
+            run_token_waits: Counter::default(),
+            audit: AuditCounters::default(),
+            start: Instant::now(),
+            start_time: SystemTime::now(),
+            startup: OnceLock::new(),
+        }
+    }
+
+    /// The guest listens on a socket; the first time is the end of the start-up.
+    pub fn listening(&self) {
+        self.startup.get_or_init(|| self.start.elapsed());
+    }
+
+    /// Everything as one JSON object. `name` gives the name of a system call by its number.
+    pub fn to_json(&self, name: impl Fn(u64) -> Option<&'static str>) -> Value {
+        let pause = self.recovery_pause_us.summary();
+        json!({
+            "pid": std::process::id(),
+            "start_time": rfc3339(self.start_time),
+            "uptime_us": micros(self.start.elapsed()),
+            "startup_us": self.startup.get().map(|d| micros(*d)),
+            "exits": self.exits.to_json(),
+            "syscalls": self.syscalls.to_json(&name),
+            "unsupported": self.unsupported.to_json(&name),
+            "domains": {
+                "committed": self.domains.committed.get(),
+                "abandoned": self.domains.abandoned.get(),
+                "rerun": self.domains.rerun.get(),
+                "early_committed": self.domains.early_committed.to_json(),
+            },
+            "pages": self.pages.to_json(),
+            "held": self.held.to_json(),
+            "deferred": self.deferred.to_json(),
+            "recovery_pause_us": {
+                "count": pause.map_or(0, |p| p.count),
+                "min": pause.map(|p| p.min),
+                "median": pause.map(|p| p.median),
+                "max": pause.map(|p| p.max),
+            },
+            "shadow_bytes_peak": self.shadow_bytes.get(),
+            "run_token_waits": self.run_token_waits.get(),
+            "audit": self.audit.to_json(),
+        })
+    }
+
+    /// Writes [`Self::to_json`] to `path` so that a reader sees the old content or the new, never a part.
+    ///
+    /// What is not a regular file (a pipe, `/dev/stderr`) is written to as it is. `path` must be absolute if
+    /// the guest may have changed the working directory.
+    pub fn write(&self, path: &Path, name: impl Fn(u64) -> Option<&'static str>) -> io::Result<()> {
+        let mut text = serde_json::to_vec_pretty(&self.to_json(name))?;
+        text.push(b'\n');
+        let target = match fs::metadata(path) {
+            Ok(meta) if !meta.is_file() => {
+                return fs::OpenOptions::new()
+                    .append(true)
+                    .open(path)
+                    .and_then(|mut file| io::Write::write_all(&mut file, &text));
+            }
+            // Through a symbolic link: replace what it points to, not the link.
+            Ok(_) => fs::canonicalize(path)?,
+            Err(_) => path.to_owned(),
+        };
+        let mut temporary = target.clone().into_os_string();
+        temporary.push(format!(".{}.tmp", std::process::id()));
+        fs::write(&temporary, &text)
+            .and_then(|()| fs::rename(&temporary, &target))
+            .inspect_err(|_| {
+                // Nothing more can be done about the temporary file than to try.
+                let _ = fs::remove_file(&temporary);
+            })
+    }
+}
+
+/// `duration` in whole microseconds, as events, reports and statistics write it.
+pub fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(number: u64) -> Option<&'static str> {
+        ["read", "write"]
+            .get(usize::try_from(number).ok()?)
+            .copied()
+    }
+
+    #[test]
+    fn the_documented_layout() {
+        let stats = Stats::new();
+        stats.exits.page_fault.inc();
+        stats.syscalls.inc(1);
+        stats.unsupported.inc(300);
+        stats.domains.early_committed.held_limit.inc();
+        stats.pages.tracked.add(5);
+        stats.recovery_pause_us.record(84);
+        stats.shadow_bytes.raise(8192);
+        stats.listening();
+        let json = stats.to_json(name);
+        let keys: Vec<_> = json
+            .as_object()
+            .unwrap()
+            .keys()
+            .map(String::as_str)
+            .collect();
+        let expected = [
+            "audit",
+            "deferred",
+            "domains",
+            "exits",
+            "held",
+            "pages",
+            "pid",
+            "recovery_pause_us",
+            "run_token_waits",
+            "shadow_bytes_peak",
+            "start_time",
+            "startup_us",
+            "syscalls",
+            "unsupported",
+            "uptime_us",
+        ];
+        assert_eq!(keys, expected);
+        assert_eq!(json["exits"]["page_fault"], 1);
+        assert_eq!(json["syscalls"], json!({"write": 1}));
+        assert_eq!(json["unsupported"], json!({"syscall_300": 1}));
+        assert_eq!(json["domains"]["early_committed"]["held_limit"], 1);
+        assert_eq!(json["pages"]["tracked"], 5);
+        let pause = json!({"count": 1, "min": 84, "median": 84, "max": 84});
+        assert_eq!(json["recovery_pause_us"], pause);
+        assert_eq!(json["shadow_bytes_peak"], 8192);
+        assert!(json["startup_us"].is_u64());
+    }
+
+    #[test]
+    fn nothing_happened() {
+        let json = Stats::new().to_json(name);
+        assert_eq!(json["startup_us"], Value::Null);
+        let pause = json!({"count": 0, "min": null, "median": null, "max": null});
+        assert_eq!(json["recovery_pause_us"], pause);
+    }
+
+    #[test]
+    fn the_start_up_ends_once() {
+        let stats = Stats::new();
+        stats.listening();
+        let first = stats.to_json(name)["startup_us"].clone();
+        std::thread::sleep(Duration::from_millis(2));
+        stats.listening();
+        assert_eq!(stats.to_json(name)["startup_us"], first);
+    }
+
+    #[test]
+    fn write_replaces_files_and_leaves_nothing_behind() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("stats.json");
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        let stats = Stats::new();
+        stats.write(&path, name).unwrap();
+        stats.exits.kick.inc();
+        stats.write(&link, name).unwrap();
+        let json: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        assert_eq!(json["exits"]["kick"], 1);
+        assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
+    }
+
+    #[test]
+    fn write_does_not_replace_devices() {
+        use std::os::unix::fs::FileTypeExt;
+        let full = Path::new("/dev/full");
+        assert!(Stats::new().write(full, name).is_err());
+        assert!(fs::metadata(full).unwrap().file_type().is_char_device());
+        assert!(
+            Stats::new()
+                .write(Path::new("/nonexistent/stats"), name)
+                .is_err()
+        );
+    }
+}

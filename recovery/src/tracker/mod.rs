@@ -1,0 +1,372 @@
+//! The write set of the running domain and the shadow pages that undo it.
+//!
+//! Every page that a request may write has a *base*: what it held when the last domain committed. The
+//! base of a page is one of
+//!
+//! - *zero*: private memory that nobody has written yet; nothing is stored for it;
+//! - *its own content*: the page is read-only in the guest's page tables (trapped), so the first write
+//!   exits and the shadow is taken then ([`Tracker::first_write`]);
+//! - *a shadow page*: a copy in the monitor's own memory.
+//!
+//! Pages with one of the first and last kinds are written without an exit: the machine reports the first
+//! write to each since the last re-protection (KVM's dirty ring). Those pages are the *active set*. At
+//! commit the shadow of each is brought up to date, at abandon each gets its base back. They stay writable
+//! for many domains, since a protection fault costs as much as comparing dozens of pages; once the set
+//! has grown past a limit all are protected again and it starts anew.
+//!
+//! The machine does not see what the host writes for a system call: [`Tracker::host_write`] has to be
+//! called before such a write.
+
+mod pages;
+mod shadow;
+#[cfg(test)]
+mod tests;
+
+use guest_agentless::{GuestRange, PageNumber};
+
+use pages::{Base, PageMap};
+pub use pages::SavedPages;
+pub use shadow::PageContent;
+use shadow::{Frame, ShadowStore};
+
+/// What the tracker needs from the machine. All of it concerns memory of the guest.
+pub trait Machine {
+    /// Copies a page out. False if it cannot be read.
+    fn read(&mut self, page: PageNumber, into: &mut PageContent) -> bool;
+    /// Copies a page in, whatever the guest itself may do with it. False if that cannot be done.
+    fn write(&mut self, page: PageNumber, from: &PageContent) -> bool;
+    /// Makes a page writable for the guest as far as its mapping allows, or read-only. Read-only takes
+    /// effect with the next [`Machine::reprotect`].
+    fn set_writable(&mut self, page: PageNumber, writable: bool);
+    /// Whether the page is private memory that was zero before its first write.
+    fn is_zero_based(&self, page: PageNumber) -> bool;
+    /// Reports the pages written since the last call, each at least once since it was last protected.
+    fn harvest(&mut self, written: &mut Vec<PageNumber>);
+    /// Protects all harvested pages, so that the next write to each is reported again.
+    fn reprotect(&mut self);
+}
+
+/// What a commit did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Committed {
+    /// Pages that the machine or the host newly reported as written.
+    pub harvested: u64,
+    /// Pages copied to their shadow.
+    pub copied: u64,
+    /// Whether the active set was protected again.
+    pub reprotected: bool,
+}
+
+/// What an abandon did.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Abandoned {
+    /// Pages that differed from their base, and got it back.
+    pub restored: Vec<RestoredPage>,
+    /// Pages that could not be given their base back: the invariant is broken.
+    pub lost: Vec<PageNumber>,
+}
+
+/// A page that an abandon has restored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RestoredPage {
+    /// Which.
+    pub page: PageNumber,
+    /// How many of its bytes differed.
+    pub bytes: u32,
+}
+
+struct Active {
+    page: PageNumber,
+    frame: Option<Frame>,
+}
+
+/// The write set and the shadow pages of one guest process.
+pub struct Tracker {
+    pages: PageMap,
+    shadows: ShadowStore,
+    active: Vec<Active>,
+    active_limit: usize,
+    armed: bool,
+    /// Pages that the host has written since the last commit.
+    host_written: Vec<PageNumber>,
+    harvest: Vec<PageNumber>,
+    scratch: Box<PageContent>,
+}
+
+impl Tracker {
+    /// Active pages beyond which the set is protected again: about where comparing them at each commit
+    /// costs more than their protection faults.
+    pub const ACTIVE_LIMIT: usize = 64;
+
+    /// A tracker that only takes note of what is written until it is armed.
+    pub fn new() -> Tracker {
+        Tracker {
+            pages: PageMap::default(),
+            shadows: ShadowStore::default(),
+            active: Vec::new(),
+            active_limit: Self::ACTIVE_LIMIT,
+            armed: false,
+            host_written: Vec::new(),
+            harvest: Vec::new(),
+            scratch: PageContent::boxed(),
+        }
+    }
+
+    /// Whether writes are tracked to be undone.
+    pub fn is_armed(&self) -> bool {
+        self.armed
+    }
+
+    /// Bytes of shadow pages held.
+    pub fn shadow_bytes(&self) -> u64 {
+        self.shadows.bytes()
+    }
+
+    /// Whether the guest may write `page` without an exit. The machine has to ask before it makes a page
+    /// writable in the guest's page tables.
+    pub fn is_writable(&self, page: PageNumber, zero_based: bool) -> bool {
+        if !self.armed {
+            return true;
+        }
+        match self.pages.get(page) {
+            Some(state) => state.base != Base::Itself,
+            None => zero_based,
+        }
+    }
+
+    /// Takes note of the pages written before the tracker was armed.
+    pub fn note_written(&mut self, machine: &mut impl Machine) {
+        self.take_harvest(machine);
+    }
+
+    /// Empties the dirty ring, which is full. The pages stay in the write set.
+    pub fn make_room(&mut self, machine: &mut impl Machine) {
+        self.take_harvest(machine);
+        machine.reprotect();
+    }
+
+    /// From now on every write can be undone. `present` are the pages that the guest's page tables hold
+    /// as writable; those with content of their own become trapped.
+    pub fn arm(&mut self, machine: &mut impl Machine, present: impl Iterator<Item = PageNumber>) {
+        self.take_harvest(machine);
+        self.armed = true;
+        for page in present {
+            if !self.is_writable(page, machine.is_zero_based(page)) {
+                machine.set_writable(page, false);
+            }
+        }
+        machine.reprotect();
+    }
+
+    /// The guest is about to write a trapped page: takes its shadow and lets it through. False if the
+    /// page cannot be read.
+    pub fn first_write(&mut self, machine: &mut impl Machine, page: PageNumber) -> bool {
+        if !self.take_shadow(machine, page) {
+            return false;
+        }
+        machine.set_writable(page, true);
+        true
+    }
+
+    /// The host is about to write `range` on behalf of the guest. Returns how many pages became active.
+    pub fn host_write(&mut self, machine: &mut impl Machine, range: GuestRange) -> u64 {
+        let mut activated = 0;
+        for page in range.pages() {
+            activated += u64::from(self.host_write_page(machine, page));
+            if self.armed && self.host_written.last() != Some(&page) {
+                self.host_written.push(page);
+            }
+        }
+        activated
+    }
+
+    fn host_write_page(&mut self, machine: &mut impl Machine, page: PageNumber) -> bool {
+        if !self.armed {
+            self.pages.set_base(page, Base::Itself);
+            return false;
+        }
+        if self.pages.get(page).is_some_and(|state| state.active) {
+            return false;
+        }
+        // A page that cannot be read cannot be written either: the call will fail on it.
+        if !self.is_writable(page, machine.is_zero_based(page)) && !self.first_write(machine, page) {
+            return false;
+        }
+        self.activate(page)
+    }
+
+    /// The running domain ended well: what memory holds now is the base of the next one.
+    pub fn commit(&mut self, machine: &mut impl Machine) -> Committed {
+        if !self.armed {
+            return Committed::default();
+        }
+        self.host_written.clear();
+        let harvested = self.take_harvest(machine);
+        let reprotect = self.active.len() > self.active_limit;
+        let mut copied = 0;
+        for entry in &mut self.active {
+            // A page that was never shadowed, of a write set past the limit: trapping it again costs an
+            // exit if it is written once more, but no memory if it is not.
+            if reprotect && entry.frame.is_none() {
+                self.pages.set_base(entry.page, Base::Itself);
+                machine.set_writable(entry.page, false);
+                continue;
+            }
+            let frame = *entry.frame.get_or_insert_with(|| {
+                let frame = self.shadows.allocate();
+                self.pages.set_base(entry.page, Base::Shadow(frame));
+                frame
+            });
+            machine.read(entry.page, self.shadows.get_mut(frame));
+            copied += 1;
+        }
+        if reprotect {
+            self.deactivate_all(machine);
+        }
+        Committed { harvested, copied, reprotected: reprotect }
+    }
+
+    /// What the host has written since the last commit belongs to the base: the results of the call that
+    /// the next domain begins with. No guest code has run in between.
+    pub fn settle(&mut self, machine: &mut impl Machine) {
+        for page in std::mem::take(&mut self.host_written) {
+            let Some(state) = self.pages.get(page).filter(|state| state.active) else { continue };
+            let frame = state.frame().unwrap_or_else(|| self.shadows.allocate());
+            machine.read(page, self.shadows.get_mut(frame));
+            if state.frame().is_none() {
+                self.pages.set_base(page, Base::Shadow(frame));
+                if let Some(entry) = self.active.iter_mut().rfind(|entry| entry.page == page) {
+                    entry.frame = Some(frame);
+                }
+            }
+        }
+    }
+
+    /// The running domain is undone: every page it wrote gets its base back. `examine` sees each page's
+    /// faulted content first (for the quarantine).
+    pub fn abandon(
+        &mut self,
+        machine: &mut impl Machine,
+        mut examine: impl FnMut(PageNumber, &PageContent),
+    ) -> Abandoned {
+        self.host_written.clear();
+        self.take_harvest(machine);
+        let mut outcome = Abandoned::default();
+        for entry in &self.active {
+            let base = match entry.frame {
+                Some(frame) => self.shadows.get(frame),
+                None => PageContent::zero(),
+            };
+            if !machine.read(entry.page, &mut self.scratch) {
+                outcome.lost.push(entry.page);
+                continue;
+            }
+            let bytes = self.scratch.differences(base);
+            if bytes == 0 {
+                continue;
+            }
+            examine(entry.page, &self.scratch);
+            match machine.write(entry.page, base) {
+                true => outcome.restored.push(RestoredPage { page: entry.page, bytes }),
+                false => outcome.lost.push(entry.page),
+            }
+        }
+        outcome
+    }
+
+    /// The mapping of `range` is gone for good, or is a new one.
+    pub fn forget(&mut self, machine: &mut impl Machine, range: GuestRange) {
+        self.take_harvest(machine);
+        for state in self.pages.remove(range).into_states() {
+            if let Base::Shadow(frame) = state.base {
+                self.shadows.free(frame);
+            }
+        }
+        self.active.retain(|entry| !range.contains(entry.page.address().0));
+    }
+
+    /// Takes what is known of `range` out, because the running domain replaces its mapping; to be given
+    /// to [`Tracker::put_back`] if the domain is abandoned, to [`Tracker::drop_saved`] if it commits.
+    pub fn save(&mut self, machine: &mut impl Machine, range: GuestRange) -> SavedPages {
+        self.take_harvest(machine);
+        let saved = self.pages.remove(range);
+        self.active.retain(|entry| !range.contains(entry.page.address().0));
+        saved
+    }
+
+    /// Undoes [`Tracker::save`]; whatever is known of the same pages now is forgotten.
+    pub fn put_back(&mut self, machine: &mut impl Machine, saved: SavedPages) {
+        self.forget(machine, saved.range());
+        for (page, state) in saved.into_pages() {
+            self.pages.set(page, state);
+            if state.active {
+                self.active.push(Active { page, frame: state.frame() });
+            }
+        }
+    }
+
+    /// Releases the shadow pages of a saved range.
+    pub fn drop_saved(&mut self, saved: SavedPages) {
+        for state in saved.into_states() {
+            if let Base::Shadow(frame) = state.base {
+                self.shadows.free(frame);
+            }
+        }
+    }
+
+    /// Pages of the write set, as far as they are known without a harvest.
+    pub fn active_pages(&self) -> impl Iterator<Item = PageNumber> {
+        self.active.iter().map(|entry| entry.page)
+    }
+
+    fn take_harvest(&mut self, machine: &mut impl Machine) -> u64 {
+        let mut harvest = std::mem::take(&mut self.harvest);
+        machine.harvest(&mut harvest);
+        let count = harvest.len() as u64;
+        for page in harvest.drain(..) {
+            if !self.armed {
+                self.pages.set_base(page, Base::Itself);
+            } else if self.is_writable(page, machine.is_zero_based(page)) {
+                self.activate(page);
+            }
+            // A trapped page cannot have been written: the report is of a mapping that is gone.
+        }
+        self.harvest = harvest;
+        count
+    }
+
+    fn activate(&mut self, page: PageNumber) -> bool {
+        let state = self.pages.entry(page);
+        if std::mem::replace(&mut state.active, true) {
+            return false;
+        }
+        self.active.push(Active { page, frame: state.frame() });
+        true
+    }
+
+    fn take_shadow(&mut self, machine: &mut impl Machine, page: PageNumber) -> bool {
+        if self.pages.get(page).is_some_and(|state| state.frame().is_some()) {
+            return true;
+        }
+        let frame = self.shadows.allocate();
+        if !machine.read(page, self.shadows.get_mut(frame)) {
+            self.shadows.free(frame);
+            return false;
+        }
+        self.pages.set_base(page, Base::Shadow(frame));
+        true
+    }
+
+    fn deactivate_all(&mut self, machine: &mut impl Machine) {
+        machine.reprotect();
+        for entry in self.active.drain(..) {
+            self.pages.entry(entry.page).active = false;
+        }
+    }
+}
+
+impl Default for Tracker {
+    fn default() -> Self {
+        Self::new()
+    }
+}

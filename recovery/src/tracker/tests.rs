@@ -1,0 +1,240 @@
+//! The invariant, on random programs against a simulated machine: after an abandon, memory is what it was
+//! at the last commit, byte for byte.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use proptest::prelude::*;
+
+use super::*;
+
+const PAGES: u64 = 24;
+/// Pages below this number had content of their own when they were mapped (a file's), the others not.
+const FILE_PAGES: u64 = 8;
+
+/// Memory with write protection as KVM and guest page tables do it.
+#[derive(Default)]
+struct Simulated {
+    memory: BTreeMap<u64, Box<PageContent>>,
+    trapped: BTreeSet<u64>,
+    /// Not write-protected, so that writes go unreported.
+    open: BTreeSet<u64>,
+    ring: Vec<PageNumber>,
+    harvested: Vec<PageNumber>,
+}
+
+impl Simulated {
+    fn new() -> Simulated {
+        let mut machine = Simulated::default();
+        for page in 0..PAGES {
+            let mut content = PageContent::boxed();
+            if page < FILE_PAGES {
+                content.bytes_mut().fill(page as u8 + 1);
+            }
+            machine.memory.insert(page, content);
+        }
+        machine
+    }
+
+    fn store(&mut self, page: u64, offset: usize, value: u8) {
+        self.memory.get_mut(&page).unwrap().bytes_mut()[offset] = value;
+    }
+
+    fn image(&self) -> Image {
+        Image(self.memory.values().map(|content| content.bytes().to_vec()).collect())
+    }
+}
+
+#[derive(PartialEq)]
+struct Image(Vec<Vec<u8>>);
+
+/// A digest of each page, so that a failure can be read.
+impl std::fmt::Debug for Image {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let digest = |page: &Vec<u8>| page.iter().map(|b| u64::from(*b)).sum::<u64>();
+        f.debug_list().entries(self.0.iter().map(digest)).finish()
+    }
+}
+
+impl Machine for Simulated {
+    fn read(&mut self, page: PageNumber, into: &mut PageContent) -> bool {
+        into.clone_from(&self.memory[&page.0]);
+        true
+    }
+
+    fn write(&mut self, page: PageNumber, from: &PageContent) -> bool {
+        self.memory.insert(page.0, Box::new(from.clone()));
+        true
+    }
+
+    fn set_writable(&mut self, page: PageNumber, writable: bool) {
+        match writable {
+            true => self.trapped.remove(&page.0),
+            false => self.trapped.insert(page.0),
+        };
+    }
+
+    fn is_zero_based(&self, page: PageNumber) -> bool {
+        page.0 >= FILE_PAGES
+    }
+
+    fn harvest(&mut self, written: &mut Vec<PageNumber>) {
+        self.harvested.extend(&self.ring);
+        written.append(&mut self.ring);
+    }
+
+    fn reprotect(&mut self) {
+        for page in self.harvested.drain(..) {
+            self.open.remove(&page.0);
+        }
+    }
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Guest { page: u64, offset: usize, value: u8 },
+    Host { page: u64, offset: usize, value: u8 },
+    Commit,
+    Abandon,
+    Harvest,
+    /// The host writes the result of the call with which the next domain begins.
+    Result { page: u64, offset: usize, value: u8 },
+    /// The domain replaces a mapping and is then abandoned or committed.
+    Replace { page: u64, abandon: bool },
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let write = (0..PAGES, 0..4096usize, any::<u8>());
+    prop_oneof![
+        8 => write.clone().prop_map(|(page, offset, value)| Step::Guest { page, offset, value }),
+        2 => write.clone().prop_map(|(page, offset, value)| Step::Result { page, offset, value }),
+        4 => write.prop_map(|(page, offset, value)| Step::Host { page, offset, value }),
+        2 => Just(Step::Commit),
+        2 => Just(Step::Abandon),
+        1 => Just(Step::Harvest),
+        1 => (FILE_PAGES..PAGES, any::<bool>())
+            .prop_map(|(page, abandon)| Step::Replace { page, abandon }),
+    ]
+}
+
+fn guest_write(tracker: &mut Tracker, machine: &mut Simulated, page: u64, offset: usize, value: u8) {
+    let number = PageNumber(page);
+    if machine.trapped.contains(&page) {
+        assert!(tracker.first_write(machine, number));
+        assert!(!machine.trapped.contains(&page));
+    }
+    if machine.open.insert(page) {
+        machine.ring.push(number);
+    }
+    machine.store(page, offset, value);
+}
+
+fn one_page(page: u64) -> GuestRange {
+    GuestRange::from_bounds(page * 4096, (page + 1) * 4096)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(512))]
+
+    #[test]
+    fn abandon_restores_every_byte(
+        before in prop::collection::vec((0..PAGES, 0..4096usize, any::<u8>(), any::<bool>()), 0..12),
+        steps in prop::collection::vec(step(), 1..120),
+        limit in 0..10usize,
+    ) {
+        let mut machine = Simulated::new();
+        let mut tracker = Tracker { active_limit: limit, ..Tracker::new() };
+        for (page, offset, value, by_host) in before {
+            if by_host {
+                tracker.host_write(&mut machine, one_page(page));
+                machine.store(page, offset, value);
+            } else {
+                guest_write(&mut tracker, &mut machine, page, offset, value);
+            }
+        }
+        tracker.arm(&mut machine, (0..PAGES).map(PageNumber));
+        let mut committed = machine.image();
+        for step in steps {
+            match step {
+                Step::Guest { page, offset, value } => {
+                    guest_write(&mut tracker, &mut machine, page, offset, value);
+                }
+                Step::Host { page, offset, value } => {
+                    tracker.host_write(&mut machine, one_page(page));
+                    machine.store(page, offset, value);
+                }
+                Step::Result { page, offset, value } => {
+                    tracker.commit(&mut machine);
+                    tracker.host_write(&mut machine, one_page(page));
+                    machine.store(page, offset, value);
+                    tracker.settle(&mut machine);
+                    committed = machine.image();
+                }
+                Step::Harvest => tracker.note_written(&mut machine),
+                Step::Commit => {
+                    tracker.commit(&mut machine);
+                    committed = machine.image();
+                }
+                Step::Abandon => {
+                    let outcome = tracker.abandon(&mut machine, |_, _| {});
+                    prop_assert!(outcome.lost.is_empty());
+                    prop_assert_eq!(&machine.image(), &committed);
+                }
+                Step::Replace { page, abandon } => {
+                    let old = machine.memory[&page].clone();
+                    let was_open = machine.open.contains(&page);
+                    let saved = tracker.save(&mut machine, one_page(page));
+                    machine.memory.insert(page, PageContent::boxed());
+                    machine.trapped.remove(&page);
+                    machine.open.remove(&page);
+                    guest_write(&mut tracker, &mut machine, page, 7, 7);
+                    if abandon {
+                        machine.memory.insert(page, old);
+                        tracker.put_back(&mut machine, saved);
+                        if !tracker.is_writable(PageNumber(page), true) {
+                            machine.trapped.insert(page);
+                        }
+                        if !was_open {
+                            // The mapping came back protected, as KVM does with one it has not seen.
+                            machine.open.remove(&page);
+                        }
+                        tracker.abandon(&mut machine, |_, _| {});
+                        prop_assert_eq!(&machine.image(), &committed);
+                    } else {
+                        tracker.drop_saved(saved);
+                        tracker.commit(&mut machine);
+                        committed = machine.image();
+                    }
+                }
+            }
+        }
+        tracker.abandon(&mut machine, |_, _| {});
+        prop_assert_eq!(&machine.image(), &committed);
+    }
+}
+
+#[test]
+fn a_large_write_set_is_trapped_rather_than_copied() {
+    let mut machine = Simulated::new();
+    let mut tracker = Tracker { active_limit: 4, ..Tracker::new() };
+    tracker.arm(&mut machine, (0..PAGES).map(PageNumber));
+    for page in FILE_PAGES..PAGES {
+        guest_write(&mut tracker, &mut machine, page, 0, 1);
+    }
+    let committed = tracker.commit(&mut machine);
+    assert_eq!((committed.copied, committed.reprotected), (0, true));
+    assert_eq!(tracker.shadow_bytes(), 0);
+    assert_eq!(machine.trapped.len() as u64, PAGES, "the file's pages and the written ones");
+}
+
+#[test]
+fn forgetting_a_range_frees_its_shadows() {
+    let mut machine = Simulated::new();
+    let mut tracker = Tracker::new();
+    tracker.arm(&mut machine, (0..PAGES).map(PageNumber));
+    guest_write(&mut tracker, &mut machine, 1, 0, 1);
+    tracker.commit(&mut machine);
+    assert_eq!(tracker.shadow_bytes(), 4096);
+    tracker.forget(&mut machine, one_page(1));
+    assert_eq!(tracker.shadow_bytes(), 0);
+    assert_eq!(tracker.active_pages().count(), 0);
+}

@@ -1,0 +1,31 @@
+//! `run-tests`: sets the machine up and passes the tests; see [`vmsrs_tests::runner`].
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use vmsrs_tests::{error, runner};
+
+/// Install what the tests need (as root), build the monitor and run every test.
+#[derive(Parser)]
+struct Args {
+    /// Arguments for the test programs, such as a part of the names of the tests to run
+    #[arg(last = true)]
+    test_args: Vec<String>,
+}
+
+fn main() -> ExitCode {
+    match runner::run(&Args::parse().test_args) {
+        Ok(tally) => {
+            println!("{} passed, {} failed", tally.passed, tally.failed);
+            if tally.failed == 0 {
+                ExitCode::SUCCESS
+            } else {
+                ExitCode::FAILURE
+            }
+        }
+        Err(failure) => {
+            eprintln!("run-tests: {}", error::chain(&failure));
+            ExitCode::FAILURE
+        }
+    }
+}

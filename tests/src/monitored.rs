@@ -1,0 +1,379 @@
+//! A server under the monitor (or, for comparison, without it), as a test sees it: it is up when
+//! `start` returns, and gone with everything it forked when the value is dropped.
+
+use std::{
+    ffi::{OsStr, OsString},
+    fs::{self, File},
+    io,
+    path::{Path, PathBuf},
+    process::{Command, ExitStatus, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::{
+    event::{self, Event},
+    net,
+    paths::{self, NoMonitor},
+    process::Bounded,
+};
+
+/// How long a server may take to listen, and to end, unless [`Launch::patience`] says otherwise.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+const POLL: Duration = Duration::from_millis(20);
+
+/// Lines of a server's output that an error shows.
+const TAIL_LINES: usize = 30;
+
+/// Why a server did not come up.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// There is no monitor to start it with.
+    #[error(transparent)]
+    NoMonitor(#[from] NoMonitor),
+    /// A file or process could not be created.
+    #[error("cannot start {program} (tests/packages.txt names the packages that the tests need)")]
+    Spawn {
+        /// What was started.
+        program: String,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+    /// It ended before it listened.
+    #[error("the server ended with {status} before it listened; its output:\n{output}")]
+    Ended {
+        /// How it ended.
+        status: ExitStatus,
+        /// The end of what it printed.
+        output: String,
+    },
+    /// It did not listen in time.
+    #[error("the server does not listen on port {port} after {patience:?}; its output:\n{output}")]
+    Silent {
+        /// Where it should have listened.
+        port: u16,
+        /// How long the test waited.
+        patience: Duration,
+        /// The end of what it printed.
+        output: String,
+    },
+}
+
+/// Why a server did not end well.
+#[derive(Debug, thiserror::Error)]
+pub enum StopError {
+    /// It ignored SIGTERM and was killed.
+    #[error("the server still ran {patience:?} after SIGTERM; its output:\n{output}")]
+    Stuck {
+        /// How long the test waited.
+        patience: Duration,
+        /// The end of what it printed.
+        output: String,
+    },
+    /// It could not be signalled or waited for.
+    #[error("cannot stop the server")]
+    Io(#[from] io::Error),
+}
+
+/// A server to start: the program, and how the monitor is to run it.
+#[derive(Clone, Debug)]
+pub struct Launch {
+    program: Vec<OsString>,
+    monitor: Option<PathBuf>,
+    options: Vec<OsString>,
+    patience: Duration,
+}
+
+impl Launch {
+    /// `program` with its arguments, under the monitor that [`paths::vmsrs`] finds. The program
+    /// runs in an empty directory of its own.
+    pub fn monitored<S: AsRef<OsStr>>(
+        program: impl IntoIterator<Item = S>,
+    ) -> Result<Self, NoMonitor> {
+        Ok(Self::native(program).monitor(&paths::vmsrs()?))
+    }
+
+    /// `program` with its arguments, without the monitor.
+    pub fn native<S: AsRef<OsStr>>(program: impl IntoIterator<Item = S>) -> Self {
+        Self {
+            program: program
+                .into_iter()
+                .map(|arg| arg.as_ref().to_owned())
+                .collect(),
+            monitor: None,
+            options: Vec::new(),
+            patience: PATIENCE,
+        }
+    }
+
+    /// Runs the program under the monitor at the absolute path `vmsrs`.
+    pub fn monitor(mut self, vmsrs: &Path) -> Self {
+        self.monitor = Some(vmsrs.to_path_buf());
+        self
+    }
+
+    /// Adds options for `vmsrs run`, such as `--protect off`. They mean nothing to a native server.
+    pub fn options<S: AsRef<OsStr>>(mut self, options: impl IntoIterator<Item = S>) -> Self {
+        self.options
+            .extend(options.into_iter().map(|option| option.as_ref().to_owned()));
+        self
+    }
+
+    /// How long the server may take to listen, and to end.
+    pub fn patience(mut self, patience: Duration) -> Self {
+        self.patience = patience;
+        self
+    }
+
+    /// Starts the server and waits until it accepts connections on `port`.
+    pub fn start(self, port: u16) -> Result<Monitored, StartError> {
+        let name = self.program.first().cloned().unwrap_or_default();
+        let spawned = self.spawn(port);
+        let mut server = spawned.map_err(|source| StartError::Spawn {
+            program: name.display().to_string(),
+            source,
+        })?;
+        server.await_port()?;
+        Ok(server)
+    }
+
+    fn spawn(self, port: u16) -> io::Result<Monitored> {
+        let dir = tempfile::Builder::new().prefix("vmsrs-test-").tempdir()?;
+        let cwd = dir.path().join("cwd");
+        fs::create_dir(&cwd)?;
+        let output = File::create(dir.path().join(OUTPUT))?;
+        let patience = self.patience;
+        let argv = self.argv(dir.path());
+        let (program, args) = argv
+            .split_first()
+            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "no program"))?;
+        let mut command = Command::new(program);
+        command.args(args).current_dir(cwd).stdin(Stdio::null());
+        command.stdout(output.try_clone()?).stderr(output);
+        let child = Bounded::spawn_group(&mut command)?;
+        Ok(Monitored {
+            child,
+            dir,
+            port,
+            patience,
+        })
+    }
+
+    /// The command line; the monitor's files lie in `dir`.
+    fn argv(self, dir: &Path) -> Vec<OsString> {
+        let Some(vmsrs) = self.monitor else {
+            return self.program;
+        };
+        let mut argv = vec![vmsrs.into_os_string(), "run".into()];
+        for (option, file) in [
+            ("--events", EVENTS),
+            ("--stats", STATS),
+            ("--report-dir", REPORTS),
+        ] {
+            argv.extend([option.into(), dir.join(file).into_os_string()]);
+        }
+        argv.extend(self.options);
+        argv.push("--".into());
+        argv.extend(self.program);
+        argv
+    }
+}
+
+const OUTPUT: &str = "output";
+const EVENTS: &str = "events";
+const STATS: &str = "stats";
+const REPORTS: &str = "reports";
+
+/// A running server with its own temporary directory. Dropping it kills the server.
+#[derive(Debug)]
+pub struct Monitored {
+    // Declared before `dir`, so that the server is dead before its directory goes.
+    child: Bounded,
+    dir: TempDir,
+    port: u16,
+    patience: Duration,
+}
+
+impl Monitored {
+    /// Starts `program` with its arguments under the monitor, with default options, and waits
+    /// until it accepts connections on `port`.
+    pub fn start<S: AsRef<OsStr>>(
+        port: u16,
+        program: impl IntoIterator<Item = S>,
+    ) -> Result<Self, StartError> {
+        Launch::monitored(program)?.start(port)
+    }
+
+    /// The port the server listens on.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// The process id of the monitor, or of the native server.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The events so far.
+    pub fn events(&self) -> io::Result<Vec<Event>> {
+        event::read(&self.dir.path().join(EVENTS))
+    }
+
+    /// The events so far of the kind `event`, such as `recovered`.
+    pub fn events_of(&self, event: &str) -> io::Result<Vec<Event>> {
+        Ok(self
+            .events()?
+            .into_iter()
+            .filter(|found| found.event == event)
+            .collect())
+    }
+
+    /// The counters, which the monitor writes when it ends.
+    pub fn stats(&self) -> io::Result<Value> {
+        let text = fs::read_to_string(self.dir.path().join(STATS))?;
+        serde_json::from_str(&text).map_err(io::Error::from)
+    }
+
+    /// The directory with the fault reports.
+    pub fn report_dir(&self) -> PathBuf {
+        self.dir.path().join(REPORTS)
+    }
+
+    /// The server's working directory.
+    pub fn cwd(&self) -> PathBuf {
+        self.dir.path().join("cwd")
+    }
+
+    /// What the monitor and the server printed so far, both streams.
+    pub fn output(&self) -> String {
+        let bytes = fs::read(self.dir.path().join(OUTPUT)).unwrap_or_default();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// The exit status, if the server has ended.
+    pub fn try_wait(&mut self) -> io::Result<Option<ExitStatus>> {
+        self.child.try_wait()
+    }
+
+    /// Sends `signal` to the monitor, or to the native server.
+    pub fn signal(&mut self, signal: libc::c_int) -> io::Result<()> {
+        self.child.signal(signal)
+    }
+
+    /// Sends SIGTERM and waits for the end. A server that does not end in time is killed. The
+    /// events, the counters and the output can be read afterwards.
+    pub fn terminate(&mut self) -> Result<ExitStatus, StopError> {
+        self.child.signal(libc::SIGTERM)?;
+        match self.child.wait_for(self.patience)? {
+            Some(status) => Ok(status),
+            None => {
+                self.child.kill();
+                Err(StopError::Stuck {
+                    patience: self.patience,
+                    output: self.output_tail(),
+                })
+            }
+        }
+    }
+
+    fn await_port(&mut self) -> Result<(), StartError> {
+        let deadline = Instant::now() + self.patience;
+        loop {
+            if net::connect(self.port, self.patience).is_ok() {
+                return Ok(());
+            }
+            if let Ok(Some(status)) = self.try_wait() {
+                return Err(StartError::Ended {
+                    status,
+                    output: self.output_tail(),
+                });
+            }
+            if Instant::now() >= deadline {
+                let (port, patience) = (self.port, self.patience);
+                return Err(StartError::Silent {
+                    port,
+                    patience,
+                    output: self.output_tail(),
+                });
+            }
+            thread::sleep(POLL);
+        }
+    }
+
+    /// The last lines of [`Monitored::output`].
+    pub fn output_tail(&self) -> String {
+        tail(&self.output(), TAIL_LINES).to_owned()
+    }
+}
+
+/// The last `lines` lines of `text`.
+pub fn tail(text: &str, lines: usize) -> &str {
+    let text = text.trim_end_matches('\n');
+    match text.rmatch_indices('\n').nth(lines.saturating_sub(1)) {
+        Some((at, _)) => &text[at + 1..],
+        None => text,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_the_monitors_or_the_programs() {
+        let native = Launch::native(["redis-server", "--port", "1"]);
+        let dir = Path::new("/d");
+        assert_eq!(native.clone().argv(dir), ["redis-server", "--port", "1"]);
+        let argv = native
+            .monitor(Path::new("/b/vmsrs"))
+            .options(["--protect", "off"])
+            .argv(dir);
+        assert_eq!(
+            argv,
+            [
+                "/b/vmsrs",
+                "run",
+                "--events",
+                "/d/events",
+                "--stats",
+                "/d/stats",
+                "--report-dir",
+                "/d/reports",
+                "--protect",
+                "off",
+                "--",
+                "redis-server",
+                "--port",
+                "1"
+            ]
+        );
+    }
+
+    #[test]
+    fn a_server_that_ends_early_shows_its_output() {
+        let error = Launch::native(["sh", "-c", "echo no such option; exit 3"])
+            .start(1)
+            .unwrap_err();
+        assert!(matches!(error, StartError::Ended { .. }), "{error}");
+        assert!(error.to_string().contains("no such option"), "{error}");
+    }
+
+    #[test]
+    fn a_server_that_never_listens_is_given_up() {
+        let launch = Launch::native(["sleep", "60"]).patience(Duration::from_millis(100));
+        let error = launch.start(net::free_port().unwrap()).unwrap_err();
+        assert!(matches!(error, StartError::Silent { .. }), "{error}");
+    }
+
+    #[test]
+    fn the_tail_is_the_last_lines() {
+        assert_eq!(tail("a\nb\nc\n", 2), "b\nc");
+        assert_eq!(tail("a\nb\n", 5), "a\nb");
+        assert_eq!(tail("", 5), "");
+    }
+}

@@ -1,0 +1,128 @@
+//! Runs cargo, shows what it prints as it comes, and counts the tests.
+
+use std::{
+    env,
+    ffi::OsString,
+    io::{self, BufRead, BufReader},
+    path::Path,
+    process::{Command, ExitStatus, Stdio},
+};
+
+use crate::{kvm, paths};
+
+/// Why cargo did not do its work.
+#[derive(Debug, thiserror::Error)]
+pub enum CargoError {
+    /// It could not be run.
+    #[error("cannot run cargo")]
+    Run(#[source] io::Error),
+    /// The monitor does not build.
+    #[error("the monitor could not be built ({0})")]
+    Build(ExitStatus),
+}
+
+/// Tests that passed and failed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Tests that passed.
+    pub passed: u64,
+    /// Tests that failed, and test programs that did not get as far as to count theirs.
+    pub failed: u64,
+}
+
+/// Builds the release monitor, which the end-to-end tests start.
+pub fn build_monitor() -> Result<(), CargoError> {
+    let mut build = cargo();
+    let status = build
+        .args(["build", "--release", "-p", "vmm"])
+        .status()
+        .map_err(CargoError::Run)?;
+    if status.success() {
+        Ok(())
+    } else {
+        Err(CargoError::Build(status))
+    }
+}
+
+/// Runs every test of the workspace. The tests note in `kvm_ran` that they used KVM.
+pub fn test(kvm_ran: &Path, test_args: &[String]) -> Result<Tally, CargoError> {
+    let mut test = cargo();
+    test.args(["test", "--workspace", "--release", "--no-fail-fast"]);
+    if !test_args.is_empty() {
+        test.arg("--").args(test_args);
+    }
+    test.env(kvm::RAN_FILE, kvm_ran).stdout(Stdio::piped());
+    let mut child = test.spawn().map_err(CargoError::Run)?;
+    let mut tally = Tally::default();
+    if let Some(stdout) = child.stdout.take() {
+        // Tests print what is not UTF-8 when they show a server's output.
+        for line in BufReader::new(stdout).split(b'\n') {
+            let line = line.map_err(CargoError::Run)?;
+            let line = String::from_utf8_lossy(&line);
+            println!("{line}");
+            tally.count(&line);
+        }
+    }
+    let status = child.wait().map_err(CargoError::Run)?;
+    if !status.success() && tally.failed == 0 {
+        println!("failed: cargo test ended with {status} and counted no failed test");
+        tally.failed = 1;
+    }
+    Ok(tally)
+}
+
+impl Tally {
+    /// Adds a line such as `test result: ok. 5 passed; 1 failed; 0 ignored; ...`.
+    fn count(&mut self, line: &str) {
+        let Some((_, counts)) = line
+            .strip_prefix("test result: ")
+            .and_then(|rest| rest.split_once(". "))
+        else {
+            return;
+        };
+        for count in counts.split(';') {
+            if let Some((number, what)) = count.trim().split_once(' ') {
+                let number: u64 = number.parse().unwrap_or(0);
+                match what {
+                    "passed" => self.passed += number,
+                    "failed" => self.failed += number,
+                    _ => {}
+                }
+            }
+        }
+    }
+}
+
+/// The cargo that runs this program, in the workspace.
+fn cargo() -> Command {
+    let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo")));
+    cargo
+        .current_dir(paths::workspace_dir())
+        .stdin(Stdio::null());
+    cargo
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn results_of_all_test_programs_add_up() {
+        let mut tally = Tally::default();
+        for line in [
+            "running 2 tests",
+            "test result: ok. 5 passed; 0 failed; 2 ignored; 0 measured; 0 filtered out; finished in 0.1s",
+            "test result: FAILED. 1 passed; 3 failed; 0 ignored; 0 measured; 0 filtered out",
+            "test result of something else: 9 passed",
+        ] {
+            tally.count(line);
+        }
+        assert_eq!(
+            tally,
+            Tally {
+                passed: 6,
+                failed: 3
+            }
+        );
+    }
+}

@@ -1,0 +1,213 @@
+//! `vmsrs run`: builds the machine, loads the program, runs it.
+
+use std::error::Error;
+use std::ffi::OsString;
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use clap::{Args, ValueEnum};
+use guest_agentless::{Signal, SignalSet};
+use recovery::Tracker;
+use recovery::event::{Event, EventLog};
+use recovery::ladder::Ladder;
+use recovery::report::ReportStore;
+use recovery::stats::Stats;
+
+use super::chain;
+use crate::clock::{ClockPage, GuestClock, VDSO_IMAGE};
+use crate::inject::Injection;
+use crate::kvm::{self, EntryPath, Vm};
+use crate::loader::{self, Program};
+use crate::memory::{AddressSpace, copy, first_reserved, reserved_fd, window};
+use crate::process::files::Files;
+use crate::process::reporter::Reporter;
+use crate::process::signals::{Action, Dispositions};
+use crate::process::thread::{Thread, inherited_ignored, install_signal_handlers};
+use crate::process::{Options, Parts, Process, State};
+use crate::sys::end::MONITOR_FAILED;
+
+/// The options of `vmsrs run`.
+#[derive(Args)]
+pub struct RunArgs {
+    /// Append one JSON object per line for every event to FILE
+    #[arg(long, value_name = "FILE")]
+    events: Option<PathBuf>,
+    /// Write counters as one JSON object to FILE at exit
+    #[arg(long, value_name = "FILE")]
+    stats: Option<PathBuf>,
+    /// Keep fault reports in DIR [default: $XDG_STATE_HOME/vmsrs/reports]
+    #[arg(long, value_name = "DIR")]
+    report_dir: Option<PathBuf>,
+    /// Recover from crashing requests; `off` runs under KVM without recovery, for comparison
+    #[arg(long, value_name = "on|off", default_value = "on", hide_possible_values = true)]
+    protect: Switch,
+    /// Compare all of the guest's writable memory with a copy after each recovery (slow; for testing)
+    #[arg(long, hide = true)]
+    audit: bool,
+    /// Make a request fault: `rip:match=TEXT[,after=CALLS]` (for testing)
+    #[arg(long, value_name = "SPEC", hide = true)]
+    inject: Option<Injection>,
+    /// The program and its arguments
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "PROGRAM")]
+    command: Vec<OsString>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Switch {
+    On,
+    Off,
+}
+
+type AnyError = Box<dyn Error + Send + Sync>;
+
+/// Runs the program; returns only if it could not be started.
+pub fn run(arguments: RunArgs) -> ExitCode {
+    let error = match start(arguments) {
+        Ok(thread) => {
+            thread.run(|_| ());
+            // The first thread has ended; others go on, and one of them ends the process.
+            loop {
+                std::thread::park();
+            }
+        }
+        Err(error) => error,
+    };
+    let status = match error.downcast_ref::<loader::LoadError>() {
+        Some(error) => i32::from(error.exit_status()),
+        None => MONITOR_FAILED,
+    };
+    eprintln!("vmsrs: {}", chain(error.as_ref()));
+    ExitCode::from(status as u8)
+}
+
+fn start(arguments: RunArgs) -> Result<Thread, AnyError> {
+    let clock_page = ClockPage::create()?;
+    let protect = arguments.protect == Switch::On;
+    let name = arguments.command.first().ok_or("no program is given")?;
+    let path = loader::find_program(name, std::env::var_os("PATH").as_deref())?;
+    let events = match &arguments.events {
+        Some(path) => EventLog::open(path)
+            .map_err(|e| format!("cannot open the events file {}: {e}", path.display()))?,
+        None => EventLog::disabled(),
+    };
+    let stats_path = arguments.stats.as_deref().map(std::path::absolute).transpose()?;
+    if let Some(path) = &stats_path {
+        // Now, and not when the server has run for a month.
+        File::options().append(true).create(true).open(path)
+            .map_err(|e| format!("cannot write the stats file {}: {e}", path.display()))?;
+    }
+    let store = match protect {
+        true => Some(ReportStore::open(arguments.report_dir)?),
+        false => None,
+    };
+
+    copy::install_fault_handler()?;
+    window::reserve().map_err(|e| format!("cannot reserve the guest's address space: {e}"))?;
+    let vm = Vm::create(protect)?;
+    let mut space = AddressSpace::new(&vm)?;
+    let mut vcpu = vm.create_vcpu()?;
+    let probe = kvm::probe(&mut vcpu)?;
+    let clock = GuestClock::start(clock_page, probe.tsc_is_host)?;
+    let environment = raw_environment();
+    let program = Program { path: &path, args: &arguments.command, environment: &environment };
+    let loaded = loader::load(&mut space, &program, clock.as_fd(), VDSO_IMAGE)?;
+    // The keeper of the clock page runs for as long as the monitor does.
+    std::mem::forget(clock);
+
+    let reporter = Reporter::start(events, store)?;
+    reporter.emit(Event::Started {
+        pid: std::process::id(),
+        program: path.display().to_string(),
+        args: arguments.command[1..].iter().map(|a| a.to_string_lossy().into_owned()).collect(),
+        protect,
+        entry_path: match probe.path {
+            EntryPath::Ring3 => "ring3".into(),
+            EntryPath::Ring0 => "ring0".into(),
+        },
+    });
+    let own_memory = File::options().read(true).write(true).open("/proc/self/mem")?;
+    let own_memory = File::from(reserved_fd(own_memory.into())?);
+    let process = Process::new(Parts {
+        vm,
+        entry_path: probe.path,
+        options: Options {
+            protect,
+            audit: arguments.audit,
+            stats: stats_path,
+            inject: arguments.inject,
+        },
+        stats: Arc::new(Stats::new()),
+        reporter,
+        program: loaded.executable.display().to_string(),
+        own_memory,
+        state: State {
+            space,
+            tracker: Tracker::new(),
+            files: Files::default(),
+            domain: None,
+            dispositions: inherited_dispositions(),
+            ladder: Ladder::default(),
+            descriptor_limit: (descriptor_limit(), first_reserved() as u64),
+        },
+    });
+    install_signal_handlers()?;
+    // SAFETY: the name is NUL-terminated.
+    unsafe { libc::prctl(libc::PR_SET_NAME, loaded.name.as_ptr()) };
+    let registers = vcpu.registers();
+    registers.rip = loaded.entry;
+    registers.rsp = loaded.stack_pointer;
+    let mut thread = Thread::new(Arc::new(process), vcpu, SignalSet::EMPTY);
+    thread.mark_loaded(&loaded.written);
+    Ok(thread)
+}
+
+/// `K=V` strings, as they were given.
+fn raw_environment() -> Vec<OsString> {
+    std::env::vars_os()
+        .map(|(mut key, value)| {
+            key.push("=");
+            key.push(value);
+            key
+        })
+        .collect()
+}
+
+/// Ignored signals stay ignored through exec. SIGPIPE is ignored by the monitor itself, not by its parent.
+fn inherited_dispositions() -> Dispositions {
+    let mut dispositions = Dispositions::default();
+    for signal in (1..=64).filter_map(Signal::new) {
+        if signal != Signal::SIGPIPE && inherited_ignored(signal) {
+            let ignore = Action { handler: libc::SIG_IGN as u64, ..Action::default() };
+            dispositions.set(signal, ignore);
+        }
+    }
+    dispositions
+}
+
+/// The guest's soft limit on descriptors: what it would be without the monitor.
+fn descriptor_limit() -> u64 {
+    crate::memory::inherited_descriptor_limit().min(first_reserved() as u64)
+}
+
+/// For `vmsrs check`: really enters the guest once.
+pub fn probe() -> Result<String, String> {
+    let probe = || -> Result<String, AnyError> {
+        copy::install_fault_handler()?;
+        window::reserve().map_err(io::Error::other)?;
+        let vm = Vm::create(true)?;
+        let _space = AddressSpace::new(&vm)?;
+        let mut vcpu = vm.create_vcpu()?;
+        let probe = kvm::probe(&mut vcpu)?;
+        let path = match probe.path {
+            EntryPath::Ring3 => "`syscall` stays in ring 3 (PVM)",
+            EntryPath::Ring0 => "`syscall` enters ring 0 (VMX, SVM)",
+        };
+        let clocks = if probe.tsc_is_host { "clocks need no exit" } else { "clocks need exits" };
+        Ok(format!("{path}; {clocks}"))
+    };
+    probe().map_err(|error| chain(error.as_ref()))
+}

@@ -1,0 +1,277 @@
+//! Host system calls on the monitor's own memory, as safe functions.
+
+use std::io;
+
+use guest_agentless::Errno;
+
+/// The result of a libc call that returns -1 on error.
+fn check(result: i64) -> io::Result<i64> {
+    match result {
+        -1 => Err(io::Error::last_os_error()),
+        value => Ok(value),
+    }
+}
+
+/// The errno of an error of the host.
+pub fn errno_of(error: &io::Error) -> Errno {
+    Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO))
+}
+
+/// A raw system call.
+///
+/// # Safety
+///
+/// As for the call itself: the kernel may read and write wherever the arguments point.
+pub unsafe fn syscall(number: u64, args: [u64; 6]) -> Result<u64, Errno> {
+    let [a, b, c, d, e, f] = args;
+    // SAFETY: the caller answers for the arguments.
+    let result = unsafe { libc::syscall(number as i64, a, b, c, d, e, f) };
+    check(result).map(|value| value as u64).map_err(|e| errno_of(&e))
+}
+
+/// `write` or `pwrite` until all of `bytes` is written. What a non-blocking pipe has no room for is dropped
+/// after a short wait: its reader has enough to wake up for.
+pub fn write_all(fd: i32, mut bytes: &[u8], mut offset: Option<u64>) -> io::Result<()> {
+    while !bytes.is_empty() {
+        // SAFETY: `bytes` is a live slice.
+        let written = check(match offset {
+            // SAFETY: as above.
+            Some(at) => unsafe { libc::pwrite(fd, bytes.as_ptr().cast(), bytes.len(), at as i64) as i64 },
+            // SAFETY: as above.
+            None => unsafe { libc::write(fd, bytes.as_ptr().cast(), bytes.len()) as i64 },
+        });
+        match written {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(n) => {
+                bytes = &bytes[n as usize..];
+                offset = offset.map(|at| at + n as u64);
+            }
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                if !wait_writable(fd, 100)? {
+                    return Err(e);
+                }
+            }
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
+}
+
+/// Whether a read would not block.
+pub fn is_readable(fd: i32) -> bool {
+    let mut entry = libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
+    // SAFETY: one valid entry.
+    unsafe { libc::poll(&mut entry, 1, 0) > 0 }
+}
+
+/// The real user of the process.
+pub fn user() -> u32 {
+    // SAFETY: getuid has no preconditions.
+    unsafe { libc::getuid() }
+}
+
+/// The name of the calling thread.
+pub fn thread_name() -> String {
+    let mut name = [0u8; 16];
+    // SAFETY: PR_GET_NAME writes at most 16 bytes.
+    unsafe { libc::prctl(libc::PR_GET_NAME, name.as_mut_ptr()) };
+    let end = name.iter().position(|b| *b == 0).unwrap_or(name.len());
+    String::from_utf8_lossy(&name[..end]).into_owned()
+}
+
+fn wait_writable(fd: i32, timeout_ms: i32) -> io::Result<bool> {
+    let mut entry = libc::pollfd { fd, events: libc::POLLOUT, revents: 0 };
+    // SAFETY: one valid entry.
+    check(i64::from(unsafe { libc::poll(&mut entry, 1, timeout_ms) })).map(|n| n > 0)
+}
+
+/// Sends what the socket takes at once; the number of bytes.
+pub fn send(fd: i32, bytes: &[u8]) -> io::Result<usize> {
+    let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
+    // SAFETY: `bytes` is a live slice.
+    check(unsafe { libc::send(fd, bytes.as_ptr().cast(), bytes.len(), flags) as i64 })
+        .map(|n| n as usize)
+}
+
+/// Sends a datagram to `address`, a `sockaddr`, or to the connected peer if that is empty.
+pub fn send_to(fd: i32, bytes: &[u8], address: &[u8]) -> io::Result<usize> {
+    let (pointer, len) = match address.is_empty() {
+        true => (std::ptr::null(), 0),
+        false => (address.as_ptr().cast(), address.len() as u32),
+    };
+    // SAFETY: both slices are live.
+    check(unsafe {
+        libc::sendto(fd, bytes.as_ptr().cast(), bytes.len(), libc::MSG_NOSIGNAL, pointer, len) as i64
+    })
+    .map(|n| n as usize)
+}
+
+/// `fsync` or `fdatasync`.
+pub fn sync(fd: i32, data_only: bool) -> io::Result<()> {
+    // SAFETY: takes a number only.
+    check(i64::from(match data_only {
+        true => unsafe { libc::fdatasync(fd) },
+        // SAFETY: as above.
+        false => unsafe { libc::fsync(fd) },
+    }))
+    .map(drop)
+}
+
+/// `close`.
+pub fn close(fd: i32) -> io::Result<()> {
+    // SAFETY: the descriptor is the guest's: no owner in the monitor relies on it.
+    check(i64::from(unsafe { libc::close(fd) })).map(drop)
+}
+
+/// `shutdown`.
+pub fn shutdown(fd: i32, how: i32) -> io::Result<()> {
+    // SAFETY: takes numbers only.
+    check(i64::from(unsafe { libc::shutdown(fd, how) })).map(drop)
+}
+
+/// `kill`.
+pub fn kill(pid: i32, signal: i32) -> io::Result<()> {
+    // SAFETY: takes numbers only.
+    check(i64::from(unsafe { libc::kill(pid, signal) })).map(drop)
+}
+
+/// `fcntl` with a number as argument.
+pub fn fcntl(fd: i32, command: i32, value: i32) -> io::Result<i32> {
+    // SAFETY: the commands that come here take a number or nothing.
+    check(i64::from(unsafe { libc::fcntl(fd, command, value) })).map(|v| v as i32)
+}
+
+/// `lseek` to an absolute offset.
+pub fn seek(fd: i32, offset: i64) -> io::Result<()> {
+    // SAFETY: takes numbers only.
+    check(unsafe { libc::lseek(fd, offset, libc::SEEK_SET) }).map(drop)
+}
+
+/// The current file offset, for files that have one.
+pub fn offset(fd: i32) -> Option<i64> {
+    // SAFETY: takes numbers only.
+    check(unsafe { libc::lseek(fd, 0, libc::SEEK_CUR) }).ok()
+}
+
+/// `getsockopt`: the value of an option of at most 256 bytes.
+pub fn socket_option(fd: i32, level: i32, name: i32) -> io::Result<Vec<u8>> {
+    let mut value = vec![0u8; 256];
+    let mut len = value.len() as u32;
+    // SAFETY: the buffer has `len` bytes.
+    check(i64::from(unsafe {
+        libc::getsockopt(fd, level, name, value.as_mut_ptr().cast(), &mut len)
+    }))?;
+    value.truncate(len as usize);
+    Ok(value)
+}
+
+/// An integer socket option.
+pub fn socket_number(fd: i32, name: i32) -> io::Result<i32> {
+    let value = socket_option(fd, libc::SOL_SOCKET, name)?;
+    let bytes = value.first_chunk().ok_or(io::ErrorKind::InvalidData)?;
+    Ok(i32::from_ne_bytes(*bytes))
+}
+
+/// `setsockopt`.
+pub fn set_socket_option(fd: i32, level: i32, name: i32, value: &[u8]) -> io::Result<()> {
+    // SAFETY: `value` is a live slice of that length.
+    check(i64::from(unsafe {
+        libc::setsockopt(fd, level, name, value.as_ptr().cast(), value.len() as u32)
+    }))
+    .map(drop)
+}
+
+/// File type and permissions of a descriptor (`st_mode`).
+pub fn mode(fd: i32) -> io::Result<u32> {
+    stat(fd).map(|stat| stat.st_mode)
+}
+
+/// Device and inode of a descriptor.
+pub fn identity(fd: i32) -> io::Result<(u64, u64)> {
+    let stat = stat(fd)?;
+    Ok((stat.st_dev, stat.st_ino))
+}
+
+fn stat(fd: i32) -> io::Result<libc::stat> {
+    // SAFETY: an all-zero `stat` is a valid value.
+    let mut stat: libc::stat = unsafe { std::mem::zeroed() };
+    // SAFETY: `stat` is valid for the call to fill in.
+    check(i64::from(unsafe { libc::fstat(fd, &mut stat) }))?;
+    Ok(stat)
+}
+
+/// Aborts a connection: the peer gets a reset, reads fail, the descriptor stays open.
+pub fn abort_connection(fd: i32) -> io::Result<()> {
+    let unspecified = libc::sockaddr { sa_family: libc::AF_UNSPEC as u16, sa_data: [0; 14] };
+    // SAFETY: a valid address of that length. On TCP, connecting to AF_UNSPEC disconnects with a reset
+    // (tcp_disconnect).
+    check(i64::from(unsafe { libc::connect(fd, &unspecified, size_of_val(&unspecified) as u32) }))
+        .map(drop)
+}
+
+/// The peer's address of a socket, in the form used in events.
+pub fn peer_name(fd: i32) -> Option<String> {
+    socket_name(fd, libc::getpeername)
+}
+
+/// The own address of a socket.
+pub fn local_name(fd: i32) -> Option<String> {
+    socket_name(fd, libc::getsockname)
+}
+
+type NameCall = unsafe extern "C" fn(i32, *mut libc::sockaddr, *mut libc::socklen_t) -> i32;
+
+fn socket_name(fd: i32, call: NameCall) -> Option<String> {
+    let mut address = [0u8; 128];
+    let mut len = address.len() as u32;
+    // SAFETY: the buffer has `len` bytes.
+    check(i64::from(unsafe { call(fd, address.as_mut_ptr().cast(), &mut len) })).ok()?;
+    format_address(&address[..(len as usize).min(address.len())])
+}
+
+/// A `sockaddr` as text: `127.0.0.1:80`, `[::1]:80`, a path, or `unix`.
+pub fn format_address(address: &[u8]) -> Option<String> {
+    use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4, SocketAddrV6};
+    let family = i32::from(u16::from_ne_bytes(*address.first_chunk()?));
+    let port = || Some(u16::from_be_bytes(*address.get(2..)?.first_chunk()?));
+    match family {
+        libc::AF_INET => {
+            let ip = Ipv4Addr::from(*address.get(4..)?.first_chunk::<4>()?);
+            Some(SocketAddrV4::new(ip, port()?).to_string())
+        }
+        libc::AF_INET6 => {
+            let ip = Ipv6Addr::from(*address.get(8..)?.first_chunk::<16>()?);
+            Some(SocketAddrV6::new(ip, port()?, 0, 0).to_string())
+        }
+        libc::AF_UNIX => {
+            let path = address.get(2..)?;
+            let path = match path.first() {
+                None | Some(0) if path.len() < 2 => return Some("unix".into()),
+                Some(0) => format!("@{}", String::from_utf8_lossy(&path[1..])),
+                _ => String::from_utf8_lossy(path.split(|b| *b == 0).next()?).into_owned(),
+            };
+            Some(path)
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_shown_as_people_write_them() {
+        let mut v4 = vec![0u8; 16];
+        v4[..2].copy_from_slice(&(libc::AF_INET as u16).to_ne_bytes());
+        v4[2..8].copy_from_slice(&[0x1f, 0x90, 127, 0, 0, 1]);
+        assert_eq!(format_address(&v4).as_deref(), Some("127.0.0.1:8080"));
+        let mut unix = (libc::AF_UNIX as u16).to_ne_bytes().to_vec();
+        assert_eq!(format_address(&unix).as_deref(), Some("unix"));
+        unix.extend_from_slice(b"/run/x.sock\0");
+        assert_eq!(format_address(&unix).as_deref(), Some("/run/x.sock"));
+        assert_eq!(format_address(&[]), None);
+        assert_eq!(format_address(&v4[..5]), None);
+    }
+}

@@ -1,0 +1,123 @@
+//! The one routine through which the monitor touches guest memory.
+//!
+//! A guest page may be missing, protected or backed by a file that was truncated, at any moment, so a
+//! plain dereference could kill the monitor. The copy is a `rep movsb` between two labels; the monitor's
+//! SIGSEGV/SIGBUS handler recognises a fault there and resumes at the second label with the rest of the
+//! count in RCX, like the exception tables of the Linux kernel's `copy_from_user`.
+
+use std::io;
+
+use guest_agentless::GuestRange;
+
+use super::window;
+
+core::arch::global_asm!(
+    ".globl vmsrs_copy",
+    ".hidden vmsrs_copy",
+    ".globl vmsrs_copy_end",
+    ".hidden vmsrs_copy_end",
+    // rdi = destination, rsi = source, rdx = count; returns the count that was not copied.
+    "vmsrs_copy:",
+    "mov rcx, rdx",
+    "rep movsb",
+    "vmsrs_copy_end:",
+    "mov rax, rcx",
+    "ret",
+);
+
+unsafe extern "C" {
+    fn vmsrs_copy(destination: *mut u8, source: *const u8, count: usize) -> usize;
+    static vmsrs_copy_end: u8;
+}
+
+/// The guest memory could not be accessed in full.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("guest memory is not accessible")]
+pub struct Inaccessible;
+
+/// Installs the handler for faults in the copy. Other SIGSEGV and SIGBUS kill the monitor as before.
+pub fn install_fault_handler() -> io::Result<()> {
+    // SAFETY: an all-zero `sigaction` is a valid value.
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    action.sa_sigaction = on_fault as *const () as usize;
+    action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
+    for signal in [libc::SIGSEGV, libc::SIGBUS] {
+        // SAFETY: `action` is initialised and its handler is async-signal-safe.
+        if unsafe { libc::sigaction(signal, &action, std::ptr::null_mut()) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
+extern "C" fn on_fault(signal: i32, _: *mut libc::siginfo_t, context: *mut libc::c_void) {
+    // SAFETY: the kernel passes a valid `ucontext_t` to an SA_SIGINFO handler.
+    let context = unsafe { &mut *context.cast::<libc::ucontext_t>() };
+    let rip = &mut context.uc_mcontext.gregs[libc::REG_RIP as usize];
+    let start = vmsrs_copy as *const () as usize as i64;
+    let end = &raw const vmsrs_copy_end as i64;
+    if (start..end).contains(rip) {
+        *rip = end;
+        return;
+    }
+    // A bug of the monitor itself: die of it, with a core, at the instruction that faulted.
+    // SAFETY: restores the default disposition; the instruction runs again when the handler returns.
+    unsafe { libc::signal(signal, libc::SIG_DFL) };
+}
+
+/// Copies guest memory at `range` to `into`; returns the number of bytes copied, which is less than the
+/// whole when guest memory ends or is not readable there.
+pub fn read_partial(range: GuestRange, into: &mut [u8]) -> usize {
+    let count = into.len().min(range.len() as usize);
+    if !window::contains(range) {
+        return 0;
+    }
+    // SAFETY: the destination is a live exclusive slice of at least `count` bytes. The source lies in a
+    // guest window, where no Rust object lives; faults on it are handled.
+    count - unsafe { vmsrs_copy(into.as_mut_ptr(), range.start() as *const u8, count) }
+}
+
+/// Copies `from` to guest memory at `range`; returns the number of bytes copied. The tracker has to know
+/// of the write beforehand.
+pub fn write_partial(range: GuestRange, from: &[u8]) -> usize {
+    let count = from.len().min(range.len() as usize);
+    if !window::contains(range) {
+        return 0;
+    }
+    // SAFETY: the source is a live slice of at least `count` bytes. The destination lies in a guest
+    // window, where no Rust object lives; faults on it are handled.
+    count - unsafe { vmsrs_copy(range.start() as *mut u8, from.as_ptr(), count) }
+}
+
+/// Fills `into` from guest memory at `address`.
+pub fn read(address: u64, into: &mut [u8]) -> Result<(), Inaccessible> {
+    let range = window::checked(address, into.len() as u64).ok_or(Inaccessible)?;
+    match read_partial(range, into) {
+        n if n == into.len() => Ok(()),
+        _ => Err(Inaccessible),
+    }
+}
+
+/// Writes all of `from` to guest memory at `address`. The tracker has to know of it beforehand.
+pub fn write(address: u64, from: &[u8]) -> Result<(), Inaccessible> {
+    let range = window::checked(address, from.len() as u64).ok_or(Inaccessible)?;
+    match write_partial(range, from) {
+        n if n == from.len() => Ok(()),
+        _ => Err(Inaccessible),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_copy_from_nowhere_fails_and_the_monitor_lives() {
+        install_fault_handler().unwrap();
+        let mut buffer = [0u8; 16];
+        assert_eq!(read(0x4000_0000, &mut buffer), Err(Inaccessible));
+        assert_eq!(write(0x4000_0000, &buffer), Err(Inaccessible));
+        assert_eq!(read(0x7fff_0000_0000, &mut buffer), Err(Inaccessible), "outside the windows");
+        assert_eq!(read(u64::MAX, &mut buffer), Err(Inaccessible));
+    }
+}

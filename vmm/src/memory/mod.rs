@@ -1,0 +1,12 @@
+//! Guest memory: windows, slots, page tables, mappings, and the one routine that copies in and out.
+
+pub mod copy;
+mod monitor;
+pub mod page_table;
+mod reserved;
+mod space;
+pub mod window;
+
+pub use monitor::MonitorRegion;
+pub use reserved::{first_reserved, inherited_descriptor_limit, reserved_fd};
+pub use space::{AddressSpace, Attempt, PROGRAM_BASE, Resolution, STACK_TOP, Stash};

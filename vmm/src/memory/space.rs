@@ -1,0 +1,402 @@
+//! The address space of the guest process: its mappings in the host, in the model ([`VmaMap`]) and in the
+//! guest's page tables, kept in step.
+//!
+//! Host protections mirror the guest's (without execute, which only the guest needs), so that host system
+//! calls on guest memory fail where the guest's own accesses would. Page-table entries are filled in when
+//! the guest first touches a region of 2 MiB, and memory slots when it first touches one of 64 MiB.
+//!
+//! Everything here is mechanism. What it means for the running domain (that it has to be undone) is decided
+//! in `sys::memory`.
+
+use std::collections::HashSet;
+use std::io;
+use std::os::fd::BorrowedFd;
+
+use guest_agentless::{
+    Backing, Errno, GuestRange, GuestVa, PAGE_SIZE, PageNumber, Protection, Vma, VmaMap,
+};
+use recovery::Tracker;
+
+use super::page_table::{Access, PageTable};
+use super::window;
+use crate::kvm::{KvmError, Vm};
+use crate::sys::errno_of;
+
+/// Bytes per memory slot.
+const SLOT_SIZE: u64 = 64 << 20;
+/// Bytes per last-level page table: how much one fault fills in.
+const LEAF_SIZE: u64 = 2 << 20;
+/// Top of the first thread's stack.
+pub const STACK_TOP: u64 = window::HIGH.1 - 0x1_0000;
+/// Where the search for free addresses starts, downwards.
+const MMAP_TOP: u64 = window::HIGH.1 - (1 << 30);
+/// Where position-independent programs are loaded.
+pub const PROGRAM_BASE: u64 = window::HIGH.0 + 0x5555_5000;
+
+/// What the guest tried to do with a page.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Attempt {
+    /// Load.
+    Read,
+    /// Store.
+    Write,
+    /// Fetch an instruction.
+    Execute,
+}
+
+impl Attempt {
+    /// From the error code of a page fault (SDM volume 3, 4.7).
+    pub fn from_error_code(code: u64) -> Attempt {
+        match code {
+            c if c & 0x10 != 0 => Attempt::Execute,
+            c if c & 0x2 != 0 => Attempt::Write,
+            _ => Attempt::Read,
+        }
+    }
+
+    fn needs(self) -> Protection {
+        match self {
+            Attempt::Read => Protection::READ,
+            Attempt::Write => Protection::WRITE,
+            Attempt::Execute => Protection::EXEC,
+        }
+    }
+}
+
+/// What came of a page fault.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Resolution {
+    /// The page is there now; the guest goes on.
+    Mapped,
+    /// The page is writable but trapped: the tracker takes its shadow first.
+    Trapped,
+    /// Nothing is mapped there (`SEGV_MAPERR`).
+    NotMapped,
+    /// The mapping forbids it (`SEGV_ACCERR`).
+    Forbidden,
+}
+
+/// A mapping that was moved out of the guest's reach, contents and all, to be put back or dropped.
+pub struct Stash {
+    vma: Vma,
+    host: u64,
+}
+
+/// The address space.
+pub struct AddressSpace {
+    vmas: VmaMap,
+    table: PageTable,
+    slots: HashSet<u64>,
+    /// First address and current end of the heap.
+    heap: (u64, u64),
+}
+
+impl AddressSpace {
+    /// An empty address space in the reserved windows.
+    pub fn new(vm: &Vm) -> Result<AddressSpace, KvmError> {
+        Ok(AddressSpace {
+            vmas: VmaMap::new(),
+            table: PageTable::new(vm.monitor().clone())?,
+            slots: HashSet::new(),
+            heap: (0, 0),
+        })
+    }
+
+    /// The mappings.
+    pub fn vmas(&self) -> &VmaMap {
+        &self.vmas
+    }
+
+    /// First address and current end of the heap.
+    pub fn heap(&self) -> (u64, u64) {
+        self.heap
+    }
+
+    /// Sets first address and current end of the heap.
+    pub fn set_heap(&mut self, heap: (u64, u64)) {
+        self.heap = heap;
+    }
+
+    /// A free range of `len` bytes: at `hint` if that is possible, else high up.
+    pub fn find_free(&self, hint: u64, len: u64) -> Option<GuestRange> {
+        let len = len.checked_next_multiple_of(PAGE_SIZE)?;
+        let hint = hint & !(PAGE_SIZE - 1);
+        if let Some(wanted) = window::checked(hint, len) {
+            if hint != 0 && self.vmas.overlapping(wanted).next().is_none() {
+                return Some(wanted);
+            }
+        }
+        let area = GuestRange::from_bounds(window::HIGH.0, MMAP_TOP);
+        let start = self.vmas.find_gap(area, len, PAGE_SIZE, true)?;
+        GuestRange::new(GuestVa(start), len)
+    }
+
+    /// Maps `vma`, whose range must be free. `file` and the flags `extra` (such as `MAP_NORESERVE`) are for
+    /// the host's mmap.
+    pub fn map(&mut self, vma: Vma, file: Option<(BorrowedFd, u64)>, extra: i32) -> Result<(), Errno> {
+        use std::os::fd::AsRawFd;
+        if !window::contains(vma.range) || vma.range.is_empty() {
+            return Err(Errno::ENOMEM);
+        }
+        if self.vmas.overlapping(vma.range).next().is_some() {
+            return Err(Errno::EEXIST);
+        }
+        let sharing = if vma.shared { libc::MAP_SHARED } else { libc::MAP_PRIVATE };
+        let anonymous = if file.is_none() { libc::MAP_ANONYMOUS } else { 0 };
+        let (fd, offset) = file.map_or((-1, 0), |(fd, offset)| (fd.as_raw_fd(), offset as i64));
+        // SAFETY: the range lies in a guest window, where the monitor keeps nothing of its own.
+        let address = unsafe {
+            libc::mmap(
+                vma.range.start() as *mut libc::c_void,
+                vma.range.len() as usize,
+                host_protection(vma.protection),
+                libc::MAP_FIXED | sharing | anonymous | extra,
+                fd,
+                offset,
+            )
+        };
+        if address == libc::MAP_FAILED {
+            let error = errno_of(&io::Error::last_os_error());
+            // A failed MAP_FIXED may already have removed the reservation.
+            let _ = window::release(vma.range);
+            return Err(error);
+        }
+        self.vmas.insert(vma).map_err(|_| Errno::EEXIST)
+    }
+
+    /// Unmaps whatever is mapped in `range`.
+    pub fn unmap(&mut self, range: GuestRange) -> Result<(), Errno> {
+        let pieces = self.vmas.remove(range);
+        for piece in pieces {
+            self.clear(piece.range)?;
+        }
+        Ok(())
+    }
+
+    /// Changes the protection of `range`; returns the mappings as they were.
+    pub fn protect(&mut self, range: GuestRange, protection: Protection) -> Result<Vec<Vma>, Errno> {
+        let old = self.vmas.protect(range, protection)?;
+        self.table.unmap(range).map_err(|_| Errno::ENOMEM)?;
+        if let Err(error) = host_protect(range, protection) {
+            self.restore_protection(old);
+            return Err(error);
+        }
+        Ok(old)
+    }
+
+    /// Undoes [`AddressSpace::protect`].
+    pub fn restore_protection(&mut self, old: Vec<Vma>) {
+        for piece in &old {
+            if self.table.unmap(piece.range).is_err()
+                || host_protect(piece.range, piece.protection).is_err()
+            {
+                log::error!("the protection of {:?} could not be restored", piece.range);
+            }
+        }
+        self.vmas.restore(old);
+    }
+
+    /// Moves what is mapped in `range` out of the guest's reach; the range is free afterwards. If a part
+    /// cannot be moved nothing has changed.
+    pub fn stash(&mut self, range: GuestRange) -> Result<Vec<Stash>, Errno> {
+        let pieces: Vec<Vma> =
+            self.vmas.overlapping(range).filter_map(|vma| vma.clipped(range)).collect();
+        let mut stashed = Vec::with_capacity(pieces.len());
+        for vma in pieces {
+            match move_mapping(vma.range.start(), vma.range.len(), None) {
+                Ok(host) => {
+                    self.vmas.remove(vma.range);
+                    self.clear(vma.range)?;
+                    stashed.push(Stash { vma, host });
+                }
+                Err(error) => {
+                    self.unstash(stashed);
+                    return Err(error);
+                }
+            }
+        }
+        Ok(stashed)
+    }
+
+    /// Puts stashed mappings back where they were, in place of what is there now.
+    pub fn unstash(&mut self, stashed: Vec<Stash>) {
+        for Stash { vma, host } in stashed {
+            let range = vma.range;
+            if self.unmap(range).is_err() || move_mapping(host, range.len(), Some(range)).is_err() {
+                log::error!("the mapping {range:?} could not be put back");
+            }
+            self.vmas.restore([vma]);
+        }
+    }
+
+    /// Drops stashed mappings for good.
+    pub fn drop_stash(stashed: Vec<Stash>) {
+        for Stash { vma, host } in stashed {
+            // SAFETY: `host` is a mapping of that length that only the stash knew of.
+            unsafe { libc::munmap(host as *mut libc::c_void, vma.range.len() as usize) };
+        }
+    }
+
+    /// Makes a page that the guest touched present, as far as its mapping and the tracker allow.
+    pub fn resolve(
+        &mut self,
+        vm: &Vm,
+        tracker: &Tracker,
+        address: u64,
+        attempt: Attempt,
+    ) -> Result<Resolution, KvmError> {
+        let Some(vma) = self.vmas.find(address) else { return Ok(Resolution::NotMapped) };
+        if !implied(vma.protection).allows(attempt.needs()) {
+            return Ok(Resolution::Forbidden);
+        }
+        let page = GuestVa(address).page();
+        let zero_based = is_zero_based(vma);
+        if attempt == Attempt::Write
+            && self.table.access(page).is_some()
+            && !tracker.is_writable(page, zero_based)
+        {
+            return Ok(Resolution::Trapped);
+        }
+        let leaf = address & !(LEAF_SIZE - 1);
+        let Some(part) =
+            vma.range.intersection(GuestRange::from_bounds(leaf, leaf.saturating_add(LEAF_SIZE)))
+        else {
+            return Ok(Resolution::NotMapped);
+        };
+        let protection = vma.protection;
+        for page in part.pages() {
+            let access = Access {
+                write: protection.is_writable() && tracker.is_writable(page, zero_based),
+                execute: protection.is_executable(),
+            };
+            if self.table.access(page) != Some(access) {
+                self.table.map(page, access)?;
+            }
+        }
+        self.ensure_slot(vm, address)?;
+        Ok(match attempt == Attempt::Write && !tracker.is_writable(page, zero_based) {
+            true => Resolution::Trapped,
+            false => Resolution::Mapped,
+        })
+    }
+
+    /// Whether `page` is private memory that was zero before its first write.
+    pub fn is_zero_based(&self, page: PageNumber) -> bool {
+        self.vmas.find(page.address().0).is_some_and(is_zero_based)
+    }
+
+    /// Lets the guest write `page`, as far as its mapping allows, or makes it read-only in the page
+    /// tables.
+    pub fn set_writable(&mut self, page: PageNumber, writable: bool) {
+        let allowed =
+            self.vmas.find(page.address().0).is_some_and(|vma| vma.protection.is_writable());
+        if self.table.set_writable(page, writable && allowed).is_err() {
+            log::error!("the page tables are not accessible");
+        }
+    }
+
+    /// The pages that the guest can write without an exit now.
+    pub fn writable_pages(&self) -> Vec<PageNumber> {
+        let writable = self.vmas.iter().filter(|vma| vma.protection.is_writable());
+        let mut pages = Vec::new();
+        for vma in writable {
+            self.table.writable_pages(vma.range, &mut pages);
+        }
+        pages
+    }
+
+    fn ensure_slot(&mut self, vm: &Vm, address: u64) -> Result<(), KvmError> {
+        let start = address & !(SLOT_SIZE - 1);
+        if !self.slots.insert(start) {
+            return Ok(());
+        }
+        let slot = GuestRange::from_bounds(start, start + SLOT_SIZE);
+        // The low window does not start at a multiple of the slot size.
+        let Some(part) = window::windows().into_iter().find_map(|w| w.intersection(slot)) else {
+            return Ok(());
+        };
+        // SAFETY: guest windows stay reserved for the guest for as long as the monitor runs.
+        unsafe { vm.add_slot(part.start(), part.start(), part.len(), true) }
+    }
+
+    fn clear(&mut self, range: GuestRange) -> Result<(), Errno> {
+        self.table.unmap(range).map_err(|_| Errno::ENOMEM)?;
+        window::release(range).map_err(|e| errno_of(&e))
+    }
+}
+
+/// What x86 page tables grant with it: every page that can be written or executed can be read.
+fn implied(protection: Protection) -> Protection {
+    match protection {
+        Protection::NONE => Protection::NONE,
+        p => p.union(Protection::READ),
+    }
+}
+
+fn is_zero_based(vma: &Vma) -> bool {
+    !vma.shared && matches!(vma.backing, Backing::Anonymous | Backing::Heap | Backing::Stack)
+}
+
+fn host_protection(protection: Protection) -> i32 {
+    match implied(protection) {
+        p if p.is_writable() => libc::PROT_READ | libc::PROT_WRITE,
+        p if p.is_readable() => libc::PROT_READ,
+        _ => libc::PROT_NONE,
+    }
+}
+
+fn host_protect(range: GuestRange, protection: Protection) -> Result<(), Errno> {
+    debug_assert!(window::contains(range));
+    let address = range.start() as *mut libc::c_void;
+    // SAFETY: the range lies in a guest window, where the monitor keeps nothing of its own.
+    match unsafe { libc::mprotect(address, range.len() as usize, host_protection(protection)) } {
+        0 => Ok(()),
+        _ => Err(errno_of(&io::Error::last_os_error())),
+    }
+}
+
+/// Moves a host mapping to `target` in a guest window, or to an address outside of them that the host
+/// chooses. What was mapped at the old place is unmapped there.
+fn move_mapping(from: u64, len: u64, target: Option<GuestRange>) -> Result<u64, Errno> {
+    let (flags, to) = match target {
+        Some(range) => (libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED, range.start()),
+        None => {
+            // The host never moves a mapping of unchanged size by itself, so a place is found first.
+            // SAFETY: a new mapping at an address of the host's choice.
+            let place = unsafe {
+                libc::mmap(
+                    std::ptr::null_mut(),
+                    len as usize,
+                    libc::PROT_NONE,
+                    libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+                    -1,
+                    0,
+                )
+            };
+            if place == libc::MAP_FAILED {
+                return Err(Errno::ENOMEM);
+            }
+            (libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED, place as u64)
+        }
+    };
+    // SAFETY: the source is a mapping of the guest or of the stash, of which no Rust object knows; the
+    // target is a free part of a guest window or the mapping made above.
+    let moved = unsafe {
+        libc::mremap(
+            from as *mut libc::c_void,
+            len as usize,
+            len as usize,
+            flags,
+            to as *mut libc::c_void,
+        )
+    };
+    if moved == libc::MAP_FAILED {
+        let error = errno_of(&io::Error::last_os_error());
+        if target.is_none() {
+            // SAFETY: the place made above, which nothing was moved to.
+            unsafe { libc::munmap(to as *mut libc::c_void, len as usize) };
+        }
+        return Err(error);
+    }
+    Ok(moved as u64)
+}

@@ -1,0 +1,267 @@
+//! What other threads and signal handlers may do to a guest thread: make it stop and look.
+//!
+//! A guest thread is either in the guest (`KVM_RUN`), in a blocking host call, or in between. A kick must
+//! end the first two at once and must not be lost in between. Each thread has an *attention* flag; `KVM_RUN`
+//! does not enter the guest while `immediate_exit` is set, and [`blocking_syscall`] does not enter the host
+//! kernel while the flag is set: the signal handler moves a thread that is about to do so past it.
+
+use std::cell::Cell;
+use std::io;
+use std::ptr;
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU8, AtomicU64, Ordering};
+
+use guest_agentless::{Errno, Signal, SignalSet};
+
+use super::signals::SignalInfo;
+use crate::kvm::Kicker;
+
+/// Sent between threads of the monitor; the guest's own use of it is emulated.
+pub const KICK_SIGNAL: i32 = 64;
+
+/// The part of a guest thread that others may touch.
+pub struct ThreadControl {
+    /// The thread's ID: the host's is the guest's.
+    pub tid: AtomicI32,
+    /// Something wants the thread's attention: a signal, a request to yield, the end of the process.
+    attention: AtomicU8,
+    /// Another thread waits for the run token.
+    pub yield_requested: AtomicBool,
+    /// The guest's signal mask of this thread, for others to look at.
+    pub blocked: AtomicU64,
+    /// Signals sent to this thread by the guest and not delivered yet.
+    pub pending: Mutex<Vec<SignalInfo>>,
+    /// Where the thread ID is cleared when the thread ends (`set_tid_address`), or 0.
+    pub clear_tid: AtomicU64,
+    kicker: Kicker,
+}
+
+thread_local! {
+    static CURRENT: Cell<*const ThreadControl> = const { Cell::new(ptr::null()) };
+}
+
+/// Signals of the host that have come in for the process, as a set; filled in by the signal handler.
+static ARRIVED: AtomicU64 = AtomicU64::new(0);
+/// Who sent each of them last: process in the lower half, user in the upper.
+static SENDERS: [AtomicU64; 65] = [const { AtomicU64::new(0) }; 65];
+/// A thread to kick when a signal lands on one that is none of the guest's.
+static MAIN: AtomicPtr<ThreadControl> = AtomicPtr::new(ptr::null_mut());
+
+impl ThreadControl {
+    /// A control for the thread that runs the vCPU behind `kicker`. It is never freed: signal handlers of
+    /// other threads may hold on to it.
+    pub fn leak(kicker: Kicker, blocked: SignalSet) -> &'static ThreadControl {
+        Box::leak(Box::new(ThreadControl {
+            tid: AtomicI32::new(0),
+            attention: AtomicU8::new(0),
+            yield_requested: AtomicBool::new(false),
+            blocked: AtomicU64::new(blocked.0),
+            pending: Mutex::new(Vec::new()),
+            clear_tid: AtomicU64::new(0),
+            kicker,
+        }))
+    }
+
+    /// Makes this control that of the calling thread.
+    pub fn adopt(&'static self) {
+        // SAFETY: gettid has no preconditions.
+        self.tid.store(unsafe { libc::gettid() }, Ordering::Release);
+        CURRENT.set(self);
+        let _ = MAIN.compare_exchange(
+            ptr::null_mut(),
+            ptr::from_ref(self).cast_mut(),
+            Ordering::AcqRel,
+            Ordering::Relaxed,
+        );
+    }
+
+    /// Ends the guest or a blocking call of this thread, now or the next time it enters one.
+    pub fn kick(&self) {
+        self.mark();
+        let tid = self.tid.load(Ordering::Acquire);
+        if tid != 0 {
+            // SAFETY: signals a thread of this process by number; a thread that has ended is an error.
+            unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), tid, KICK_SIGNAL) };
+        }
+    }
+
+    /// The part of a kick that a signal handler may do on its own thread.
+    fn mark(&self) {
+        self.attention.store(1, Ordering::SeqCst);
+        // SAFETY: vCPUs are never dropped: an ended thread's goes to a pool.
+        unsafe { self.kicker.kick() };
+    }
+
+    /// Makes the thread look for what to attend to before it enters the guest again.
+    pub fn request_attention(&self) {
+        self.attention.store(1, Ordering::SeqCst);
+    }
+
+    /// Whether something has asked for attention since the last call.
+    pub fn take_attention(&self) -> bool {
+        self.attention.swap(0, Ordering::SeqCst) != 0
+    }
+
+    /// The signals that were sent to this thread and not delivered yet.
+    pub fn pending_set(&self) -> SignalSet {
+        let pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
+        pending.iter().map(|info| info.signal).collect()
+    }
+
+    /// Takes a signal of `wanted` that was sent to this thread.
+    pub fn take_pending(&self, wanted: SignalSet) -> Option<SignalInfo> {
+        let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
+        let at = pending.iter().position(|info| wanted.contains(info.signal))?;
+        Some(pending.remove(at))
+    }
+
+    /// Adds a signal for this thread and kicks it.
+    pub fn send(&self, info: SignalInfo) {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner).push(info);
+        self.kick();
+    }
+}
+
+/// Takes the lowest of the signals of `wanted` that have come in for the process.
+pub fn take_arrived_one(wanted: SignalSet) -> Option<SignalInfo> {
+    loop {
+        let signal = arrived().intersection(wanted).lowest()?;
+        let bit = SignalSet::of(signal).0;
+        if ARRIVED.fetch_and(!bit, Ordering::AcqRel) & bit != 0 {
+            let sender = SENDERS[signal.number() as usize].load(Ordering::Relaxed);
+            return Some(SignalInfo::from_process(signal, sender as u32 as i32, (sender >> 32) as u32));
+        }
+    }
+}
+
+/// The host signals that have come in for the process and wait for a thread.
+pub fn arrived() -> SignalSet {
+    SignalSet(ARRIVED.load(Ordering::Acquire))
+}
+
+/// A signal for the process that comes from the guest itself.
+pub fn post_to_process(info: SignalInfo) {
+    let sender = u64::from(info.pid as u32) | u64::from(info.uid) << 32;
+    SENDERS[info.signal.number() as usize].store(sender, Ordering::Relaxed);
+    ARRIVED.fetch_or(SignalSet::of(info.signal).0, Ordering::AcqRel);
+}
+
+/// What the host does with a signal on behalf of the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HostAction {
+    /// It is caught and becomes the guest's.
+    Catch,
+    /// It is ignored.
+    Ignore,
+    /// The host's default: stops and continues.
+    Default,
+}
+
+/// Sets what the host does with `signal`.
+pub fn set_host_action(signal: Signal, action: HostAction) -> io::Result<()> {
+    // SAFETY: an all-zero `sigaction` is a valid value.
+    let mut host: libc::sigaction = unsafe { std::mem::zeroed() };
+    host.sa_sigaction = match action {
+        HostAction::Catch => on_signal as *const () as usize,
+        HostAction::Ignore => libc::SIG_IGN,
+        HostAction::Default => libc::SIG_DFL,
+    };
+    // Without SA_RESTART: blocking calls end with EINTR, and the guest's own flag decides.
+    host.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
+    // SAFETY: `host` is initialised and the handler async-signal-safe.
+    match unsafe { libc::sigaction(signal.raw(), &host, ptr::null_mut()) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+extern "C" fn on_signal(number: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
+    if number != KICK_SIGNAL {
+        // SAFETY: the kernel passes a valid `siginfo_t`; the fields are meaningless for some origins of a
+        // signal but always initialised.
+        let (pid, uid) = unsafe { ((*info).si_pid(), (*info).si_uid()) };
+        SENDERS[number as usize].store(u64::from(pid as u32) | u64::from(uid) << 32, Ordering::Relaxed);
+        ARRIVED.fetch_or(1 << (number - 1), Ordering::AcqRel);
+    }
+    let current = CURRENT.get();
+    if current.is_null() {
+        // A thread of the monitor itself: let the first guest thread see to it.
+        let main = MAIN.load(Ordering::Acquire);
+        if number != KICK_SIGNAL && !main.is_null() {
+            // SAFETY: controls are never freed; `kick` is async-signal-safe.
+            unsafe { (*main).kick() };
+        }
+        return;
+    }
+    // SAFETY: controls are never freed; `mark` only stores to atomics.
+    unsafe { (*current).mark() };
+    // SAFETY: the kernel passes a valid `ucontext_t` to an SA_SIGINFO handler.
+    let context = unsafe { &mut *context.cast::<libc::ucontext_t>() };
+    let rip = &mut context.uc_mcontext.gregs[libc::REG_RIP as usize];
+    let start = &raw const vmsrs_blocking_check as i64;
+    let end = &raw const vmsrs_blocking_done as i64;
+    if (start..end).contains(rip) {
+        *rip = &raw const vmsrs_blocking_interrupted as i64;
+    }
+}
+
+core::arch::global_asm!(
+    ".globl vmsrs_blocking",
+    ".hidden vmsrs_blocking",
+    ".globl vmsrs_blocking_check",
+    ".hidden vmsrs_blocking_check",
+    ".globl vmsrs_blocking_done",
+    ".hidden vmsrs_blocking_done",
+    ".globl vmsrs_blocking_interrupted",
+    ".hidden vmsrs_blocking_interrupted",
+    // rdi = flag, rsi = number, rdx = six arguments; returns what the kernel does.
+    "vmsrs_blocking:",
+    "push rbx",
+    "mov rbx, rdi",
+    "mov rax, rsi",
+    "mov r11, rdx",
+    "mov rdi, [r11]",
+    "mov rsi, [r11 + 8]",
+    "mov rdx, [r11 + 16]",
+    "mov r10, [r11 + 24]",
+    "mov r8, [r11 + 32]",
+    "mov r9, [r11 + 40]",
+    "vmsrs_blocking_check:",
+    "cmp byte ptr [rbx], 0",
+    "jne vmsrs_blocking_interrupted",
+    "syscall",
+    "vmsrs_blocking_done:",
+    "pop rbx",
+    "ret",
+    "vmsrs_blocking_interrupted:",
+    "mov rax, -4",
+    "pop rbx",
+    "ret",
+);
+
+unsafe extern "C" {
+    fn vmsrs_blocking(flag: *const u8, number: i64, args: *const u64) -> i64;
+    static vmsrs_blocking_check: u8;
+    static vmsrs_blocking_done: u8;
+    static vmsrs_blocking_interrupted: u8;
+}
+
+/// A host system call that a kick of `control`, the calling thread's, ends with EINTR, even if the kick
+/// comes just before it.
+///
+/// # Safety
+///
+/// As for the system call itself: the host kernel may write wherever its arguments point.
+pub unsafe fn blocking_syscall(
+    control: &ThreadControl,
+    number: i64,
+    args: [u64; 6],
+) -> Result<u64, Errno> {
+    // SAFETY: the flag is a byte that lives forever; the caller answers for the arguments.
+    let result = unsafe { vmsrs_blocking(control.attention.as_ptr(), number, args.as_ptr()) };
+    match result {
+        -4095..=-1 => Err(Errno::from_raw(-result as i32)),
+        value => Ok(value as u64),
+    }
+}

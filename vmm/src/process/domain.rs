@@ -1,0 +1,239 @@
+//! The running domain: from the system call that delivered its work to the one that asks for more.
+
+use guest_agentless::{GuestRange, SignalSet};
+use kvm_bindings::kvm_xsave;
+use recovery::{Journal, Origin};
+
+use super::effects::{Deferred, Undo};
+use super::thread::Thread;
+use super::tracked::{TrackedMemory, mapped_parts};
+use super::{Process, State};
+use crate::kvm::{KvmError, Registers, Vcpu};
+
+/// Bytes of a request's input kept for the report.
+const INPUT_KEPT: usize = 4096;
+
+/// Where a thread goes on if its domain is abandoned.
+pub struct Checkpoint {
+    /// General registers; for an origin that is completed again with an error, RAX is replaced.
+    pub registers: Registers,
+    /// x87, SSE and AVX registers.
+    pub extended: Box<kvm_xsave>,
+    /// Bases of FS and GS.
+    pub bases: (u64, u64),
+    /// The thread's signal mask.
+    pub blocked: SignalSet,
+    /// The thread's alternate signal stack.
+    pub alternate_stack: super::signals::AlternateStack,
+}
+
+/// What one guest thread does on behalf of one piece of work.
+pub struct Domain {
+    /// What it is charged to.
+    pub origin: Origin,
+    /// Where to go back to.
+    pub checkpoint: Checkpoint,
+    /// Its effects outside guest memory.
+    pub journal: Journal<Deferred, Undo>,
+    /// The first bytes that the client sent.
+    pub input: Vec<u8>,
+    /// Bytes of output held back.
+    pub held_bytes: usize,
+    /// System calls made.
+    pub calls: u64,
+    /// When it began, in units of the time slice: how often it was asked to yield.
+    pub yields_refused: u32,
+    /// Why it was committed early, if it was: a fault cannot undo what came before.
+    pub committed_early: Option<&'static str>,
+    /// All writable memory at the checkpoint, when audited.
+    pub audit: Option<super::recover::Image>,
+}
+
+impl Domain {
+    /// Keeps the start of what the client sent.
+    pub fn add_input(&mut self, bytes: &[u8]) {
+        let room = INPUT_KEPT.saturating_sub(self.input.len());
+        self.input.extend_from_slice(&bytes[..bytes.len().min(room)]);
+    }
+
+    /// Whether it has output or other effects that wait for its commit.
+    pub fn has_deferred(&self) -> bool {
+        !self.journal.deferred().is_empty()
+    }
+}
+
+/// Why a domain is committed before it has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Early {
+    /// The next call has effects that cannot be undone.
+    External,
+    /// The held output has reached its limit.
+    HoldLimit,
+    /// It waits, for a lock or longer than its time slice, and others must run.
+    Suspended,
+}
+
+impl Early {
+    fn reason(self) -> &'static str {
+        match self {
+            Early::External => "a call that cannot be undone came before the fault",
+            Early::HoldLimit => "its output reached the hold limit before the fault",
+            Early::Suspended => "it was suspended before the fault, so that others could run",
+        }
+    }
+}
+
+impl State {
+    /// The tracker and the machine that it works on.
+    pub(crate) fn tracking<'a>(
+        &'a mut self,
+        process: &'a Process,
+        vcpu: &'a mut Vcpu,
+    ) -> (&'a mut recovery::Tracker, TrackedMemory<'a>) {
+        let memory = TrackedMemory {
+            vm: &process.vm,
+            vcpu,
+            space: &mut self.space,
+            own_memory: &process.own_memory,
+        };
+        (&mut self.tracker, memory)
+    }
+}
+
+impl Thread {
+    /// The host is about to write `range` of guest memory on behalf of the guest.
+    pub fn mark_written(&mut self, state: &mut State, range: GuestRange) {
+        if !self.process.options.protect {
+            return;
+        }
+        for part in mapped_parts(&state.space, range) {
+            let (tracker, mut memory) = state.tracking(&self.process, &mut self.vcpu);
+            let pages = tracker.host_write(&mut memory, part);
+            self.process.stats.pages.host_written.add(pages);
+        }
+    }
+
+    /// The loader has written these ranges.
+    pub fn mark_loaded(&mut self, ranges: &[GuestRange]) {
+        let process = std::sync::Arc::clone(&self.process);
+        let mut turn = super::Turn::take(&process, 0);
+        for range in ranges {
+            self.mark_written(&mut turn, *range);
+        }
+    }
+
+    /// Starts tracking, at the first request; nothing if it has started already.
+    pub fn arm(&mut self, state: &mut State) {
+        if !self.process.options.protect || state.tracker.is_armed() {
+            return;
+        }
+        let present = state.space.writable_pages();
+        let (tracker, mut memory) = state.tracking(&self.process, &mut self.vcpu);
+        tracker.arm(&mut memory, present.into_iter());
+    }
+
+    /// Begins a domain at the current registers, charged to `origin`. The previous one has ended.
+    pub fn begin(&mut self, state: &mut State, origin: Origin) -> Result<(), KvmError> {
+        if !state.tracker.is_armed() {
+            return Ok(());
+        }
+        let (tracker, mut memory) = state.tracking(&self.process, &mut self.vcpu);
+        tracker.settle(&mut memory);
+        let audit = self.process.options.audit.then(|| super::recover::Image::take(state));
+        state.domain = Some(Domain {
+            origin,
+            checkpoint: Checkpoint {
+                registers: *self.vcpu.registers(),
+                extended: self.vcpu.extended_state()?,
+                bases: (self.vcpu.fs_base(), self.vcpu.gs_base()),
+                blocked: self.blocked,
+                alternate_stack: self.alternate_stack,
+            },
+            journal: Journal::default(),
+            input: Vec::new(),
+            held_bytes: 0,
+            calls: 0,
+            yields_refused: 0,
+            committed_early: None,
+            audit,
+        });
+        Ok(())
+    }
+
+    /// Ends the running domain well: its memory becomes the base of the next, its output is sent, its
+    /// deferred actions are done.
+    pub fn commit(&mut self, state: &mut State) {
+        if !self.process.options.protect {
+            return;
+        }
+        let (tracker, mut memory) = state.tracking(&self.process, &mut self.vcpu);
+        if !tracker.is_armed() {
+            tracker.note_written(&mut memory);
+            return;
+        }
+        let Some(mut domain) = state.domain.take() else { return };
+        let stats = std::sync::Arc::clone(&self.process.stats);
+        let (deferred, undo) = domain.journal.commit();
+        let (tracker, mut memory) = state.tracking(&self.process, &mut self.vcpu);
+        let done = tracker.commit(&mut memory);
+        stats.pages.dirty_harvested.add(done.harvested);
+        stats.pages.copied.add(done.copied);
+        stats.pages.reprotected.add(u64::from(done.reprotected));
+        stats.shadow_bytes.raise(tracker.shadow_bytes());
+        stats.domains.committed.inc();
+        for effect in deferred {
+            self.perform(state, effect);
+        }
+        for inverse in undo {
+            self.release_undo(state, inverse);
+        }
+        state.ladder.progress(self.tid());
+    }
+
+    /// Commits the running domain although it goes on. What it does from here is a domain of its own that
+    /// is charged to the same origin and cannot undo what came before. It begins when the thread returns
+    /// to the guest.
+    pub fn commit_early(&mut self, state: &mut State, why: Early) {
+        let Some(domain) = &state.domain else {
+            return self.commit(state);
+        };
+        let origin = domain.origin;
+        let input = domain.input.clone();
+        if matches!(origin, Origin::Stream(_) | Origin::Accept(_) | Origin::Datagram(_)) {
+            let counters = &self.process.stats.domains.early_committed;
+            match why {
+                Early::External => counters.external.inc(),
+                Early::HoldLimit => counters.held_limit.inc(),
+                Early::Suspended => counters.suspended.inc(),
+            }
+            self.continues = Some(Continuation { origin, input, reason: why.reason() });
+        }
+        self.commit(state);
+    }
+
+    /// Begins the domain that the thread is in when it enters the guest without one.
+    pub fn ensure_domain(&mut self, state: &mut State) -> Result<(), KvmError> {
+        if state.domain.is_some() || !state.tracker.is_armed() {
+            return Ok(());
+        }
+        let origin = std::mem::replace(&mut self.next_origin, Origin::Internal);
+        match self.continues.take() {
+            None => self.begin(state, origin),
+            Some(continuation) => {
+                self.begin(state, continuation.origin)?;
+                if let Some(domain) = &mut state.domain {
+                    domain.input = continuation.input;
+                    domain.committed_early = Some(continuation.reason);
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+/// The rest of a domain that was committed early.
+pub struct Continuation {
+    pub origin: Origin,
+    pub input: Vec<u8>,
+    pub reason: &'static str,
+}

@@ -1,0 +1,221 @@
+//! What the monitor knows of the guest's descriptors: their kind, poisoned connections, announced closes,
+//! output that a peer has not taken yet, and interest lists.
+//!
+//! Guest descriptors are host descriptors of the same number. What the kernel can be asked for is not
+//! kept here, so that it cannot drift.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+
+use crate::host;
+
+/// What a descriptor stands for, as far as recovery tells them apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A connected stream socket: a client, or a server that the guest is a client of.
+    Stream,
+    /// A stream socket that accepts connections or is not connected yet.
+    Listening,
+    /// A datagram socket.
+    Datagram,
+    /// A regular file or directory.
+    File,
+    /// A pipe, a socket pair, a terminal.
+    Pipe,
+    /// An eventfd, timerfd, signalfd, epoll or the like.
+    Anonymous,
+    /// Nothing is open there.
+    Closed,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Known {
+    kind: Kind,
+    poisoned: bool,
+    closing: bool,
+}
+
+/// The guest's descriptors.
+#[derive(Default)]
+pub struct Files {
+    known: HashMap<i32, Known>,
+    interests: BTreeMap<(i32, i32), libc::epoll_event>,
+    backlog: BTreeMap<i32, Vec<u8>>,
+}
+
+impl Files {
+    /// What `fd` stands for.
+    pub fn kind(&mut self, fd: i32) -> Kind {
+        self.known(fd).map_or(Kind::Closed, |known| known.kind)
+    }
+
+    fn known(&mut self, fd: i32) -> Option<&mut Known> {
+        use std::collections::hash_map::Entry;
+        match self.known.entry(fd) {
+            Entry::Occupied(entry) => Some(entry.into_mut()),
+            Entry::Vacant(entry) => match probe(fd) {
+                Kind::Closed => None,
+                kind => Some(entry.insert(Known { kind, poisoned: false, closing: false })),
+            },
+        }
+    }
+
+    /// Says what `fd` stands for where the kernel does not know (a socket pair is a pipe).
+    pub fn set_kind(&mut self, fd: i32, kind: Kind) {
+        self.known.insert(fd, Known { kind, poisoned: false, closing: false });
+    }
+
+    /// The descriptor has changed its meaning (`connect`, `listen`, `dup2`): look again.
+    pub fn forget(&mut self, fd: i32) {
+        self.known.remove(&fd);
+    }
+
+    /// Whether an abandoned request has poisoned the connection.
+    pub fn is_poisoned(&self, fd: i32) -> bool {
+        self.known.get(&fd).is_some_and(|known| known.poisoned)
+    }
+
+    /// Whether the running domain has closed the descriptor.
+    pub fn is_closing(&self, fd: i32) -> bool {
+        self.known.get(&fd).is_some_and(|known| known.closing)
+    }
+
+    /// Announces that the running domain closes `fd`, or takes that back.
+    pub fn set_closing(&mut self, fd: i32, closing: bool) {
+        if let Some(known) = self.known(fd) {
+            known.closing = closing;
+        }
+    }
+
+    /// Closes `fd`, and forgets about it.
+    pub fn close(&mut self, fd: i32) {
+        self.flush(fd);
+        self.backlog.remove(&fd);
+        self.known.remove(&fd);
+        self.interests.retain(|(epoll, member), _| *epoll != fd && *member != fd);
+        let _ = host::close(fd);
+    }
+
+    /// `shutdown`, after what is still to be sent.
+    pub fn shutdown(&mut self, fd: i32, how: i32) {
+        self.flush(fd);
+        let _ = host::shutdown(fd, how);
+    }
+
+    /// Resets the connection for good: the peer gets a reset, the guest's reads fail, the descriptor stays
+    /// open until the guest closes it.
+    pub fn reset(&mut self, fd: i32) {
+        self.backlog.remove(&fd);
+        if let Some(known) = self.known(fd) {
+            known.poisoned = true;
+        }
+        if host::abort_connection(fd).is_err() {
+            // Not TCP: the peer sees the end of the stream.
+            let _ = host::shutdown(fd, libc::SHUT_RDWR);
+        }
+    }
+
+    /// Sends committed output. What the socket has no room for is kept and sent later, in order.
+    pub fn send(&mut self, fd: i32, bytes: Vec<u8>) {
+        if self.is_poisoned(fd) {
+            return;
+        }
+        match self.backlog.get_mut(&fd) {
+            Some(waiting) => waiting.extend_from_slice(&bytes),
+            None => match host::send(fd, &bytes) {
+                Ok(n) if n == bytes.len() => return,
+                Ok(n) => drop(self.backlog.insert(fd, bytes[n..].to_vec())),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    self.backlog.insert(fd, bytes);
+                }
+                // The connection has failed: the guest will find out on its next read or write.
+                Err(_) => return,
+            },
+        }
+        self.flush(fd);
+    }
+
+    /// Sends what is waiting for `fd`, as far as the socket takes it. True if nothing is left.
+    pub fn flush(&mut self, fd: i32) -> bool {
+        let Some(waiting) = self.backlog.get_mut(&fd) else { return true };
+        while !waiting.is_empty() {
+            match host::send(fd, waiting) {
+                Ok(n) => drop(waiting.drain(..n)),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return false,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => break,
+            }
+        }
+        self.backlog.remove(&fd);
+        true
+    }
+
+    /// The descriptors with output that is still to be sent.
+    pub fn waiting(&self) -> Vec<i32> {
+        self.backlog.keys().copied().collect()
+    }
+
+    /// `epoll_ctl`; returns the interest as it was before.
+    pub fn change_interest(
+        &mut self,
+        epoll: i32,
+        operation: i32,
+        fd: i32,
+        event: Option<libc::epoll_event>,
+    ) -> io::Result<Option<libc::epoll_event>> {
+        epoll_ctl(epoll, operation, fd, event)?;
+        Ok(match event {
+            Some(event) if operation != libc::EPOLL_CTL_DEL => {
+                self.interests.insert((epoll, fd), event)
+            }
+            _ => self.interests.remove(&(epoll, fd)),
+        })
+    }
+
+    /// Puts the interest of `epoll` in `fd` back to `event`.
+    pub fn restore_interest(
+        &mut self,
+        epoll: i32,
+        fd: i32,
+        event: Option<libc::epoll_event>,
+    ) -> io::Result<()> {
+        let present = self.interests.contains_key(&(epoll, fd));
+        let operation = match (event, present) {
+            (Some(_), true) => libc::EPOLL_CTL_MOD,
+            (Some(_), false) => libc::EPOLL_CTL_ADD,
+            (None, true) => libc::EPOLL_CTL_DEL,
+            (None, false) => return Ok(()),
+        };
+        self.change_interest(epoll, operation, fd, event).map(drop)
+    }
+}
+
+fn epoll_ctl(
+    epoll: i32,
+    operation: i32,
+    fd: i32,
+    event: Option<libc::epoll_event>,
+) -> io::Result<()> {
+    let mut event = event.unwrap_or(libc::epoll_event { events: 0, u64: 0 });
+    // SAFETY: `event` is valid for the call to read.
+    match unsafe { libc::epoll_ctl(epoll, operation, fd, &mut event) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+fn probe(fd: i32) -> Kind {
+    let Ok(mode) = host::mode(fd) else { return Kind::Closed };
+    match mode & libc::S_IFMT {
+        libc::S_IFREG | libc::S_IFDIR | libc::S_IFBLK => Kind::File,
+        libc::S_IFSOCK => match host::socket_number(fd, libc::SO_TYPE) {
+            Ok(libc::SOCK_STREAM | libc::SOCK_SEQPACKET) => match host::peer_name(fd) {
+                Some(_) => Kind::Stream,
+                None => Kind::Listening,
+            },
+            _ => Kind::Datagram,
+        },
+        libc::S_IFIFO | libc::S_IFCHR => Kind::Pipe,
+        _ => Kind::Anonymous,
+    }
+}

@@ -1,0 +1,171 @@
+//! The guest process: what its threads share, and who may touch it when.
+
+pub mod control;
+pub mod domain;
+pub mod effects;
+pub mod files;
+pub mod recover;
+pub mod reporter;
+pub mod signals;
+pub mod thread;
+mod tracked;
+mod turn;
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use parking_lot::FairMutex;
+use recovery::Tracker;
+use recovery::ladder::Ladder;
+use recovery::stats::Stats;
+
+use crate::inject::Injection;
+use crate::kvm::{EntryPath, Vcpu, Vm};
+use crate::memory::AddressSpace;
+use control::ThreadControl;
+use domain::Domain;
+use files::Files;
+use reporter::Reporter;
+use signals::Dispositions;
+pub use turn::Turn;
+
+/// How a guest process is run.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// Recover from faults.
+    pub protect: bool,
+    /// Compare all writable memory with a full copy after each abandon.
+    pub audit: bool,
+    /// Where the counters are written at the end; absolute.
+    pub stats: Option<std::path::PathBuf>,
+    /// A fault to inject.
+    pub inject: Option<Injection>,
+}
+
+/// What belongs to the holder of the run token.
+pub struct State {
+    /// Mappings and page tables.
+    pub space: AddressSpace,
+    /// Write set and shadow pages.
+    pub tracker: Tracker,
+    /// What is known of the guest's descriptors.
+    pub files: Files,
+    /// The running domain; none while the process is not tracked yet, and between two domains.
+    pub domain: Option<Domain>,
+    /// Signal dispositions.
+    pub dispositions: Dispositions,
+    /// Which recovery strategy comes next.
+    pub ladder: Ladder,
+    /// The guest's limit on descriptors: soft and hard.
+    pub descriptor_limit: (u64, u64),
+}
+
+/// A guest process.
+pub struct Process {
+    /// The machine.
+    pub vm: Vm,
+    /// How this KVM enters the guest.
+    pub entry_path: EntryPath,
+    /// How it is run.
+    pub options: Options,
+    /// Counters.
+    pub stats: Arc<Stats>,
+    /// Events and fault reports.
+    pub reporter: Reporter,
+    /// Path of the program file, as `/proc/self/exe` shows it.
+    pub program: String,
+    /// A page of `/proc/self/mem` of the monitor: reaches guest memory whatever its protection.
+    pub own_memory: std::fs::File,
+    state: FairMutex<State>,
+    /// TID of the holder of the run token, or 0.
+    holder: AtomicI32,
+    threads: Mutex<BTreeMap<i32, &'static ThreadControl>>,
+    idle_vcpus: Mutex<Vec<Vcpu>>,
+    ending: AtomicBool,
+}
+
+/// What a [`Process`] is made from.
+pub struct Parts {
+    /// See [`Process::vm`].
+    pub vm: Vm,
+    /// See [`Process::entry_path`].
+    pub entry_path: EntryPath,
+    /// See [`Process::options`].
+    pub options: Options,
+    /// See [`Process::stats`].
+    pub stats: Arc<Stats>,
+    /// See [`Process::reporter`].
+    pub reporter: Reporter,
+    /// See [`Process::program`].
+    pub program: String,
+    /// See [`Process::own_memory`].
+    pub own_memory: std::fs::File,
+    /// The state at the first instruction.
+    pub state: State,
+}
+
+impl Process {
+    /// A process that is about to run its first instruction.
+    pub fn new(parts: Parts) -> Process {
+        Process {
+            vm: parts.vm,
+            entry_path: parts.entry_path,
+            options: parts.options,
+            stats: parts.stats,
+            reporter: parts.reporter,
+            program: parts.program,
+            own_memory: parts.own_memory,
+            state: FairMutex::new(parts.state),
+            holder: AtomicI32::new(0),
+            threads: Mutex::new(BTreeMap::new()),
+            idle_vcpus: Mutex::new(Vec::new()),
+            ending: AtomicBool::new(false),
+        }
+    }
+
+    /// The guest threads by ID.
+    pub fn threads(&self) -> MutexGuard<'_, BTreeMap<i32, &'static ThreadControl>> {
+        self.threads.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A vCPU for a new guest thread.
+    pub fn take_vcpu(&self) -> Result<Vcpu, crate::kvm::KvmError> {
+        let idle = self.idle_vcpus.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        match idle {
+            Some(vcpu) => Ok(vcpu),
+            None => {
+                let mut vcpu = self.vm.create_vcpu()?;
+                vcpu.set_entry_path(self.entry_path);
+                Ok(vcpu)
+            }
+        }
+    }
+
+    /// Takes back the vCPU of a thread that has ended. vCPUs cannot be destroyed, so they are used again.
+    pub fn give_vcpu(&self, vcpu: Vcpu) {
+        self.idle_vcpus.lock().unwrap_or_else(PoisonError::into_inner).push(vcpu);
+    }
+
+    /// True for the one caller that gets to end the process.
+    pub fn begin_ending(&self) -> bool {
+        !self.ending.swap(true, Ordering::AcqRel)
+    }
+
+    /// Writes the counters where the user asked for them.
+    pub fn write_stats(&self) {
+        let Some(path) = &self.options.stats else { return };
+        let name = |number| guest_agentless::syscall::lookup(number).map(|row| row.name);
+        if let Err(error) = self.stats.write(path, name) {
+            eprintln!("vmsrs: cannot write {}: {error}", path.display());
+        }
+    }
+
+    fn ask_holder_to_yield(&self) {
+        let holder = self.holder.load(Ordering::Acquire);
+        if let Some(control) = self.threads().get(&holder) {
+            control.yield_requested.store(true, Ordering::Release);
+            control.kick();
+        }
+    }
+}

@@ -1,0 +1,339 @@
+//! From a fault to the next request: what the ladder says, done.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant, SystemTime};
+
+use guest_agentless::{Errno, PageNumber, Signal, Vma};
+use recovery::event::{Access, FaultKind, Outcome};
+use recovery::ladder::{FaultSite, Rung};
+use recovery::tracker::{PageContent, RestoredPage};
+use recovery::{Origin, stats};
+
+use super::reporter::FaultRecord;
+use super::signals::SignalInfo;
+use super::thread::{Flow, Thread};
+use super::{State, Turn};
+use crate::kvm::{KvmError, Registers};
+use crate::memory::{Attempt, Resolution, copy};
+use crate::{host, sys};
+
+/// Bytes of the stack kept for the report.
+const STACK_KEPT: usize = 64 << 10;
+/// Bytes of dropped output kept for the report.
+const OUTPUT_KEPT: usize = 64 << 10;
+
+// `si_code` values of `asm-generic/siginfo.h` that the libc crate leaves out.
+const FPE_INTDIV: i32 = 1;
+const FPE_FLTINV: i32 = 7;
+const ILL_ILLOPN: i32 = 2;
+
+/// Something that would have killed the server.
+#[derive(Debug, Clone, Copy)]
+pub struct Fault {
+    /// The signal that Linux would have sent.
+    pub signal: Signal,
+    /// What went wrong.
+    pub kind: FaultKind,
+    /// The faulting address, if the signal has one.
+    pub address: Option<u64>,
+    code: i32,
+    trap: (u64, u64, u64),
+}
+
+impl Fault {
+    /// A page fault that stands.
+    pub fn page(attempt: Attempt, address: u64, resolution: Resolution, error_code: u64) -> Fault {
+        let mapped = resolution != Resolution::NotMapped;
+        let access = match attempt {
+            Attempt::Read => Access::Read,
+            Attempt::Write if mapped => Access::WriteProtected,
+            Attempt::Write => Access::Write,
+            Attempt::Execute => Access::Execute,
+        };
+        Fault {
+            signal: Signal::SIGSEGV,
+            kind: FaultKind::from_signal(libc::SIGSEGV, Some(address), access),
+            address: Some(address),
+            // SEGV_MAPERR and SEGV_ACCERR.
+            code: if mapped { 2 } else { 1 },
+            trap: (14, error_code, address),
+        }
+    }
+
+    /// Any other CPU exception at `rip` (SDM volume 3, table 6-1; signals as Linux sends them).
+    pub fn from_exception(vector: u8, error_code: u64, rip: u64) -> Fault {
+        const SI_KERNEL: i32 = 0x80;
+        let (signal, code, address) = match vector {
+            0 => (Signal::SIGFPE, FPE_INTDIV, Some(rip)),
+            1 => (Signal::SIGTRAP, libc::TRAP_TRACE, Some(rip)),
+            3 => (Signal::SIGTRAP, SI_KERNEL, None),
+            6 => (Signal::SIGILL, ILL_ILLOPN, Some(rip)),
+            16 | 19 => (Signal::SIGFPE, FPE_FLTINV, Some(rip)),
+            11 | 12 => (Signal::SIGBUS, SI_KERNEL, None),
+            17 => (Signal::SIGBUS, libc::BUS_ADRALN, None),
+            _ => (Signal::SIGSEGV, SI_KERNEL, None),
+        };
+        let kind = match vector {
+            16 | 19 => FaultKind::Fpu,
+            _ => FaultKind::from_signal(signal.raw(), None, Access::Read),
+        };
+        Fault { signal, kind, address, code, trap: (u64::from(vector), error_code, 0) }
+    }
+
+    /// The host could not back an access: a mapped file has become shorter.
+    pub fn host() -> Fault {
+        Fault {
+            signal: Signal::SIGBUS,
+            kind: FaultKind::BusError,
+            address: None,
+            code: libc::BUS_ADRERR,
+            trap: (14, 0, 0),
+        }
+    }
+
+    /// The guest did something that only the CPU's privileged state explains.
+    pub fn invalid() -> Fault {
+        Fault::from_exception(13, 0, 0)
+    }
+
+    /// The guest sent itself a signal that ends it.
+    pub fn raised(signal: Signal) -> Fault {
+        let kind = match signal.raw() {
+            libc::SIGABRT => FaultKind::Abort,
+            _ => FaultKind::Signal,
+        };
+        Fault { signal, kind, address: None, code: libc::SI_TKILL, trap: (0, 0, 0) }
+    }
+
+    /// The request waits for the end of a thread that it has cancelled: it runs the server's own crash
+    /// path, and can never go on, because the cancellation waits for its commit. Such a path ends in an
+    /// abort, which is the signal told.
+    pub fn crash_path() -> Fault {
+        Fault { kind: FaultKind::CrashPath, ..Fault::raised(Signal::SIGABRT) }
+    }
+}
+
+impl Thread {
+    /// The guest thread has faulted.
+    pub fn fault(&mut self, turn: &mut Turn<'_>, fault: Fault) -> Result<Flow, KvmError> {
+        let begun = Instant::now();
+        let registers = *self.vcpu.registers();
+        let Some(domain) = &turn.domain else {
+            // Not tracked yet, or not protected: as without the monitor.
+            self.give_up(turn, fault, &registers, "the server was not serving requests yet".into());
+            return Ok(Flow::Continue);
+        };
+        let origin = domain.origin;
+        let site = FaultSite { thread: self.tid(), rip: registers.rip, origin: origin.kind() };
+        match turn.ladder.next(site, begun) {
+            Rung::GiveUp(reason) => {
+                self.give_up(turn, fault, &registers, reason.to_string());
+                Ok(Flow::Continue)
+            }
+            Rung::Rerun => {
+                self.process.stats.domains.rerun.inc();
+                self.undo_domain(turn, fault, begun)
+            }
+            Rung::Abandon => {
+                self.process.stats.domains.abandoned.inc();
+                self.undo_domain(turn, fault, begun)
+            }
+        }
+    }
+
+    /// Undoes the running domain and completes its origin with the error that the server knows how to
+    /// handle.
+    fn undo_domain(
+        &mut self,
+        state: &mut State,
+        fault: Fault,
+        begun: Instant,
+    ) -> Result<Flow, KvmError> {
+        let Some(mut domain) = state.domain.take() else { return Ok(Flow::Continue) };
+        let mut record = self.describe(state, fault, domain.origin);
+        record.input = std::mem::take(&mut domain.input);
+        record.peer = domain.origin.fd().and_then(host::peer_name);
+
+        self.undo_failures = 0;
+        let (inverses, dropped) = domain.journal.abandon();
+        for inverse in inverses {
+            record.undone.push(inverse.describe());
+            self.undo(state, inverse);
+        }
+        for effect in dropped {
+            self.process.stats.deferred.forgotten.inc();
+            self.process.stats.held.bytes_dropped.add(effect.output().len() as u64);
+            record.undone.push(effect.describe());
+            let room = OUTPUT_KEPT.saturating_sub(record.dropped_output.len());
+            let output = effect.output();
+            record.dropped_output.extend_from_slice(&output[..output.len().min(room)]);
+        }
+        let (tracker, mut memory) = state.tracking(&self.process, &mut self.vcpu);
+        let undone = tracker.abandon(&mut memory, |_, _| {});
+        record.pages_written = tracker.active_pages().count() as u64;
+        record.pages_restored = undone.restored.len() as u64;
+        record.written =
+            undone.restored.iter().map(|RestoredPage { page, bytes }| (*page, *bytes)).collect();
+        self.process.stats.pages.restored.add(record.pages_restored);
+        if let Some(image) = domain.audit.take() {
+            self.check_audit(state, &image);
+        }
+
+        let checkpoint = domain.checkpoint;
+        *self.vcpu.registers() = checkpoint.registers;
+        self.vcpu.set_extended_state(&checkpoint.extended)?;
+        if (self.vcpu.fs_base(), self.vcpu.gs_base()) != checkpoint.bases {
+            self.vcpu.set_segment_bases(checkpoint.bases.0, checkpoint.bases.1)?;
+        }
+        self.set_blocked(checkpoint.blocked);
+        self.alternate_stack = checkpoint.alternate_stack;
+        let error = match domain.origin {
+            Origin::Stream(fd) => {
+                state.files.reset(fd);
+                Some(Errno::ECONNRESET)
+            }
+            Origin::Accept(_) => Some(Errno::ECONNABORTED),
+            Origin::Datagram(_) => Some(Errno::EAGAIN),
+            Origin::Internal | Origin::Timer => None,
+        };
+        // What was committed early goes on where it was committed; only an origin call gets its error.
+        if let (Some(error), None) = (error, domain.committed_early) {
+            self.vcpu.registers().rax = guest_agentless::to_rax(Err(error));
+        }
+
+        let broken = undone.lost.len() as u32 + self.undo_failures;
+        (record.outcome, record.reason) = match (domain.committed_early, broken) {
+            (None, 0) => (Outcome::Recovered, None),
+            (Some(reason), 0) => (Outcome::Degraded, Some(reason.to_owned())),
+            (_, n) => (Outcome::Degraded, Some(format!("{n} effects could not be undone"))),
+        };
+        record.pause = begun.elapsed();
+        self.process.stats.recovery_pause_us.record(stats::micros(record.pause));
+        self.process.reporter.fault(record);
+        Ok(Flow::Continue)
+    }
+
+    /// There is nothing left to try: the fault takes its course as it would without the monitor.
+    fn give_up(&mut self, turn: &mut Turn<'_>, fault: Fault, registers: &Registers, reason: String) {
+        let origin = turn.domain.as_ref().map_or(Origin::Internal, |d| d.origin);
+        if self.process.options.protect {
+            let mut record = self.describe(turn, fault, origin);
+            record.outcome = Outcome::Escalated;
+            record.reason = Some(reason);
+            if let Some(domain) = &turn.domain {
+                record.input = domain.input.clone();
+                record.peer = origin.fd().and_then(host::peer_name);
+                record.kept = domain.journal.deferred().iter().map(|d| d.describe()).collect();
+            }
+            self.process.reporter.fault(record);
+        }
+        *self.vcpu.registers() = *registers;
+        let info = SignalInfo {
+            signal: fault.signal,
+            code: fault.code,
+            pid: std::process::id() as i32,
+            uid: 0,
+            address: fault.address,
+        };
+        // A blocked or ignored signal that the CPU raised ends the process, as on Linux.
+        let ignored = turn.dispositions.delivery(fault.signal) == super::signals::Delivery::Ignore;
+        if self.blocked.contains(fault.signal) || ignored {
+            self.commit(turn);
+            sys::end::by_signal(self, turn, fault.signal);
+        }
+        self.deliver(turn, info, fault.trap);
+    }
+
+    fn describe(&mut self, state: &State, fault: Fault, origin: Origin) -> FaultRecord {
+        let registers = *self.vcpu.registers();
+        let mut stack = vec![0u8; STACK_KEPT];
+        let kept = read_up_to(registers.rsp, &mut stack);
+        stack.truncate(kept);
+        FaultRecord {
+            time: SystemTime::now(),
+            outcome: Outcome::Recovered,
+            reason: None,
+            signal: fault.signal.raw(),
+            kind: fault.kind,
+            address: fault.address,
+            thread: self.tid(),
+            thread_name: host::thread_name(),
+            registers: named(&registers),
+            rip: registers.rip,
+            rsp: registers.rsp,
+            rbp: registers.rbp,
+            origin,
+            peer: None,
+            input: Vec::new(),
+            stack,
+            mappings: state.space.vmas().iter().cloned().collect::<Vec<Vma>>(),
+            written: Vec::new(),
+            pages_written: 0,
+            pages_restored: 0,
+            undone: Vec::new(),
+            dropped_output: Vec::new(),
+            kept: Vec::new(),
+            pause: Duration::ZERO,
+            program: self.process.program.clone(),
+        }
+    }
+
+    fn check_audit(&mut self, state: &State, image: &Image) {
+        let audit = &self.process.stats.audit;
+        audit.checks.inc();
+        let now = Image::take(state);
+        for page in image.differences(&now) {
+            audit.mismatches.inc();
+            log::error!("audit: page {:?} is not what it was at the checkpoint", page.address());
+        }
+    }
+}
+
+fn read_up_to(address: u64, into: &mut [u8]) -> usize {
+    use crate::memory::window;
+    let window = window::windows().into_iter().find(|w| w.contains(address));
+    let Some(window) = window else { return 0 };
+    let len = (window.end() - address).min(into.len() as u64) as usize;
+    match window::checked(address, len as u64) {
+        Some(range) => copy::read_partial(range, &mut into[..len]),
+        None => 0,
+    }
+}
+
+fn named(r: &Registers) -> Vec<(&'static str, u64)> {
+    vec![
+        ("rip", r.rip), ("rsp", r.rsp), ("rbp", r.rbp), ("rflags", r.rflags), ("rax", r.rax),
+        ("rbx", r.rbx), ("rcx", r.rcx), ("rdx", r.rdx), ("rsi", r.rsi), ("rdi", r.rdi), ("r8", r.r8),
+        ("r9", r.r9), ("r10", r.r10), ("r11", r.r11), ("r12", r.r12), ("r13", r.r13), ("r14", r.r14),
+        ("r15", r.r15),
+    ]
+}
+
+/// A copy of all memory that the guest can write, for the audit.
+pub struct Image(BTreeMap<PageNumber, Box<PageContent>>);
+
+impl Image {
+    /// Copies all writable pages that are not untouched.
+    pub fn take(state: &State) -> Image {
+        let mut pages = BTreeMap::new();
+        let mut content = PageContent::boxed();
+        let writable = state.space.vmas().iter().filter(|vma| vma.protection.is_writable());
+        for page in writable.flat_map(|vma| vma.range.pages()) {
+            if copy::read(page.address().0, content.bytes_mut()).is_ok()
+                && content.bytes() != PageContent::zero().bytes()
+            {
+                pages.insert(page, std::mem::replace(&mut content, PageContent::boxed()));
+            }
+        }
+        Image(pages)
+    }
+
+    /// The pages that differ; one that is missing is all zero.
+    fn differences(&self, other: &Image) -> Vec<PageNumber> {
+        let all: std::collections::BTreeSet<_> = self.0.keys().chain(other.0.keys()).collect();
+        all.into_iter().copied().filter(|page| {
+            let content = |image: &Image| image.0.get(page).map(|content| *content.bytes());
+            content(self) != content(other)
+        }).collect()
+    }
+}

@@ -1,0 +1,196 @@
+//! Tells the outside world about faults, away from the path that recovers from them.
+//!
+//! The recovering thread hands over a [`FaultRecord`]: plain copies, cheap to make. Everything slow happens on
+//! the reporter's own thread: walking the stack, reading symbols, saving the report, writing the event.
+//! Events of every kind go through the same queue, so that their order is that of the calls.
+//!
+//! The queue is bounded in records and in bytes. When it is full the caller waits: to lose an event would be
+//! a lie, and to keep them all would let a storm of faults eat the memory.
+
+mod compose;
+mod module;
+mod queue;
+mod symbolize;
+#[cfg(test)]
+mod tests;
+mod writer;
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::process;
+use std::ptr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, SystemTime};
+
+use guest_agentless::{PageNumber, Vma};
+use recovery::Origin;
+use recovery::event::{Event, EventLog, FaultKind, Outcome};
+use recovery::report::ReportStore;
+
+use queue::{Item, Queue};
+use symbolize::Symbolizer;
+use writer::Writer;
+
+/// What is known of a fault when the guest goes on. It holds copies only, and no symbols yet.
+#[derive(Debug, Clone)]
+pub struct FaultRecord {
+    /// When it happened.
+    pub time: SystemTime,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// Why it did not end as recovered, if so.
+    pub reason: Option<String>,
+    /// The signal's number.
+    pub signal: i32,
+    /// What went wrong.
+    pub kind: FaultKind,
+    /// The address of the faulting access, if there was one.
+    pub address: Option<u64>,
+    /// The guest thread (TID).
+    pub thread: i32,
+    /// Its name.
+    pub thread_name: String,
+    /// The registers, in the order in which they are to be shown.
+    pub registers: Vec<(&'static str, u64)>,
+    /// The faulting instruction.
+    pub rip: u64,
+    /// The stack pointer.
+    pub rsp: u64,
+    /// The base pointer.
+    pub rbp: u64,
+    /// What the domain was charged to.
+    pub origin: Origin,
+    /// Whose request it was.
+    pub peer: Option<String>,
+    /// What the request had received.
+    pub input: Vec<u8>,
+    /// The stack from `rsp` upwards, as far as it was copied.
+    pub stack: Vec<u8>,
+    /// The guest's mappings.
+    pub mappings: Vec<Vma>,
+    /// Pages of the write set, and how many bytes of each had changed.
+    pub written: Vec<(PageNumber, u32)>,
+    /// Pages in the write set.
+    pub pages_written: u64,
+    /// Pages given back their committed content.
+    pub pages_restored: u64,
+    /// Actions that were undone or forgotten.
+    pub undone: Vec<String>,
+    /// Output that was held and never sent.
+    pub dropped_output: Vec<u8>,
+    /// What the request did that stays done.
+    pub kept: Vec<String>,
+    /// How long the faulting thread stood still.
+    pub pause: Duration,
+    /// The program that the process runs.
+    pub program: String,
+}
+
+/// Writes events and fault reports in order, on a thread of its own.
+#[derive(Debug)]
+pub struct Reporter {
+    writer: Arc<Writer>,
+    queue: Arc<Queue>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+    /// The process that has the thread. A forked child has the memory but not the thread, and may find the
+    /// queue locked for good.
+    owner: u32,
+}
+
+impl Reporter {
+    /// Starts the thread, which has every signal blocked. Without a `store` no reports are saved.
+    pub fn start(events: EventLog, store: Option<ReportStore>) -> io::Result<Reporter> {
+        let writer = Arc::new(Writer::new(events, store));
+        let queue = Arc::new(Queue::new());
+        let (its_writer, its_queue) = (Arc::clone(&writer), Arc::clone(&queue));
+        let thread = with_signals_blocked(|| {
+            thread::Builder::new()
+                .name("vmsrs-reporter".to_owned())
+                .spawn(move || work(&its_writer, &its_queue))
+        })?;
+        Ok(Reporter {
+            writer,
+            queue,
+            thread: Mutex::new(Some(thread)),
+            owner: process::id(),
+        })
+    }
+
+    /// Writes `event` after everything that was handed over before.
+    pub fn emit(&self, event: Event) {
+        self.hand_over(Item::Event(event));
+    }
+
+    /// Writes the report and the event of a fault after everything that was handed over before. It does not
+    /// touch the disk, but waits while the queue is full.
+    pub fn fault(&self, record: FaultRecord) {
+        self.hand_over(Item::Fault(Box::new(record)));
+    }
+
+    /// Waits until all that was handed over is written, and ends the thread. What comes later is written by
+    /// its caller, at once. To finish again does nothing.
+    pub fn finish(&self) {
+        if self.is_foreign() {
+            return;
+        }
+        self.queue.close();
+        // The lock is held while joining, so that a second caller also waits.
+        let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(thread) = thread.take()
+            && thread.join().is_err()
+        {
+            log::error!("the reporter thread has failed, events are lost");
+        }
+    }
+
+    fn hand_over(&self, item: Item) {
+        let refused = match self.is_foreign() {
+            true => Some(item),
+            false => self.queue.push(item).err(),
+        };
+        if let Some(item) = refused {
+            self.writer.write(&mut Symbolizer::default(), item);
+        }
+    }
+
+    /// Whether this is a forked child of the process that has the thread.
+    fn is_foreign(&self) -> bool {
+        self.owner != process::id()
+    }
+}
+
+impl Drop for Reporter {
+    fn drop(&mut self) {
+        self.finish();
+    }
+}
+
+/// The reporter thread.
+fn work(writer: &Writer, queue: &Queue) {
+    let _ended = queue.ended_on_drop();
+    let mut symbolizer = Symbolizer::default();
+    while let Some(item) = queue.pop() {
+        writer.write(&mut symbolizer, item);
+    }
+}
+
+/// Runs `spawn` with every signal blocked, which the new thread inherits: the monitor's and the guest's
+/// signals are for other threads.
+fn with_signals_blocked<T>(spawn: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    let mut all = MaybeUninit::<libc::sigset_t>::uninit();
+    let mut before = MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: both point to memory for a signal set; `sigfillset` initializes the first, and
+    // `pthread_sigmask` the second, which is used only if it succeeded.
+    let error = unsafe {
+        libc::sigfillset(all.as_mut_ptr());
+        libc::pthread_sigmask(libc::SIG_SETMASK, all.as_ptr(), before.as_mut_ptr())
+    };
+    if error != 0 {
+        return Err(io::Error::from_raw_os_error(error));
+    }
+    let result = spawn();
+    // SAFETY: `before` was initialized above. Restoring a valid mask cannot fail.
+    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, before.as_ptr(), ptr::null_mut()) };
+    result
+}

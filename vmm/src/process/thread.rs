@@ -1,0 +1,382 @@
+//! A guest thread: a host thread with a vCPU, in a loop of running the guest and serving what it left for.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use guest_agentless::{Errno, GuestVa, Signal, SignalSet};
+use recovery::Origin;
+
+use super::control::{self, KICK_SIGNAL, ThreadControl};
+use super::domain::{Continuation, Early};
+use super::recover::Fault;
+use super::signals::{self, AlternateStack, Delivery, Interrupted, SignalInfo};
+use super::{Process, State, Turn};
+use crate::kvm::{Exit, KvmError, Vcpu};
+use crate::memory::{Attempt, Resolution};
+use crate::sys;
+
+/// How often a client's request may be asked to yield before it is suspended.
+const YIELDS_REFUSED: u32 = 5;
+/// How many faults on the same address without progress make the monitor stop believing in them.
+const SAME_FAULT_LIMIT: u32 = 64;
+
+/// Whether a thread goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Flow {
+    /// Back to the guest.
+    Continue,
+    /// This thread has ended.
+    ThreadEnded,
+}
+
+/// A guest thread, owned by its host thread.
+pub struct Thread {
+    /// The process that it belongs to.
+    pub process: Arc<Process>,
+    /// The vCPU.
+    pub vcpu: Vcpu,
+    /// What others may touch.
+    pub control: &'static ThreadControl,
+    /// Blocked signals.
+    pub blocked: SignalSet,
+    /// The mask to go back to after the next handler (`sigsuspend`, `ppoll`).
+    pub mask_after_handler: Option<SignalSet>,
+    /// `sigaltstack`.
+    pub alternate_stack: AlternateStack,
+    /// The origin of the next domain that begins without a client.
+    pub next_origin: Origin,
+    /// The rest of a domain that was committed early.
+    pub continues: Option<Continuation>,
+    /// Inverses that could not be done in the current abandon.
+    pub undo_failures: u32,
+    /// Bytes on the way between host and guest.
+    pub bounce: Vec<u8>,
+    /// The call that a handler interrupted may be restarted (`SA_RESTART`).
+    pub restart: Option<u64>,
+    /// Signals wait for the end of the request.
+    signals_postponed: bool,
+    last_fault: (u64, u32),
+}
+
+impl Thread {
+    /// A thread that continues at the registers of `vcpu`.
+    pub fn new(process: Arc<Process>, mut vcpu: Vcpu, blocked: SignalSet) -> Thread {
+        let control = ThreadControl::leak(vcpu.kicker(), blocked);
+        Thread {
+            process,
+            vcpu,
+            control,
+            blocked,
+            mask_after_handler: None,
+            alternate_stack: AlternateStack::default(),
+            next_origin: Origin::Internal,
+            continues: None,
+            undo_failures: 0,
+            bounce: vec![0; sys::BOUNCE],
+            restart: None,
+            signals_postponed: false,
+            last_fault: (0, 0),
+        }
+    }
+
+    /// The thread's ID.
+    pub fn tid(&self) -> i32 {
+        self.control.tid.load(Ordering::Relaxed)
+    }
+
+    /// Runs the guest thread on the calling host thread until it ends. `started` is called once its ID is
+    /// known.
+    pub fn run(mut self, started: impl FnOnce(i32)) {
+        self.control.adopt();
+        let tid = self.tid();
+        self.process.threads().insert(tid, self.control);
+        started(tid);
+        let process = Arc::clone(&self.process);
+        let mut turn = Turn::take(&process, tid);
+        loop {
+            match self.step(&mut turn) {
+                Ok(Flow::Continue) => {}
+                Ok(Flow::ThreadEnded) => break,
+                Err(error) => sys::end::fail(&self.process, &error),
+            }
+        }
+        process.threads().remove(&tid);
+        turn.ladder.thread_ended(tid);
+        drop(turn);
+        process.give_vcpu(self.vcpu);
+    }
+
+    /// One entry into the guest and what it left for.
+    fn step(&mut self, turn: &mut Turn<'_>) -> Result<Flow, KvmError> {
+        if self.control.take_attention() {
+            self.attend(turn);
+        }
+        if self.signals_postponed && turn.domain.is_none() {
+            self.deliver_signals(turn);
+        }
+        self.ensure_domain(turn)?;
+        let exit = self.vcpu.run()?;
+        let stats = &self.process.stats;
+        match exit {
+            Exit::Syscall => {
+                stats.exits.syscall.inc();
+                self.last_fault = (0, 0);
+                sys::serve(self, turn)
+            }
+            Exit::Exception { vector: 14, error_code, address } => {
+                stats.exits.page_fault.inc();
+                self.page_fault(turn, error_code, address)
+            }
+            Exit::Exception { vector, error_code, .. } => {
+                stats.exits.other_exception.inc();
+                let rip = self.vcpu.registers().rip;
+                self.fault(turn, Fault::from_exception(vector, error_code, rip))
+            }
+            Exit::Interrupted => {
+                stats.exits.kick.inc();
+                Ok(Flow::Continue)
+            }
+            Exit::RingFull => {
+                stats.exits.dirty_ring_full.inc();
+                let (tracker, mut memory) = turn.tracking(&self.process, &mut self.vcpu);
+                tracker.make_room(&mut memory);
+                Ok(Flow::Continue)
+            }
+            Exit::HostFault => {
+                stats.exits.other.inc();
+                self.fault(turn, Fault::host())
+            }
+            Exit::Invalid(what) => {
+                stats.exits.other.inc();
+                log::debug!("thread {}: {what}", self.tid());
+                self.fault(turn, Fault::invalid())
+            }
+        }
+    }
+
+    fn page_fault(
+        &mut self,
+        turn: &mut Turn<'_>,
+        error_code: u64,
+        address: u64,
+    ) -> Result<Flow, KvmError> {
+        let attempt = Attempt::from_error_code(error_code);
+        let state: &mut State = turn;
+        let resolution = state.space.resolve(&self.process.vm, &state.tracker, address, attempt)?;
+        let resolved = match resolution {
+            Resolution::Mapped => true,
+            Resolution::Trapped => {
+                self.process.stats.pages.tracked.inc();
+                let (tracker, mut memory) = state.tracking(&self.process, &mut self.vcpu);
+                tracker.first_write(&mut memory, GuestVa(address).page())
+            }
+            Resolution::NotMapped | Resolution::Forbidden => false,
+        };
+        if !resolved {
+            return self.fault(turn, Fault::page(attempt, address, resolution, error_code));
+        }
+        // The tables allow the access now. If the CPU still refuses it, again and again, it never will.
+        self.last_fault = match self.last_fault {
+            (last, n) if last == address => (address, n + 1),
+            _ => (address, 0),
+        };
+        if self.last_fault.1 > SAME_FAULT_LIMIT {
+            return self.fault(turn, Fault::page(attempt, address, Resolution::Forbidden, error_code));
+        }
+        Ok(Flow::Continue)
+    }
+
+    /// Does what a kick was for: yields, delivers signals.
+    fn attend(&mut self, turn: &mut Turn<'_>) {
+        self.vcpu.clear_kick();
+        if self.control.yield_requested.swap(false, Ordering::AcqRel) {
+            self.give_way(turn);
+        }
+        self.deliver_signals(turn);
+    }
+
+    fn give_way(&mut self, turn: &mut Turn<'_>) {
+        if let Some(domain) = &mut turn.domain {
+            let client = !matches!(domain.origin, Origin::Internal | Origin::Timer);
+            if client && domain.yields_refused < YIELDS_REFUSED {
+                domain.yields_refused += 1;
+                return;
+            }
+            self.commit_early(turn, Early::Suspended);
+        } else {
+            self.commit(turn);
+        }
+        turn.released(|| ());
+    }
+
+    /// Signals that could be delivered to this thread now, before a blocking call is entered or restarted.
+    pub fn has_deliverable(&self, state: &State) -> bool {
+        let relevant = |signal: Signal| state.dispositions.delivery(signal) != Delivery::Ignore;
+        let waiting = self.control.pending_set().union(control::arrived());
+        waiting.difference(self.blocked).iter().any(relevant)
+    }
+
+    fn take_signal(&mut self) -> Option<SignalInfo> {
+        let open = SignalSet::ALL.difference(self.blocked);
+        self.control.take_pending(open).or_else(|| control::take_arrived_one(open))
+    }
+
+    /// Delivers the signals that wait for this thread, unless it is in the middle of a client's request.
+    pub fn deliver_signals(&mut self, turn: &mut Turn<'_>) {
+        let in_request = turn
+            .domain
+            .as_ref()
+            .is_some_and(|d| !matches!(d.origin, Origin::Internal | Origin::Timer));
+        self.signals_postponed = in_request;
+        if in_request {
+            return;
+        }
+        while let Some(info) = self.take_signal() {
+            self.deliver(turn, info, (0, 0, 0));
+        }
+        self.restart = None;
+        if let Some(mask) = self.mask_after_handler.take() {
+            self.set_blocked(mask);
+        }
+        self.pass_on_signals();
+    }
+
+    /// Signals for the process that this thread blocks: another thread may take them.
+    fn pass_on_signals(&self) {
+        let waiting = control::arrived();
+        if waiting.is_empty() {
+            return;
+        }
+        for (tid, control) in self.process.threads().iter() {
+            let blocked = SignalSet(control.blocked.load(Ordering::Acquire));
+            if *tid != self.tid() && !waiting.difference(blocked).is_empty() {
+                control.kick();
+                return;
+            }
+        }
+    }
+
+    /// Delivers one signal: the handler's frame, or the end of the process.
+    pub fn deliver(&mut self, turn: &mut Turn<'_>, info: SignalInfo, trap: (u64, u64, u64)) {
+        let action = match turn.dispositions.delivery(info.signal) {
+            Delivery::Ignore => return,
+            Delivery::End => {
+                self.commit(turn);
+                sys::end::by_signal(self, turn, info.signal)
+            }
+            Delivery::Stop => {
+                // SAFETY: raises a signal whose host disposition is the default: all threads stop.
+                unsafe { libc::kill(libc::getpid(), libc::SIGSTOP) };
+                return;
+            }
+            Delivery::Handle(action) => action,
+        };
+        self.commit(turn);
+        turn.dispositions.delivered(info.signal);
+        if let Some(number) = self.restart.take() {
+            if action.flags & libc::SA_RESTART as u64 != 0 {
+                let registers = self.vcpu.registers();
+                registers.rip = registers.rip.wrapping_sub(2);
+                registers.rax = number;
+            }
+        }
+        let registers = *self.vcpu.registers();
+        let frame = self.vcpu.extended_state().ok().and_then(|extended| {
+            let state = Interrupted {
+                registers: &registers,
+                extended: &extended,
+                blocked: self.mask_after_handler.take().unwrap_or(self.blocked),
+                alternate_stack: self.alternate_stack,
+                trap,
+            };
+            signals::build_frame(info, action, &state)
+        });
+        let written = frame.and_then(|frame| {
+            self.mark_written(turn, frame.range);
+            crate::memory::copy::write(frame.range.start(), &frame.bytes).ok()?;
+            Some(frame)
+        });
+        match written {
+            Some(frame) => {
+                *self.vcpu.registers() = frame.registers;
+                let mut blocked = self.blocked.union(action.mask);
+                if action.flags & libc::SA_NODEFER as u64 == 0 {
+                    blocked.insert(info.signal);
+                }
+                self.set_blocked(blocked);
+            }
+            // No room for the frame: as on Linux, the process dies of it.
+            None => sys::end::by_signal(self, turn, Signal::SIGSEGV),
+        }
+    }
+
+    /// `rt_sigreturn`.
+    pub fn return_from_handler(&mut self) -> Result<(), Errno> {
+        let registers = *self.vcpu.registers();
+        let restored = signals::read_frame(registers.rsp, &registers).ok_or(Errno::EFAULT)?;
+        if let Some(extended) = &restored.extended {
+            self.vcpu.set_extended_state(extended).map_err(|_| Errno::EFAULT)?;
+        }
+        *self.vcpu.registers() = restored.registers;
+        self.set_blocked(restored.blocked);
+        self.alternate_stack = restored.alternate_stack;
+        Ok(())
+    }
+
+    /// Sets the signal mask; signals that are no longer blocked are delivered before the guest goes on.
+    pub fn set_blocked(&mut self, mut blocked: SignalSet) {
+        blocked.remove(Signal::SIGKILL);
+        blocked.remove(Signal::SIGSTOP);
+        let opened = self.blocked.difference(blocked);
+        self.blocked = blocked;
+        self.control.blocked.store(blocked.0, Ordering::Release);
+        let waiting = self.control.pending_set().union(control::arrived());
+        if !waiting.intersection(opened).is_empty() {
+            self.control.request_attention();
+        }
+    }
+}
+
+/// Blocks every signal on the calling thread, for threads of the monitor itself.
+pub fn block_all_signals() {
+    // SAFETY: an all-zero set is valid, and both calls are given valid pointers.
+    unsafe {
+        let mut all: libc::sigset_t = std::mem::zeroed();
+        libc::sigfillset(&mut all);
+        libc::sigdelset(&mut all, libc::SIGSEGV);
+        libc::sigdelset(&mut all, libc::SIGBUS);
+        libc::pthread_sigmask(libc::SIG_SETMASK, &all, std::ptr::null_mut());
+    }
+}
+
+/// Catches the signals that the guest may get from outside, and the monitor's own kick.
+pub fn install_signal_handlers() -> std::io::Result<()> {
+    for number in 1..=64 {
+        let Some(signal) = Signal::new(number) else { continue };
+        let own = number as i32 == KICK_SIGNAL;
+        let skip = matches!(
+            signal.raw(),
+            libc::SIGKILL | libc::SIGSTOP | libc::SIGSEGV | libc::SIGBUS | libc::SIGILL | libc::SIGFPE
+                | libc::SIGABRT | libc::SIGTRAP | libc::SIGTSTP | libc::SIGTTIN | libc::SIGTTOU
+                | libc::SIGCONT | 32 | 33
+        );
+        if own || !skip {
+            // Whether the guest starts with it ignored is inherited, as through exec.
+            if !own && inherited_ignored(signal) {
+                continue;
+            }
+            control::set_host_action(signal, control::HostAction::Catch)?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether the monitor was started with `signal` ignored.
+pub fn inherited_ignored(signal: Signal) -> bool {
+    // SAFETY: an all-zero `sigaction` is valid for the call to fill in.
+    unsafe {
+        let mut current: libc::sigaction = std::mem::zeroed();
+        libc::sigaction(signal.raw(), std::ptr::null(), &mut current) == 0
+            && current.sa_sigaction == libc::SIG_IGN
+    }
+}

@@ -1,0 +1,64 @@
+//! Guest memory as the tracker sees it.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+
+use guest_agentless::{GuestRange, PAGE_SIZE, PageNumber};
+use recovery::tracker::{Machine, PageContent};
+
+use crate::kvm::{Vcpu, Vm};
+use crate::memory::{AddressSpace, copy};
+
+/// The machine, from the thread that holds the run token: only its vCPU can have unreported writes.
+pub struct TrackedMemory<'a> {
+    pub vm: &'a Vm,
+    pub vcpu: &'a mut Vcpu,
+    pub space: &'a mut AddressSpace,
+    pub own_memory: &'a File,
+}
+
+impl Machine for TrackedMemory<'_> {
+    fn read(&mut self, page: PageNumber, into: &mut PageContent) -> bool {
+        let address = page.address().0;
+        // A page that the guest has made inaccessible to itself is still part of its state.
+        copy::read(address, into.bytes_mut()).is_ok()
+            || self.own_memory.read_exact_at(into.bytes_mut(), address).is_ok()
+    }
+
+    fn write(&mut self, page: PageNumber, from: &PageContent) -> bool {
+        let address = page.address().0;
+        copy::write(address, from.bytes()).is_ok()
+            || self.own_memory.write_all_at(from.bytes(), address).is_ok()
+    }
+
+    fn set_writable(&mut self, page: PageNumber, writable: bool) {
+        self.space.set_writable(page, writable);
+    }
+
+    fn is_zero_based(&self, page: PageNumber) -> bool {
+        self.space.is_zero_based(page)
+    }
+
+    fn harvest(&mut self, written: &mut Vec<PageNumber>) {
+        self.vm.harvest(self.vcpu, |page| {
+            // Whatever KVM reports outside of the guest's mappings is not the guest's to get back.
+            written.push(page);
+        });
+    }
+
+    fn reprotect(&mut self) {
+        if let Err(error) = self.vm.reset_dirty_rings() {
+            log::error!("{error}");
+        }
+    }
+}
+
+/// The pages of `range` that are mapped, for the tracker: a system call's buffer may reach beyond.
+pub fn mapped_parts(space: &AddressSpace, range: GuestRange) -> Vec<GuestRange> {
+    space
+        .vmas()
+        .overlapping(range)
+        .filter_map(|vma| vma.range.intersection(range))
+        .filter(|part| part.len() > 0 && part.start() < u64::MAX - PAGE_SIZE)
+        .collect()
+}

@@ -1,0 +1,61 @@
+//! The end of the process.
+
+use std::error::Error;
+
+use guest_agentless::{Errno, Signal};
+use recovery::event::{Event, signal_name};
+
+use super::Call;
+use crate::process::thread::Thread;
+use crate::process::{Process, Turn};
+
+/// Exit status when the monitor itself has failed.
+pub const MONITOR_FAILED: i32 = 125;
+
+/// `exit_group`.
+pub fn exit_group(call: &mut Call) -> Result<u64, Errno> {
+    call.commit();
+    flush_output(call.state);
+    let status = call.int(0) & 0xff;
+    finish(&call.thread.process, Some(status), None)
+}
+
+/// A signal ends the process.
+pub fn by_signal(thread: &Thread, turn: &mut Turn<'_>, signal: Signal) -> ! {
+    flush_output(turn);
+    finish(&thread.process, None, Some(signal))
+}
+
+/// The monitor cannot go on.
+pub fn fail(process: &Process, error: &dyn Error) -> ! {
+    eprintln!("vmsrs: {}", crate::cli::chain(error));
+    process.reporter.finish();
+    // SAFETY: ends the process without running destructors under threads that still use what they destroy.
+    unsafe { libc::_exit(MONITOR_FAILED) }
+}
+
+/// Gives peers that are slow to read what was promised to them a last chance.
+fn flush_output(turn: &mut Turn<'_>) {
+    for fd in turn.files.waiting() {
+        turn.files.flush(fd);
+    }
+}
+
+fn finish(process: &Process, status: Option<i32>, signal: Option<Signal>) -> ! {
+    if !process.begin_ending() {
+        // Another thread is ending the process already.
+        loop {
+            std::thread::park();
+        }
+    }
+    let name = signal.map(|signal| signal_name(signal.raw()));
+    process.reporter.emit(Event::Exited { pid: std::process::id(), status, signal: name });
+    process.reporter.finish();
+    process.write_stats();
+    let code = match signal {
+        Some(signal) => 128 + signal.raw(),
+        None => status.unwrap_or(0),
+    };
+    // SAFETY: as above.
+    unsafe { libc::_exit(code) }
+}

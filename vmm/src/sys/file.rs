@@ -1,0 +1,373 @@
+//! Files and descriptors.
+
+use guest_agentless::{Errno, GuestRange};
+
+use super::{Call, Handler, errno_of};
+use crate::host;
+use crate::memory::{first_reserved, window};
+use crate::process::domain::Early;
+use crate::process::effects::{Deferred, Undo};
+use crate::process::files::Kind;
+
+pub fn handler(number: i64) -> Option<Handler> {
+    Some(match number {
+        libc::SYS_read => read,
+        libc::SYS_readv => readv,
+        libc::SYS_pread64 | libc::SYS_preadv | libc::SYS_preadv2 => read_at,
+        libc::SYS_write => write,
+        libc::SYS_writev => writev,
+        libc::SYS_pwrite64 => pwrite,
+        libc::SYS_lseek => lseek,
+        libc::SYS_fstat => fstat,
+        libc::SYS_fsync | libc::SYS_fdatasync => sync,
+        libc::SYS_close => close,
+        libc::SYS_close_range => close_range,
+        libc::SYS_open | libc::SYS_openat | libc::SYS_openat2 => open,
+        libc::SYS_creat => creates_descriptor,
+        libc::SYS_dup => creates_descriptor,
+        libc::SYS_dup2 | libc::SYS_dup3 => dup_to,
+        libc::SYS_epoll_create
+        | libc::SYS_epoll_create1
+        | libc::SYS_eventfd
+        | libc::SYS_eventfd2
+        | libc::SYS_timerfd_create
+        | libc::SYS_inotify_init
+        | libc::SYS_inotify_init1
+        | libc::SYS_memfd_create => creates_descriptor,
+        libc::SYS_pipe | libc::SYS_pipe2 => pipe,
+        libc::SYS_fcntl => fcntl,
+        libc::SYS_ioctl => ioctl,
+        libc::SYS_readlink | libc::SYS_readlinkat => readlink,
+        _ => return None,
+    })
+}
+
+/// Bytes of a transfer that are taken at a time: a short count is what callers have to expect.
+const TRANSFER: u64 = 1 << 20;
+
+impl Call<'_, '_> {
+    /// The buffer of arguments `address` and `len`, at most one transfer.
+    fn buffer(&self, address: usize, len: usize) -> Result<GuestRange, Errno> {
+        let range = window::checked(self.args[address], self.args[len]).ok_or(Errno::EFAULT)?;
+        Ok(GuestRange::from_bounds(range.start(), range.start() + range.len().min(TRANSFER)))
+    }
+
+    fn gather(&self, parts: &[GuestRange]) -> Result<Vec<u8>, Errno> {
+        let mut bytes = Vec::new();
+        for part in parts {
+            let room = TRANSFER - bytes.len() as u64;
+            let len = part.len().min(room) as usize;
+            bytes.extend(self.read_vec(part.start(), len)?);
+            if len as u64 == room {
+                break;
+            }
+        }
+        Ok(bytes)
+    }
+
+    pub(super) fn gather_vector(&self, address: u64, count: u64) -> Result<Vec<u8>, Errno> {
+        self.gather(&self.vector(address, count)?)
+    }
+
+    fn read_parts(&mut self, fd: i32, parts: &[GuestRange]) -> Result<u64, Errno> {
+        match self.state.files.kind(fd) {
+            Kind::Closed => Err(Errno::EBADF),
+            Kind::Stream => self.receive_stream(fd, parts, 0),
+            Kind::Datagram => self.receive_datagram(fd, parts, 0),
+            Kind::Pipe | Kind::Anonymous => self.read_event(fd, parts),
+            Kind::Listening => Err(Errno::ENOTCONN),
+            Kind::File => {
+                self.settle_writes(fd);
+                if let (true, Some(offset)) = (self.in_domain(), host::offset(fd)) {
+                    self.compensate(Undo::Offset { fd, offset });
+                }
+                self.pass()
+            }
+        }
+    }
+
+    fn write_bytes(&mut self, fd: i32, bytes: Vec<u8>) -> Result<u64, Errno> {
+        match self.state.files.kind(fd) {
+            Kind::Closed => Err(Errno::EBADF),
+            Kind::Stream => {
+                let wait = !self.is_nonblocking(fd)?;
+                self.send_stream(fd, bytes, wait)
+            }
+            Kind::Datagram => self.send_datagram(fd, bytes, Vec::new()),
+            Kind::Listening => Err(Errno::EPIPE),
+            Kind::File | Kind::Pipe | Kind::Anonymous => self.write_later(fd, bytes, None),
+        }
+    }
+
+    /// A call that makes a descriptor, or fails.
+    pub(super) fn made_descriptor(&mut self, result: Result<u64, Errno>) -> Result<u64, Errno> {
+        let fd = result? as i32;
+        self.state.files.forget(fd);
+        if fd as u64 >= self.state.descriptor_limit.0 || fd >= first_reserved() {
+            let _ = host::close(fd);
+            return Err(Errno::EMFILE);
+        }
+        self.compensate(Undo::Close { fd });
+        Ok(fd as u64)
+    }
+}
+
+fn read(call: &mut Call) -> Result<u64, Errno> {
+    if !call.protected() {
+        return call.pass_untracked();
+    }
+    let range = call.buffer(1, 2)?;
+    call.read_parts(call.int(0), &[range])
+}
+
+fn readv(call: &mut Call) -> Result<u64, Errno> {
+    if !call.protected() {
+        return call.pass_untracked();
+    }
+    let parts = call.vector(call.args[1], call.args[2])?;
+    call.read_parts(call.int(0), &parts)
+}
+
+fn read_at(call: &mut Call) -> Result<u64, Errno> {
+    call.settle_writes(call.int(0));
+    call.pass()
+}
+
+fn write(call: &mut Call) -> Result<u64, Errno> {
+    if !call.protected() {
+        return call.pass_untracked();
+    }
+    let bytes = call.gather(&[call.buffer(1, 2)?])?;
+    call.write_bytes(call.int(0), bytes)
+}
+
+fn writev(call: &mut Call) -> Result<u64, Errno> {
+    if !call.protected() {
+        return call.pass_untracked();
+    }
+    let bytes = call.gather_vector(call.args[1], call.args[2])?;
+    call.write_bytes(call.int(0), bytes)
+}
+
+fn pwrite(call: &mut Call) -> Result<u64, Errno> {
+    let bytes = call.gather(&[call.buffer(1, 2)?])?;
+    let fd = call.int(0);
+    match call.state.files.kind(fd) {
+        Kind::File => call.write_later(fd, bytes, Some(call.args[3])),
+        _ => Err(Errno::ESPIPE),
+    }
+}
+
+fn lseek(call: &mut Call) -> Result<u64, Errno> {
+    let fd = call.int(0);
+    call.settle_writes(fd);
+    if let (true, Some(offset)) = (call.in_domain(), host::offset(fd)) {
+        call.compensate(Undo::Offset { fd, offset });
+    }
+    call.pass()
+}
+
+fn fstat(call: &mut Call) -> Result<u64, Errno> {
+    call.settle_writes(call.int(0));
+    call.pass()
+}
+
+fn sync(call: &mut Call) -> Result<u64, Errno> {
+    let fd = call.int(0);
+    if call.state.files.kind(fd) != Kind::File || !call.in_domain() {
+        return call.pass();
+    }
+    let data_only = i64::from(call.row.number) == libc::SYS_fdatasync;
+    call.defer(Deferred::Sync { fd, data_only });
+    Ok(0)
+}
+
+fn close(call: &mut Call) -> Result<u64, Errno> {
+    let fd = call.int(0);
+    if call.state.files.kind(fd) == Kind::Closed {
+        return Err(Errno::EBADF);
+    }
+    if call.in_domain() {
+        call.state.files.set_closing(fd, true);
+        call.compensate(Undo::Reopen { fd });
+    }
+    call.defer(Deferred::Close { fd });
+    Ok(0)
+}
+
+/// Closes the guest's descriptors in the range; the monitor's own stay.
+fn close_range(call: &mut Call) -> Result<u64, Errno> {
+    let (first, last, flags) = (call.args[0] as u32, call.args[1] as u32, call.args[2] as u32);
+    if first > last || flags & !libc::CLOSE_RANGE_CLOEXEC != 0 {
+        return Err(Errno::EINVAL);
+    }
+    let last = last.min(first_reserved() as u32 - 1);
+    for fd in (first..=last).map(|fd| fd as i32) {
+        if host::fcntl(fd, libc::F_GETFD, 0).is_err() || call.state.files.is_closing(fd) {
+            continue;
+        }
+        if flags & libc::CLOSE_RANGE_CLOEXEC != 0 {
+            call.change_flags(fd, libc::F_GETFD, libc::F_SETFD, libc::FD_CLOEXEC)?;
+        } else {
+            if call.in_domain() {
+                call.state.files.set_closing(fd, true);
+                call.compensate(Undo::Reopen { fd });
+            }
+            call.defer(Deferred::Close { fd });
+        }
+    }
+    Ok(0)
+}
+
+fn open(call: &mut Call) -> Result<u64, Errno> {
+    if let Some(opened) = call.open_own_file() {
+        return call.made_descriptor(opened);
+    }
+    let flags = match i64::from(call.row.number) {
+        libc::SYS_open => call.args[1],
+        libc::SYS_openat => call.args[2],
+        _ => u64::from_ne_bytes(call.read(call.args[2])?),
+    };
+    // What truncates or may create a file changes more than the descriptor table.
+    let changes = flags as i32 & (libc::O_TRUNC | libc::O_TMPFILE) != 0
+        || (flags as i32 & libc::O_CREAT != 0 && !call.exists());
+    if changes {
+        call.commit_early(Early::External);
+    }
+    let opened = call.pass();
+    call.made_descriptor(opened)
+}
+
+fn creates_descriptor(call: &mut Call) -> Result<u64, Errno> {
+    let made = call.pass();
+    call.made_descriptor(made)
+}
+
+fn dup_to(call: &mut Call) -> Result<u64, Errno> {
+    let (old, new) = (call.int(0), call.int(1));
+    if new >= first_reserved() || new < 0 {
+        return Err(Errno::EBADF);
+    }
+    let was_open = old != new && call.state.files.kind(new) != Kind::Closed;
+    if was_open {
+        call.commit_early(Early::External);
+    }
+    let result = call.pass()?;
+    if old != new {
+        call.state.files.forget(new);
+        if !was_open {
+            call.compensate(Undo::Close { fd: new });
+        }
+    }
+    Ok(result)
+}
+
+fn pipe(call: &mut Call) -> Result<u64, Errno> {
+    call.pass()?;
+    call.made_pair(call.args[0])
+}
+
+impl Call<'_, '_> {
+    /// Two descriptors have been made and written to `address`.
+    pub(super) fn made_pair(&mut self, address: u64) -> Result<u64, Errno> {
+        let pair: [u8; 8] = self.read(address)?;
+        for fd in [&pair[..4], &pair[4..]] {
+            let fd = i32::from_ne_bytes(fd.try_into().unwrap_or([0xff; 4]));
+            self.made_descriptor(Ok(fd as u64))?;
+            self.state.files.set_kind(fd, Kind::Pipe);
+        }
+        Ok(0)
+    }
+
+    fn change_flags(&mut self, fd: i32, get: i32, set: i32, value: i32) -> Result<u64, Errno> {
+        let old = host::fcntl(fd, get, 0).map_err(|e| errno_of(&e))?;
+        host::fcntl(fd, set, value).map_err(|e| errno_of(&e))?;
+        self.compensate(Undo::Fcntl { fd, command: set, value: old });
+        Ok(0)
+    }
+}
+
+fn fcntl(call: &mut Call) -> Result<u64, Errno> {
+    let (fd, command, value) = (call.int(0), call.int(1), call.int(2));
+    match command {
+        libc::F_GETFD | libc::F_GETFL | libc::F_GETOWN | libc::F_GETPIPE_SZ
+        | libc::F_GET_SEALS => {
+            host::fcntl(fd, command, value).map(|v| v as u64).map_err(|e| errno_of(&e))
+        }
+        libc::F_SETFD => call.change_flags(fd, libc::F_GETFD, command, value),
+        libc::F_SETFL => call.change_flags(fd, libc::F_GETFL, command, value),
+        libc::F_DUPFD | libc::F_DUPFD_CLOEXEC => {
+            if value as u64 >= call.state.descriptor_limit.0 {
+                return Err(Errno::EINVAL);
+            }
+            let made = host::fcntl(fd, command, value).map(|v| v as u64).map_err(|e| errno_of(&e));
+            call.made_descriptor(made)
+        }
+        libc::F_SETOWN | libc::F_SETPIPE_SZ | libc::F_ADD_SEALS => {
+            call.commit_early(Early::External);
+            host::fcntl(fd, command, value).map(|v| v as u64).map_err(|e| errno_of(&e))
+        }
+        libc::F_GETLK | libc::F_SETLK | libc::F_OFD_GETLK | libc::F_OFD_SETLK => {
+            call.commit_early(Early::External);
+            let mut lock: [u8; size_of::<libc::flock>()] = call.read(call.args[2])?;
+            let args =
+                [call.args[0], call.args[1], lock.as_mut_ptr() as u64, 0, 0, 0];
+            // SAFETY: the structure is a copy of that size in the monitor.
+            let result = unsafe { host::syscall(libc::SYS_fcntl as u64, args) }?;
+            call.write(call.args[2], &lock)?;
+            Ok(result)
+        }
+        libc::F_SETLKW | libc::F_OFD_SETLKW => {
+            call.commit_early(Early::External);
+            let lock: [u8; size_of::<libc::flock>()] = call.read(call.args[2])?;
+            let args = [call.args[0], call.args[1], lock.as_ptr() as u64, 0, 0, 0];
+            // SAFETY: the structure is a copy in the monitor; the kernel only reads it.
+            unsafe { call.block(libc::SYS_fcntl, args, super::wait::For::Midway) }
+        }
+        _ => Err(Errno::EINVAL),
+    }
+}
+
+fn ioctl(call: &mut Call) -> Result<u64, Errno> {
+    let (fd, request, address) = (call.int(0), call.args[1], call.args[2]);
+    // Bytes read and written through the argument.
+    let (reads, writes) = match request {
+        libc::FIONREAD | libc::TIOCOUTQ => (0, 4),
+        libc::TCGETS => (0, 36),
+        libc::TIOCGWINSZ => (0, 8),
+        libc::TIOCGPGRP => (0, 4),
+        libc::FIONBIO => {
+            let on = i32::from_ne_bytes(call.read(address)?) != 0;
+            let old = host::fcntl(fd, libc::F_GETFL, 0).map_err(|e| errno_of(&e))?;
+            let new = if on { old | libc::O_NONBLOCK } else { old & !libc::O_NONBLOCK };
+            return call.change_flags(fd, libc::F_GETFL, libc::F_SETFL, new);
+        }
+        libc::FIOCLEX | libc::FIONCLEX => {
+            let flag = if request == libc::FIOCLEX { libc::FD_CLOEXEC } else { 0 };
+            return call.change_flags(fd, libc::F_GETFD, libc::F_SETFD, flag);
+        }
+        _ => return Err(Errno::ENOTTY),
+    };
+    let mut value = call.read_vec(address, reads)?;
+    value.resize(64, 0);
+    let args = [fd as u64, request, value.as_mut_ptr() as u64, 0, 0, 0];
+    // SAFETY: none of the requests above reads or writes more than the 64 bytes of the buffer.
+    let result = unsafe { host::syscall(libc::SYS_ioctl as u64, args) }?;
+    call.write(address, &value[..writes])?;
+    Ok(result)
+}
+
+fn readlink(call: &mut Call) -> Result<u64, Errno> {
+    let (path, buffer, size) = match i64::from(call.row.number) {
+        libc::SYS_readlink => (call.args[0], 1, call.row.count(2, &call.args)),
+        _ => (call.args[1], 2, call.row.count(3, &call.args)),
+    };
+    let path = call.read_path(path)?;
+    if !super::own_files::is_executable_link(&path) {
+        return call.pass();
+    }
+    let program = call.thread.process.program.clone().into_bytes();
+    let len = program.len().min(size as usize);
+    call.write(call.args[buffer], &program[..len])?;
+    Ok(len as u64)
+}

@@ -1,0 +1,75 @@
+//! `futex`: waits give up the run token, everything else is done at once.
+//!
+//! A wake-up is not undone: to the thread that was woken it is a spurious one, which every user of futexes
+//! has to expect. The woken thread runs only after the domain has ended, because it needs the run token.
+
+use guest_agentless::Errno;
+
+use super::wait::For;
+use super::{Call, Handler};
+use crate::memory::{copy, window};
+use crate::process::domain::Early;
+use crate::process::recover::Fault;
+
+pub fn handler(number: i64) -> Option<Handler> {
+    (number == libc::SYS_futex).then_some(futex as Handler)
+}
+
+fn futex(call: &mut Call) -> Result<u64, Errno> {
+    let [word, operation, value, fourth, word2, value3] = call.args;
+    window::checked(word, 4).ok_or(Errno::EFAULT)?;
+    let command = operation as i32 & !(libc::FUTEX_PRIVATE_FLAG | libc::FUTEX_CLOCK_REALTIME);
+    let mut args = [word, operation, value, fourth, 0, value3];
+    match command {
+        libc::FUTEX_WAIT | libc::FUTEX_WAIT_BITSET => {}
+        libc::FUTEX_WAKE | libc::FUTEX_WAKE_BITSET => return host_futex(args),
+        libc::FUTEX_REQUEUE | libc::FUTEX_CMP_REQUEUE => {
+            // A requeued waiter could not be put back, so all are woken.
+            window::checked(word2, 4).ok_or(Errno::EFAULT)?;
+            if command == libc::FUTEX_CMP_REQUEUE && current(word)? != value3 as u32 {
+                return Err(Errno::EAGAIN);
+            }
+            let wake = (operation as i32 & libc::FUTEX_PRIVATE_FLAG) | libc::FUTEX_WAKE;
+            return host_futex([word, wake as u64, i32::MAX as u64, 0, 0, 0]);
+        }
+        libc::FUTEX_WAKE_OP => {
+            let range = window::checked(word2, 4).ok_or(Errno::EFAULT)?;
+            call.thread.mark_written(call.state, range);
+            args[4] = word2;
+            return host_futex(args);
+        }
+        libc::FUTEX_UNLOCK_PI | libc::FUTEX_TRYLOCK_PI => {
+            call.commit_early(Early::External);
+            let range = window::checked(word, 4).ok_or(Errno::EFAULT)?;
+            call.thread.mark_written(call.state, range);
+            return host_futex(args);
+        }
+        // FUTEX_LOCK_PI writes the word while others run; see docs/syscalls.md.
+        _ => return Err(Errno::ENOSYS),
+    }
+    // Without giving up the token if there is nothing to wait for.
+    if current(word)? != value as u32 {
+        return Err(Errno::EAGAIN);
+    }
+    let timeout: [u8; 16];
+    if fourth != 0 {
+        timeout = call.read(fourth)?;
+        args[3] = timeout.as_ptr() as u64;
+    } else if call.waits_for_own_effect() {
+        return call.fault(Fault::crash_path());
+    }
+    // SAFETY: the word is in a guest window, of which the host reads it; the timeout is a copy.
+    unsafe { call.block(libc::SYS_futex, args, For::Midway) }
+}
+
+fn current(word: u64) -> Result<u32, Errno> {
+    let mut bytes = [0u8; 4];
+    copy::read(word, &mut bytes).map_err(|_| Errno::EFAULT)?;
+    Ok(u32::from_ne_bytes(bytes))
+}
+
+fn host_futex(args: [u64; 6]) -> Result<u64, Errno> {
+    // SAFETY: the words lie in guest windows; the operations that come here do not block and write at most
+    // the second word, which has been marked.
+    unsafe { crate::host::syscall(libc::SYS_futex as u64, args) }
+}

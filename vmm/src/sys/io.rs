@@ -1,0 +1,215 @@
+//! Input and output by kind of descriptor: where requests begin, and where their output is held.
+
+use guest_agentless::{Errno, GuestRange};
+use recovery::Origin;
+
+use super::wait::For;
+use super::{BOUNCE, Call, HOLD_LIMIT, errno_of};
+use crate::host;
+use crate::process::domain::Early;
+use crate::process::effects::{Deferred, Undo};
+use crate::process::files::Kind;
+
+impl Call<'_, '_> {
+    /// Whether the descriptor is in non-blocking mode.
+    pub(super) fn is_nonblocking(&self, fd: i32) -> Result<bool, Errno> {
+        let flags = host::fcntl(fd, libc::F_GETFL, 0).map_err(|e| errno_of(&e))?;
+        Ok(flags & libc::O_NONBLOCK != 0)
+    }
+
+    /// Receives from a stream socket: the bytes begin a request, or belong to the one that is running.
+    pub(super) fn receive_stream(
+        &mut self,
+        fd: i32,
+        parts: &[GuestRange],
+        flags: i32,
+    ) -> Result<u64, Errno> {
+        if self.state.files.is_poisoned(fd) {
+            return Err(Errno::ECONNRESET);
+        }
+        let room: u64 = parts.iter().map(|part| part.len()).sum();
+        if room == 0 {
+            return Ok(0);
+        }
+        let peeks = flags & libc::MSG_PEEK != 0;
+        let origin = Origin::Stream(fd);
+        // More bytes of the same request, unless it has answered already.
+        let continues =
+            self.state.domain.as_ref().is_some_and(|d| d.origin == origin && !d.has_deferred());
+        if !continues && !peeks {
+            self.commit();
+        }
+        let len = room.min(BOUNCE as u64) as usize;
+        let wait = flags & libc::MSG_DONTWAIT == 0 && !self.is_nonblocking(fd)?;
+        let mut bounce = std::mem::take(&mut self.thread.bounce);
+        let received = self.receive(fd, &mut bounce[..len], flags, wait);
+        let result = self.deliver_stream(&received, &bounce, parts, origin, peeks);
+        self.thread.bounce = bounce;
+        result
+    }
+
+    fn deliver_stream(
+        &mut self,
+        received: &Result<usize, Errno>,
+        bounce: &[u8],
+        parts: &[GuestRange],
+        origin: Origin,
+        peeks: bool,
+    ) -> Result<u64, Errno> {
+        let n = (*received)?;
+        let bytes = &bounce[..n];
+        if !peeks {
+            if !self.state.domain.as_ref().is_some_and(|d| d.origin == origin) {
+                self.begin(origin)?;
+            }
+            if let Some(domain) = &mut self.state.domain {
+                domain.add_input(bytes);
+            }
+        }
+        self.scatter(parts, bytes)?;
+        Ok(n as u64)
+    }
+
+    fn receive(
+        &mut self,
+        fd: i32,
+        into: &mut [u8],
+        flags: i32,
+        wait: bool,
+    ) -> Result<usize, Errno> {
+        let args = |flags: i32| {
+            [fd as u64, into.as_ptr() as u64, into.len() as u64, flags as u64, 0, 0]
+        };
+        let number = libc::SYS_recvfrom;
+        // SAFETY: the buffer is a live exclusive slice of the monitor.
+        let now =
+            unsafe { host::syscall(number as u64, args(flags | libc::MSG_DONTWAIT)) };
+        match now {
+            Err(Errno::EAGAIN) if wait => {}
+            other => return other.map(|n| n as usize),
+        }
+        // SAFETY: as above.
+        unsafe { self.block(number, args(flags), For::Work) }.map(|n| n as usize)
+    }
+
+    /// Sends to a stream socket: held until the request has ended.
+    pub(super) fn send_stream(&mut self, fd: i32, bytes: Vec<u8>, wait: bool) -> Result<u64, Errno> {
+        let len = bytes.len();
+        if self.state.files.is_poisoned(fd) {
+            return Err(Errno::ECONNRESET);
+        }
+        // The kernel's own EAGAIN, and its event when there is room again.
+        if !self.state.files.flush(fd) && !wait {
+            return Err(Errno::EAGAIN);
+        }
+        if self.state.domain.as_ref().is_some_and(|d| d.held_bytes + len > HOLD_LIMIT) {
+            self.commit_early(Early::HoldLimit);
+        }
+        let Some(domain) = &mut self.state.domain else {
+            return self.send_now(fd, &bytes, wait);
+        };
+        domain.held_bytes += len;
+        match domain.journal.last_deferred() {
+            Some(Deferred::Send { fd: last, bytes: held }) if *last == fd => {
+                held.extend_from_slice(&bytes);
+            }
+            _ => domain.journal.defer(Deferred::Send { fd, bytes }),
+        }
+        Ok(len as u64)
+    }
+
+    fn send_now(&mut self, fd: i32, bytes: &[u8], wait: bool) -> Result<u64, Errno> {
+        match host::send(fd, bytes).map_err(|e| errno_of(&e)) {
+            Err(Errno::EAGAIN) if wait => {}
+            other => return other.map(|n| n as u64),
+        }
+        let flags = libc::MSG_NOSIGNAL as u64;
+        let args = [fd as u64, bytes.as_ptr() as u64, bytes.len() as u64, flags, 0, 0];
+        // SAFETY: the bytes are a live slice of the monitor.
+        unsafe { self.block(libc::SYS_sendto, args, For::Midway) }
+    }
+
+    /// Reads from a pipe, an eventfd or the like: a wake-up by the server itself.
+    pub(super) fn read_event(&mut self, fd: i32, parts: &[GuestRange]) -> Result<u64, Errno> {
+        let room: u64 = parts.iter().map(|part| part.len()).sum();
+        let len = room.min(BOUNCE as u64) as usize;
+        let is_event = self.state.files.kind(fd) == Kind::Anonymous;
+        if self.in_request() {
+            // An eventfd can be given its count back; what else was read cannot be put back.
+            if !is_event || len != 8 {
+                self.commit_early(Early::External);
+            }
+        } else {
+            self.commit();
+        }
+        let mut bounce = std::mem::take(&mut self.thread.bounce);
+        let result = self.read_ready(fd, &mut bounce[..len]);
+        let done = result.and_then(|n| {
+            self.scatter(parts, &bounce[..n])?;
+            if let (true, Some(count)) = (is_event && n == 8, bounce.first_chunk()) {
+                if self.in_request() {
+                    self.compensate(Undo::EventCount { fd, count: u64::from_ne_bytes(*count) });
+                }
+            }
+            Ok(n as u64)
+        });
+        self.thread.bounce = bounce;
+        done
+    }
+
+    fn read_ready(&mut self, fd: i32, into: &mut [u8]) -> Result<usize, Errno> {
+        let args = [fd as u64, into.as_mut_ptr() as u64, into.len() as u64, 0, 0, 0];
+        if self.is_nonblocking(fd)? || host::is_readable(fd) {
+            // SAFETY: the buffer is a live exclusive slice of the monitor.
+            return unsafe { host::syscall(libc::SYS_read as u64, args) }.map(|n| n as usize);
+        }
+        // SAFETY: as above.
+        unsafe { self.block(libc::SYS_read, args, For::Work) }.map(|n| n as usize)
+    }
+
+    /// Writes to a file, a pipe, a terminal or an eventfd: when the domain commits.
+    pub(super) fn write_later(
+        &mut self,
+        fd: i32,
+        bytes: Vec<u8>,
+        offset: Option<u64>,
+    ) -> Result<u64, Errno> {
+        let len = bytes.len();
+        // What the kernel would refuse is refused now.
+        let flags = host::fcntl(fd, libc::F_GETFL, 0).map_err(|e| errno_of(&e))?;
+        if flags & libc::O_ACCMODE == libc::O_RDONLY {
+            return Err(Errno::EBADF);
+        }
+        if self.state.domain.as_ref().is_some_and(|d| d.held_bytes + len > HOLD_LIMIT) {
+            self.commit_early(Early::HoldLimit);
+        }
+        let Some(domain) = &mut self.state.domain else {
+            return self.write_now(fd, &bytes, offset);
+        };
+        domain.held_bytes += len;
+        domain.journal.defer(Deferred::Write { fd, bytes, offset });
+        Ok(len as u64)
+    }
+
+    fn write_now(&mut self, fd: i32, bytes: &[u8], offset: Option<u64>) -> Result<u64, Errno> {
+        let (number, at) = match offset {
+            Some(at) => (libc::SYS_pwrite64, at),
+            None => (libc::SYS_write, 0),
+        };
+        let args = [fd as u64, bytes.as_ptr() as u64, bytes.len() as u64, at, 0, 0];
+        // SAFETY: the bytes are a live slice of the monitor.
+        unsafe { self.block(number, args, For::Midway) }
+    }
+
+    /// A call that would see the difference between a write that is deferred and one that is done: makes
+    /// the deferred ones real.
+    pub(super) fn settle_writes(&mut self, fd: i32) {
+        let pending = self.state.domain.as_ref().is_some_and(|domain| {
+            let mut effects = domain.journal.deferred().iter();
+            effects.any(|e| matches!(e, Deferred::Write { fd: to, .. } if *to == fd))
+        });
+        if pending {
+            self.commit_early(Early::External);
+        }
+    }
+}

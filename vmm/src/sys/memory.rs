@@ -1,0 +1,349 @@
+//! Mappings. What a domain unmaps or replaces is moved aside until it commits, so that an abandon can put it
+//! back, contents and all.
+
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+
+use guest_agentless::vma::FileBacking;
+use guest_agentless::{Backing, Errno, GuestRange, GuestVa, PAGE_SIZE, Protection, Vma};
+use recovery::tracker::PageContent;
+
+use super::{Call, Handler, errno_of};
+use crate::host;
+use crate::memory::{copy, window};
+use crate::process::State;
+use crate::process::domain::Early;
+use crate::process::effects::{Deferred, Undo};
+use crate::process::thread::Thread;
+
+pub fn handler(number: i64) -> Option<Handler> {
+    Some(match number {
+        libc::SYS_mmap => mmap,
+        libc::SYS_munmap => munmap,
+        libc::SYS_mprotect => mprotect,
+        libc::SYS_mremap => mremap,
+        libc::SYS_madvise => madvise,
+        libc::SYS_brk => brk,
+        _ => return None,
+    })
+}
+
+/// Bytes that a request may discard by zeroing them at once; more commits it early.
+const DISCARD_LIMIT: u64 = 8 << 20;
+/// `mincore`, `msync` and the like pass through; these need the host's own idea of the range.
+const MAP_KNOWN: i32 = libc::MAP_SHARED
+    | libc::MAP_PRIVATE
+    | libc::MAP_FIXED
+    | libc::MAP_FIXED_NOREPLACE
+    | libc::MAP_ANONYMOUS
+    | libc::MAP_NORESERVE
+    | libc::MAP_POPULATE
+    | libc::MAP_STACK
+    | libc::MAP_LOCKED
+    | libc::MAP_DENYWRITE
+    | libc::MAP_EXECUTABLE
+    | libc::MAP_32BIT
+    | libc::MAP_NONBLOCK
+    | libc::MAP_GROWSDOWN;
+
+fn page_range(address: u64, len: u64) -> Result<GuestRange, Errno> {
+    if !address.is_multiple_of(PAGE_SIZE) || len == 0 {
+        return Err(Errno::EINVAL);
+    }
+    let len = len.checked_next_multiple_of(PAGE_SIZE).ok_or(Errno::ENOMEM)?;
+    window::checked(address, len).ok_or(Errno::ENOMEM)
+}
+
+impl Call<'_, '_> {
+    /// Makes `range` free. In a domain, what was there is kept to be put back.
+    fn make_free(&mut self, range: GuestRange) -> Result<(), Errno> {
+        if self.state.space.vmas().overlapping(range).next().is_none() {
+            return Ok(());
+        }
+        if self.in_domain() {
+            if let Ok(stash) = self.state.space.stash(range) {
+                let (tracker, mut memory) =
+                    self.state.tracking(&self.thread.process, &mut self.thread.vcpu);
+                let pages = vec![tracker.save(&mut memory, range)];
+                self.compensate(Undo::Remap { stash, pages });
+                return Ok(());
+            }
+            // What the host cannot move (it is in several pieces there) cannot be undone.
+            self.commit_early(Early::External);
+        }
+        self.forget(range);
+        self.state.space.unmap(range)
+    }
+
+    fn forget(&mut self, range: GuestRange) {
+        if self.protected() {
+            let (tracker, mut memory) =
+                self.state.tracking(&self.thread.process, &mut self.thread.vcpu);
+            tracker.forget(&mut memory, range);
+        }
+    }
+
+    /// Maps `vma` into a free range.
+    fn map_new(
+        &mut self,
+        vma: Vma,
+        file: Option<(BorrowedFd, u64)>,
+        extra: i32,
+    ) -> Result<(), Errno> {
+        let range = vma.range;
+        self.forget(range);
+        self.state.space.map(vma, file, extra)?;
+        self.compensate(Undo::Unmap { range });
+        Ok(())
+    }
+}
+
+fn mmap(call: &mut Call) -> Result<u64, Errno> {
+    let [address, len, protection, flags, fd, offset] = call.args;
+    let flags = flags as i32;
+    let protection = Protection::from_bits(protection).ok_or(Errno::EINVAL)?;
+    let shared = match flags & libc::MAP_TYPE {
+        libc::MAP_PRIVATE => false,
+        libc::MAP_SHARED | libc::MAP_SHARED_VALIDATE => true,
+        _ => return Err(Errno::EINVAL),
+    };
+    let fixed = flags & (libc::MAP_FIXED | libc::MAP_FIXED_NOREPLACE) != 0;
+    let range = if fixed {
+        page_range(address, len)?
+    } else {
+        if len == 0 {
+            return Err(Errno::EINVAL);
+        }
+        call.state.space.find_free(address, len).ok_or(Errno::ENOMEM)?
+    };
+    if flags & libc::MAP_FIXED_NOREPLACE != 0
+        && call.state.space.vmas().overlapping(range).next().is_some()
+    {
+        return Err(Errno::EEXIST);
+    }
+    let anonymous = flags & libc::MAP_ANONYMOUS != 0;
+    let backing = match anonymous {
+        true if shared => Backing::File(FileBacking::shared_anonymous(0)),
+        true => Backing::Anonymous,
+        false => {
+            if !offset.is_multiple_of(PAGE_SIZE) {
+                return Err(Errno::EINVAL);
+            }
+            call.check_descriptor(fd as i32)?;
+            Backing::File(file_backing(fd as i32, offset)?)
+        }
+    };
+    if fixed {
+        call.make_free(range)?;
+    }
+    // SAFETY: only borrowed for the duration of the mapping; a descriptor that is not open is EBADF there.
+    let file = (!anonymous).then(|| (unsafe { BorrowedFd::borrow_raw(fd as i32) }, offset));
+    let extra = flags & (libc::MAP_NORESERVE | libc::MAP_POPULATE | libc::MAP_STACK) & MAP_KNOWN;
+    call.map_new(Vma { range, protection, shared, backing }, file, extra)?;
+    Ok(range.start())
+}
+
+impl Call<'_, '_> {
+    fn check_descriptor(&mut self, fd: i32) -> Result<(), Errno> {
+        let bad = fd < 0 || fd >= crate::memory::first_reserved() || self.state.files.is_closing(fd);
+        if bad { Err(Errno::EBADF) } else { Ok(()) }
+    }
+}
+
+fn file_backing(fd: i32, offset: u64) -> Result<FileBacking, Errno> {
+    let (device, inode) = host::identity(fd).map_err(|e| errno_of(&e))?;
+    let path = std::fs::read_link(format!("/proc/self/fd/{fd}"))
+        .map(|path| path.to_string_lossy().into_owned())
+        .unwrap_or_default();
+    let device = (libc::major(device), libc::minor(device));
+    Ok(FileBacking { path: Arc::from(path), offset, device, inode })
+}
+
+fn munmap(call: &mut Call) -> Result<u64, Errno> {
+    let range = page_range(call.args[0], call.args[1]).map_err(|_| Errno::EINVAL)?;
+    call.make_free(range)?;
+    Ok(0)
+}
+
+fn mprotect(call: &mut Call) -> Result<u64, Errno> {
+    let [address, len, bits, ..] = call.args;
+    if len == 0 {
+        return Ok(0);
+    }
+    let range = page_range(address, len)?;
+    let protection = Protection::from_bits(bits).ok_or(Errno::EINVAL)?;
+    let old = call.state.space.protect(range, protection)?;
+    call.compensate(Undo::Protect { old });
+    Ok(0)
+}
+
+fn brk(call: &mut Call) -> Result<u64, Errno> {
+    let (start, end) = call.state.space.heap();
+    let wanted = call.args[0];
+    if wanted < start || wanted > window::HIGH.1 {
+        return Ok(end);
+    }
+    let (old_top, new_top) = (page_up(end), page_up(wanted));
+    if new_top > old_top {
+        let range = GuestRange::from_bounds(old_top, new_top);
+        let free = window::contains(range)
+            && call.state.space.vmas().overlapping(range).next().is_none();
+        let protection = Protection::READ.union(Protection::WRITE);
+        let vma = Vma { range, protection, shared: false, backing: Backing::Heap };
+        if !free || call.map_new(vma, None, 0).is_err() {
+            return Ok(end);
+        }
+    } else if new_top < old_top {
+        call.make_free(GuestRange::from_bounds(new_top, old_top))?;
+    }
+    call.compensate(Undo::Heap { heap: (start, end) });
+    call.state.space.set_heap((start, wanted));
+    Ok(wanted)
+}
+
+fn page_up(address: u64) -> u64 {
+    address.saturating_add(PAGE_SIZE - 1) & !(PAGE_SIZE - 1)
+}
+
+/// Moving is a new mapping and a copy, so that it can be undone like any other writes.
+fn mremap(call: &mut Call) -> Result<u64, Errno> {
+    let [address, old_len, new_len, flags, new_address, _] = call.args;
+    let flags = flags as i32;
+    if flags & !(libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED) != 0 || old_len == 0 {
+        return Err(Errno::EINVAL);
+    }
+    let old = page_range(address, old_len)?;
+    let vma = call.state.space.vmas().find(address).cloned().ok_or(Errno::EFAULT)?;
+    if !vma.range.encloses(old) {
+        return Err(Errno::EFAULT);
+    }
+    let new_len = new_len.checked_next_multiple_of(PAGE_SIZE).ok_or(Errno::ENOMEM)?;
+    if new_len == 0 {
+        return Err(Errno::EINVAL);
+    }
+    let fixed = flags & libc::MREMAP_FIXED != 0;
+    if !fixed && new_len <= old.len() {
+        let tail = GuestRange::from_bounds(old.start() + new_len, old.end());
+        if !tail.is_empty() {
+            call.make_free(tail)?;
+        }
+        return Ok(address);
+    }
+    if vma.shared || !matches!(vma.backing, Backing::Anonymous | Backing::Heap) {
+        // The copy would not be the same mapping.
+        return Err(Errno::ENOMEM);
+    }
+    let grown = GuestRange::new(GuestVa(old.end()), new_len.saturating_sub(old.len()));
+    if let Some(grown) = grown.filter(|g| !fixed && window::contains(*g)) {
+        if call.state.space.vmas().overlapping(grown).next().is_none() {
+            call.map_new(Vma { range: grown, ..vma }, None, 0)?;
+            return Ok(address);
+        }
+    }
+    if flags & libc::MREMAP_MAYMOVE == 0 {
+        return Err(Errno::ENOMEM);
+    }
+    let target = match fixed {
+        true => page_range(new_address, new_len)?,
+        false => call.state.space.find_free(0, new_len).ok_or(Errno::ENOMEM)?,
+    };
+    if target.intersection(old).is_some() {
+        return Err(Errno::EINVAL);
+    }
+    if fixed {
+        call.make_free(target)?;
+    }
+    call.map_new(Vma { range: target, ..vma }, None, 0)?;
+    call.copy_pages(old, target)?;
+    call.make_free(old)?;
+    Ok(target.start())
+}
+
+impl Call<'_, '_> {
+    /// Copies as much of `from` as `to` has room for. Pages of zeros are left untouched.
+    fn copy_pages(&mut self, from: GuestRange, to: GuestRange) -> Result<(), Errno> {
+        let mut content = PageContent::boxed();
+        for (source, target) in from.pages().zip(to.pages()) {
+            copy::read(source.address().0, content.bytes_mut()).map_err(|_| Errno::EFAULT)?;
+            if content.bytes() != PageContent::zero().bytes() {
+                self.write(target.address().0, content.bytes())?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn madvise(call: &mut Call) -> Result<u64, Errno> {
+    let [address, len, advice, ..] = call.args;
+    if len == 0 {
+        return Ok(0);
+    }
+    let range = page_range(address, len)?;
+    match advice as i32 {
+        libc::MADV_NORMAL
+        | libc::MADV_RANDOM
+        | libc::MADV_SEQUENTIAL
+        | libc::MADV_WILLNEED
+        | libc::MADV_HUGEPAGE
+        | libc::MADV_NOHUGEPAGE
+        | libc::MADV_DONTDUMP
+        | libc::MADV_DODUMP
+        | libc::MADV_COLD => Ok(0),
+        libc::MADV_DONTNEED => discard(call, range),
+        // Refused like on an old kernel, so that allocators fall back to MADV_DONTNEED.
+        _ => Err(Errno::EINVAL),
+    }
+}
+
+fn discard(call: &mut Call, range: GuestRange) -> Result<u64, Errno> {
+    if !call.state.space.vmas().is_covered(range) {
+        return Err(Errno::ENOMEM);
+    }
+    let zero_based = range
+        .pages()
+        .step_by(1)
+        .all(|page| call.state.space.is_zero_based(page));
+    if call.in_domain() && zero_based && range.len() <= DISCARD_LIMIT {
+        for page in range.pages() {
+            let mut content = PageContent::boxed();
+            let written = copy::read(page.address().0, content.bytes_mut()).is_ok()
+                && content.bytes() != PageContent::zero().bytes();
+            if written {
+                call.write(page.address().0, PageContent::zero().bytes())?;
+            }
+        }
+        call.defer(Deferred::Discard { range });
+        return Ok(0);
+    }
+    call.commit_early(Early::External);
+    call.thread.mark_written(call.state, range);
+    host_discard(range)?;
+    Ok(0)
+}
+
+fn host_discard(range: GuestRange) -> Result<(), Errno> {
+    // SAFETY: the range lies in a guest window; its pages are the guest's to lose.
+    let result = unsafe {
+        libc::madvise(range.start() as *mut libc::c_void, range.len() as usize, libc::MADV_DONTNEED)
+    };
+    if result == 0 { Ok(()) } else { Err(errno_of(&io::Error::last_os_error())) }
+}
+
+impl Thread {
+    /// Gives the memory of discarded pages back to the host, of those that are still zero.
+    pub fn discard_if_zero(&mut self, state: &mut State, range: GuestRange) {
+        let mut content = PageContent::boxed();
+        for page in range.pages() {
+            let one = GuestRange::from_bounds(page.address().0, page.address().0 + PAGE_SIZE);
+            let still_zero = state.space.is_zero_based(page)
+                && copy::read(page.address().0, content.bytes_mut()).is_ok()
+                && content.bytes() == PageContent::zero().bytes();
+            if still_zero && host_discard(one).is_ok() {
+                let (tracker, mut memory) = state.tracking(&self.process, &mut self.vcpu);
+                tracker.forget(&mut memory, one);
+            }
+        }
+    }
+}
+

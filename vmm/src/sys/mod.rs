@@ -1,0 +1,362 @@
+//! System calls: from the registers of a guest thread to the host kernel and back.
+//!
+//! [`serve`] looks the call up in the table, checks its descriptors and pointers, and hands it to its
+//! handler. Calls without one are passed through as the table describes them. Handlers return a result; one
+//! function turns it into RAX.
+
+pub mod end;
+mod event;
+mod file;
+mod futex;
+mod io;
+mod memory;
+mod net;
+mod own_files;
+mod process;
+mod signal;
+mod thread;
+mod wait;
+
+use guest_agentless::syscall::{self, ArgKind, Effect, Support, Syscall};
+use guest_agentless::{Errno, GuestRange, to_rax};
+use recovery::Origin;
+
+pub use crate::host::errno_of;
+use crate::host;
+use crate::kvm::KvmError;
+use crate::memory::{copy, first_reserved, window};
+use crate::process::Turn;
+use crate::process::domain::{Domain, Early};
+use crate::process::effects::{Deferred, Undo};
+use crate::process::thread::{Flow, Thread};
+
+/// Bytes that one read or receive moves at most: a short count is what servers expect of sockets.
+pub const BOUNCE: usize = 64 << 10;
+/// Bytes of output that a domain may hold back before it is committed early.
+const HOLD_LIMIT: usize = 4 << 20;
+/// Elements of an `iovec` array, as in Linux (`UIO_MAXIOV`).
+const IOV_MAX: u64 = 1024;
+
+/// A system call in progress.
+pub struct Call<'a, 'p> {
+    thread: &'a mut Thread,
+    state: &'a mut Turn<'p>,
+    row: &'static Syscall,
+    args: [u64; 6],
+    /// The registers are set already: there is no result to put into RAX.
+    done: Option<Result<Flow, KvmError>>,
+}
+
+type Handler = fn(&mut Call<'_, '_>) -> Result<u64, Errno>;
+
+/// Serves the system call that `thread` has left the guest for.
+pub fn serve(thread: &mut Thread, state: &mut Turn<'_>) -> Result<Flow, KvmError> {
+    let regs = *thread.vcpu.registers();
+    let args = [regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9];
+    thread.process.stats.syscalls.inc(regs.rax);
+    thread.restart = None;
+    if let Some(domain) = &mut state.domain {
+        if strike(thread, domain) {
+            return Ok(Flow::Continue);
+        }
+        domain.calls += 1;
+    }
+    let Some(row) = syscall::lookup(regs.rax) else {
+        thread.vcpu.registers().rax = unsupported(thread, regs.rax, Errno::ENOSYS);
+        return Ok(Flow::Continue);
+    };
+    if row.support == Support::Refused {
+        let error = row.refusal().unwrap_or(Errno::ENOSYS);
+        thread.vcpu.registers().rax = unsupported(thread, regs.rax, error);
+        return Ok(Flow::Continue);
+    }
+    let mut call = Call { thread, state, row, args, done: None };
+    let result = match call.check_descriptors() {
+        Ok(()) => call.handle(),
+        Err(error) => Err(error),
+    };
+    log::trace!("{} = {result:?}", syscall::fmt_call(row, args));
+    match call.done.take() {
+        Some(flow) => flow,
+        None => {
+            thread.vcpu.registers().rax = to_rax(result);
+            Ok(Flow::Continue)
+        }
+    }
+}
+
+/// The configured fault injection: corrupts the instruction pointer.
+fn strike(thread: &mut Thread, domain: &Domain) -> bool {
+    let Some(injection) = &thread.process.options.inject else { return false };
+    let strikes = injection.strikes(&domain.input, domain.calls);
+    if strikes {
+        let registers = thread.vcpu.registers();
+        registers.rax = to_rax(Err(Errno::ENOSYS));
+        registers.rip = 0;
+    }
+    strikes
+}
+
+fn unsupported(thread: &Thread, number: u64, error: Errno) -> u64 {
+    let stats = &thread.process.stats;
+    if stats.unsupported.get(number) == 0 {
+        let name = syscall::lookup(number).map_or("unknown", |row| row.name);
+        log::info!("the guest's system call {number} ({name}) is refused with {}", error.name());
+    }
+    stats.unsupported.inc(number);
+    to_rax(Err(error))
+}
+
+impl Call<'_, '_> {
+    fn handle(&mut self) -> Result<u64, Errno> {
+        match self.handler() {
+            Some(handler) => handler(self),
+            None => self.pass_by_class(),
+        }
+    }
+
+    fn handler(&self) -> Option<Handler> {
+        let number = i64::from(self.row.number);
+        memory::handler(number)
+            .or_else(|| process::handler(number))
+            .or_else(|| signal::handler(number))
+            .or_else(|| thread::handler(number))
+            .or_else(|| futex::handler(number))
+            .or_else(|| file::handler(number))
+            .or_else(|| net::handler(number))
+            .or_else(|| event::handler(number))
+            .or_else(|| wait::handler(number))
+    }
+
+    /// Descriptors that are the monitor's own, or that this domain has closed, are not open.
+    fn check_descriptors(&mut self) -> Result<(), Errno> {
+        for (arg, value) in self.row.args.iter().zip(self.args) {
+            let fd = value as i32;
+            match arg.kind {
+                ArgKind::Fd if fd >= first_reserved() || self.state.files.is_closing(fd) => {
+                    return Err(Errno::EBADF);
+                }
+                ArgKind::DirFd if fd >= first_reserved() => return Err(Errno::EBADF),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Argument `index` as a descriptor or other `int`.
+    fn int(&self, index: usize) -> i32 {
+        self.args[index] as i32
+    }
+
+    /// Whether faults are recovered from.
+    fn protected(&self) -> bool {
+        self.thread.process.options.protect
+    }
+
+    /// Whether the running domain is a client's request: what it does must be undone if it faults.
+    fn in_domain(&self) -> bool {
+        self.state.domain.is_some()
+    }
+
+    /// Whether the running domain is charged to a client.
+    fn in_request(&self) -> bool {
+        self.state
+            .domain
+            .as_ref()
+            .is_some_and(|d| !matches!(d.origin, Origin::Internal | Origin::Timer))
+    }
+
+    /// A call without a handler of its own: it is done at once, after a commit if it cannot be undone.
+    fn pass_by_class(&mut self) -> Result<u64, Errno> {
+        match self.row.effect {
+            Effect::Pure => {}
+            _ => self.commit_early(Early::External),
+        }
+        self.pass()
+    }
+
+    /// Passes the call to the host as it is, with checked pointers and marked pages.
+    fn pass(&mut self) -> Result<u64, Errno> {
+        let args = self.checked_args()?;
+        // SAFETY: every pointer argument lies in a guest window with its whole extent, or is a vector of
+        // the monitor whose elements do.
+        unsafe { host::syscall(u64::from(self.row.number), args.values) }
+    }
+
+    /// Passes a call that may block to the host without the run token. Only where guest memory is not
+    /// tracked: the host kernel writes to it while others run.
+    fn pass_untracked(&mut self) -> Result<u64, Errno> {
+        debug_assert!(!self.protected());
+        let args = self.checked_args()?;
+        // SAFETY: as in `pass`.
+        unsafe { self.block(i64::from(self.row.number), args.values, wait::For::Work) }
+    }
+
+    /// Checks the pointers among the arguments and marks what the host is going to write.
+    fn checked_args(&mut self) -> Result<CheckedArgs, Errno> {
+        let mut args = CheckedArgs { values: self.args, _vectors: Vec::new() };
+        for span in self.row.spans(self.args, copy_u32) {
+            let span = span?;
+            let range = window::checked(span.address, span.len).ok_or(Errno::EFAULT)?;
+            if span.access.writes() {
+                self.thread.mark_written(self.state, range);
+            }
+        }
+        for (i, arg) in self.row.args.iter().enumerate() {
+            let address = self.args[i];
+            match arg.kind {
+                ArgKind::Path | ArgKind::Strings if address != 0 => {
+                    window::checked(address, 1).ok_or(Errno::EFAULT)?;
+                }
+                ArgKind::IovecIn { count } | ArgKind::IovecOut { count } => {
+                    let vector = self.vector(address, self.args[usize::from(count)])?;
+                    if matches!(arg.kind, ArgKind::IovecOut { .. }) {
+                        for part in &vector {
+                            self.thread.mark_written(self.state, *part);
+                        }
+                    }
+                    let host: Vec<libc::iovec> = vector
+                        .iter()
+                        .map(|part| libc::iovec {
+                            iov_base: part.start() as *mut libc::c_void,
+                            iov_len: part.len() as usize,
+                        })
+                        .collect();
+                    args.values[i] = host.as_ptr() as u64;
+                    args._vectors.push(host);
+                }
+                // Only the call's own handler knows what to check.
+                ArgKind::MsgIn | ArgKind::MsgOut | ArgKind::Custom if address != 0 => {
+                    return Err(Errno::ENOSYS);
+                }
+                _ => {}
+            }
+        }
+        Ok(args)
+    }
+
+    /// Reads an array of `struct iovec` and checks its elements.
+    fn vector(&self, address: u64, count: u64) -> Result<Vec<GuestRange>, Errno> {
+        if count > IOV_MAX {
+            return Err(Errno::EINVAL);
+        }
+        let mut bytes = vec![0u8; count as usize * 16];
+        copy::read(address, &mut bytes).map_err(|_| Errno::EFAULT)?;
+        let mut total = 0u64;
+        let mut parts = Vec::with_capacity(count as usize);
+        for element in bytes.chunks_exact(16) {
+            let word = |i: usize| u64::from_ne_bytes(element[i..i + 8].try_into().unwrap_or([0; 8]));
+            let (base, len) = (word(0), word(8));
+            total = total.checked_add(len).filter(|t| *t <= i64::MAX as u64).ok_or(Errno::EINVAL)?;
+            if len > 0 {
+                parts.push(window::checked(base, len).ok_or(Errno::EFAULT)?);
+            }
+        }
+        Ok(parts)
+    }
+
+    /// Reads `N` bytes of guest memory.
+    fn read<const N: usize>(&self, address: u64) -> Result<[u8; N], Errno> {
+        let mut bytes = [0u8; N];
+        copy::read(address, &mut bytes).map_err(|_| Errno::EFAULT)?;
+        Ok(bytes)
+    }
+
+    /// Reads `len` bytes of guest memory; the caller has bounded `len`.
+    fn read_vec(&self, address: u64, len: usize) -> Result<Vec<u8>, Errno> {
+        let mut bytes = vec![0u8; len];
+        copy::read(address, &mut bytes).map_err(|_| Errno::EFAULT)?;
+        Ok(bytes)
+    }
+
+    /// Reads a path.
+    fn read_path(&self, address: u64) -> Result<Vec<u8>, Errno> {
+        let mut path = Vec::new();
+        let mut at = address;
+        while path.len() < libc::PATH_MAX as usize {
+            // Up to the end of the page, which is as far as one can see.
+            let len = (4096 - at % 4096).min((libc::PATH_MAX as usize - path.len()) as u64);
+            let part = self.read_vec(at, len as usize)?;
+            if let Some(end) = part.iter().position(|b| *b == 0) {
+                path.extend_from_slice(&part[..end]);
+                return Ok(path);
+            }
+            path.extend_from_slice(&part);
+            at = at.checked_add(len).ok_or(Errno::EFAULT)?;
+        }
+        Err(Errno::ENAMETOOLONG)
+    }
+
+    /// Writes to guest memory, as a result of the call.
+    fn write(&mut self, address: u64, bytes: &[u8]) -> Result<(), Errno> {
+        let range = window::checked(address, bytes.len() as u64).ok_or(Errno::EFAULT)?;
+        self.thread.mark_written(self.state, range);
+        copy::write(address, bytes).map_err(|_| Errno::EFAULT)
+    }
+
+    /// Fills the parts of a vector one after the other.
+    fn scatter(&mut self, parts: &[GuestRange], mut bytes: &[u8]) -> Result<(), Errno> {
+        for part in parts {
+            let len = bytes.len().min(part.len() as usize);
+            self.write(part.start(), &bytes[..len])?;
+            bytes = &bytes[len..];
+            if bytes.is_empty() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends the running domain well.
+    fn commit(&mut self) {
+        self.thread.commit(self.state);
+    }
+
+    /// Commits what the running domain has done so far.
+    fn commit_early(&mut self, why: Early) {
+        self.thread.commit_early(self.state, why);
+    }
+
+    /// Begins a domain at this call, which is completed again with an error if the domain is abandoned.
+    /// The first one starts the tracking.
+    fn begin(&mut self, origin: Origin) -> Result<(), Errno> {
+        if !self.protected() {
+            return Ok(());
+        }
+        self.thread.arm(self.state);
+        self.thread.continues = None;
+        self.thread.begin(self.state, origin).map_err(|error| {
+            log::error!("{error}");
+            Errno::ENOMEM
+        })
+    }
+
+    /// Puts an effect off until the commit; does it at once where nothing is to be undone.
+    fn defer(&mut self, effect: Deferred) {
+        match &mut self.state.domain {
+            Some(domain) => domain.journal.defer(effect),
+            None => self.thread.perform(self.state, effect),
+        }
+    }
+
+    /// Notes how to undo what has just been done.
+    fn compensate(&mut self, inverse: Undo) {
+        match &mut self.state.domain {
+            Some(domain) => domain.journal.compensate(inverse),
+            None => self.thread.release_undo(self.state, inverse),
+        }
+    }
+}
+
+/// Arguments that the host may be given.
+struct CheckedArgs {
+    values: [u64; 6],
+    /// What some of the values point to.
+    _vectors: Vec<Vec<libc::iovec>>,
+}
+
+fn copy_u32(address: u64) -> Result<u32, Errno> {
+    let mut bytes = [0u8; 4];
+    copy::read(address, &mut bytes).map_err(|_| Errno::EFAULT)?;
+    Ok(u32::from_ne_bytes(bytes))
+}

@@ -1,0 +1,159 @@
+//! The process as a whole: limits, thread pointers, identity.
+
+use guest_agentless::Errno;
+
+use super::{Call, Handler};
+use crate::memory::window;
+use crate::process::domain::Early;
+use crate::process::effects::Undo;
+
+pub fn handler(number: i64) -> Option<Handler> {
+    Some(match number {
+        libc::SYS_arch_prctl => arch_prctl,
+        libc::SYS_prlimit64 => prlimit,
+        libc::SYS_getrlimit => getrlimit,
+        libc::SYS_setrlimit => setrlimit,
+        libc::SYS_prctl => prctl,
+        libc::SYS_personality => personality,
+        libc::SYS_wait4 | libc::SYS_waitid => no_children,
+        libc::SYS_exit_group => super::end::exit_group,
+        _ => return None,
+    })
+}
+
+const ARCH_SET_GS: u64 = 0x1001;
+const ARCH_SET_FS: u64 = 0x1002;
+const ARCH_GET_FS: u64 = 0x1003;
+const ARCH_GET_GS: u64 = 0x1004;
+
+fn arch_prctl(call: &mut Call) -> Result<u64, Errno> {
+    let [code, address, ..] = call.args;
+    let (fs, gs) = (call.thread.vcpu.fs_base(), call.thread.vcpu.gs_base());
+    let canonical = || if address >> 47 == 0 { Ok(address) } else { Err(Errno::EPERM) };
+    let (fs, gs) = match code {
+        ARCH_SET_FS => (canonical()?, gs),
+        ARCH_SET_GS => (fs, canonical()?),
+        ARCH_GET_FS => return call.write(address, &fs.to_ne_bytes()).map(|()| 0),
+        ARCH_GET_GS => return call.write(address, &gs.to_ne_bytes()).map(|()| 0),
+        _ => return Err(Errno::EINVAL),
+    };
+    call.thread.vcpu.set_segment_bases(fs, gs).map(|()| 0).map_err(|error| {
+        log::error!("{error}");
+        Errno::EPERM
+    })
+}
+
+/// The descriptor limit is the guest's own: the host's has to leave room for the monitor.
+fn prlimit(call: &mut Call) -> Result<u64, Errno> {
+    let (pid, resource) = (call.int(0), call.int(1));
+    let (new, old) = (call.args[2], call.args[3]);
+    if pid != 0 && pid != std::process::id() as i32 {
+        call.commit_early(Early::External);
+        return call.pass();
+    }
+    if resource as u32 != libc::RLIMIT_NOFILE {
+        if new != 0 {
+            call.commit_early(Early::External);
+        }
+        return call.pass();
+    }
+    if old != 0 {
+        window::checked(old, 16).ok_or(Errno::EFAULT)?;
+    }
+    let current = call.state.descriptor_limit;
+    if new != 0 {
+        set_descriptor_limit(call, new)?;
+    }
+    if old != 0 {
+        call.write_pair(old, current)?;
+    }
+    Ok(0)
+}
+
+fn getrlimit(call: &mut Call) -> Result<u64, Errno> {
+    if call.args[0] as u32 != libc::RLIMIT_NOFILE {
+        return call.pass();
+    }
+    call.write_pair(call.args[1], call.state.descriptor_limit).map(|()| 0)
+}
+
+fn setrlimit(call: &mut Call) -> Result<u64, Errno> {
+    if call.args[0] as u32 != libc::RLIMIT_NOFILE {
+        call.commit_early(Early::External);
+        return call.pass();
+    }
+    set_descriptor_limit(call, call.args[1]).map(|()| 0)
+}
+
+fn set_descriptor_limit(call: &mut Call, address: u64) -> Result<(), Errno> {
+    let bytes: [u8; 16] = call.read(address)?;
+    let word = |i: usize| u64::from_ne_bytes(bytes[i..i + 8].try_into().unwrap_or([0; 8]));
+    let (soft, hard) = (word(0), word(8));
+    let old = call.state.descriptor_limit;
+    if soft > hard {
+        return Err(Errno::EINVAL);
+    }
+    if hard > old.1 {
+        return Err(Errno::EPERM);
+    }
+    call.state.descriptor_limit = (soft, hard);
+    call.compensate(Undo::DescriptorLimit { limit: old });
+    Ok(())
+}
+
+impl Call<'_, '_> {
+    fn write_pair(&mut self, address: u64, pair: (u64, u64)) -> Result<(), Errno> {
+        let mut bytes = [0u8; 16];
+        bytes[..8].copy_from_slice(&pair.0.to_ne_bytes());
+        bytes[8..].copy_from_slice(&pair.1.to_ne_bytes());
+        self.write(address, &bytes)
+    }
+}
+
+fn prctl(call: &mut Call) -> Result<u64, Errno> {
+    let [option, address, ..] = call.args;
+    match option as i32 {
+        libc::PR_SET_NAME => {
+            let mut name: Vec<u8> = call.read_path(address)?;
+            name.truncate(15);
+            name.push(0);
+            // SAFETY: a NUL-terminated string of at most 16 bytes.
+            unsafe { libc::prctl(libc::PR_SET_NAME, name.as_ptr()) };
+            Ok(0)
+        }
+        libc::PR_GET_NAME => {
+            let mut name = crate::host::thread_name().into_bytes();
+            name.resize(16, 0);
+            call.write(address, &name).map(|()| 0)
+        }
+        libc::PR_SET_DUMPABLE
+        | libc::PR_GET_DUMPABLE
+        | libc::PR_SET_KEEPCAPS
+        | libc::PR_GET_KEEPCAPS
+        | libc::PR_SET_TIMERSLACK
+        | libc::PR_GET_TIMERSLACK
+        | libc::PR_SET_NO_NEW_PRIVS
+        | libc::PR_GET_NO_NEW_PRIVS
+        | libc::PR_SET_THP_DISABLE
+        | libc::PR_GET_THP_DISABLE
+        | libc::PR_CAPBSET_READ
+        | libc::PR_SET_PDEATHSIG => {
+            let args = [call.args[0], call.args[1], call.args[2], call.args[3], call.args[4], 0];
+            // SAFETY: these options take numbers only.
+            unsafe { crate::host::syscall(libc::SYS_prctl as u64, args) }
+        }
+        _ => Err(Errno::EINVAL),
+    }
+}
+
+fn personality(call: &mut Call) -> Result<u64, Errno> {
+    match call.args[0] as u32 {
+        0xffff_ffff => call.pass(),
+        0 => Ok(0),
+        _ => Err(Errno::EINVAL),
+    }
+}
+
+fn no_children(_: &mut Call) -> Result<u64, Errno> {
+    Err(Errno::ECHILD)
+}

@@ -1,0 +1,151 @@
+//! Threads.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc;
+
+use guest_agentless::{Errno, GuestRange, GuestVa};
+
+use super::{Call, Handler};
+use crate::memory::{copy, window};
+use crate::process::State;
+use crate::process::domain::Early;
+use crate::process::thread::{Flow, Thread};
+
+pub fn handler(number: i64) -> Option<Handler> {
+    Some(match number {
+        libc::SYS_clone => clone,
+        libc::SYS_exit => exit,
+        libc::SYS_set_tid_address => set_tid_address,
+        libc::SYS_set_robust_list => set_robust_list,
+        libc::SYS_get_robust_list => get_robust_list,
+        _ => return None,
+    })
+}
+
+/// Stack of a host thread that runs a guest thread.
+const HOST_STACK: usize = 512 << 10;
+
+const THREAD_FLAGS: u64 =
+    (libc::CLONE_VM | libc::CLONE_FS | libc::CLONE_FILES | libc::CLONE_SIGHAND | libc::CLONE_THREAD)
+        as u64;
+
+fn clone(call: &mut Call) -> Result<u64, Errno> {
+    let [flags, stack, parent_tid, child_tid, tls, _] = call.args;
+    if flags & THREAD_FLAGS != THREAD_FLAGS {
+        log::info!("the guest tried to make a process, which is not carried yet");
+        return Err(Errno::ENOSYS);
+    }
+    for (flag, address) in [
+        (libc::CLONE_PARENT_SETTID, parent_tid),
+        (libc::CLONE_CHILD_SETTID, child_tid),
+        (libc::CLONE_CHILD_CLEARTID, child_tid),
+    ] {
+        if flags & flag as u64 != 0 {
+            window::checked(address, 4).ok_or(Errno::EFAULT)?;
+        }
+    }
+    call.commit_early(Early::External);
+    let process = Arc::clone(&call.thread.process);
+    let mut vcpu = process.take_vcpu().map_err(|error| {
+        log::error!("{error}");
+        Errno::EAGAIN
+    })?;
+    let mut registers = *call.thread.vcpu.registers();
+    registers.rax = 0;
+    if stack != 0 {
+        registers.rsp = stack;
+    }
+    *vcpu.registers() = registers;
+    let fs = match flags & libc::CLONE_SETTLS as u64 {
+        0 => call.thread.vcpu.fs_base(),
+        _ => tls,
+    };
+    let prepared = vcpu.set_segment_bases(fs, call.thread.vcpu.gs_base()).and_then(|()| {
+        let extended = call.thread.vcpu.extended_state()?;
+        vcpu.set_extended_state(&extended)
+    });
+    if let Err(error) = prepared {
+        log::error!("{error}");
+        process.give_vcpu(vcpu);
+        return Err(Errno::EAGAIN);
+    }
+    let child = Thread::new(process, vcpu, call.thread.blocked);
+    if flags & libc::CLONE_CHILD_CLEARTID as u64 != 0 {
+        child.control.clear_tid.store(child_tid, Ordering::Relaxed);
+    }
+    let tid = start(child).ok_or(Errno::EAGAIN)?;
+    if flags & libc::CLONE_PARENT_SETTID as u64 != 0 {
+        call.write(parent_tid, &tid.to_ne_bytes())?;
+    }
+    if flags & libc::CLONE_CHILD_SETTID as u64 != 0 {
+        call.write(child_tid, &tid.to_ne_bytes())?;
+    }
+    Ok(tid as u64)
+}
+
+/// Starts the host thread; it waits for the run token, which the caller holds.
+fn start(child: Thread) -> Option<i32> {
+    let (send, receive) = mpsc::sync_channel(1);
+    let started = std::thread::Builder::new().stack_size(HOST_STACK).spawn(move || {
+        child.run(|tid| {
+            let _ = send.send(tid);
+        });
+    });
+    match started {
+        Ok(_) => receive.recv().ok(),
+        Err(error) => {
+            log::error!("cannot start a thread: {error}");
+            None
+        }
+    }
+}
+
+fn exit(call: &mut Call) -> Result<u64, Errno> {
+    call.commit();
+    let last = call.thread.process.threads().len() <= 1;
+    if last {
+        return super::end::exit_group(call);
+    }
+    call.thread.clear_tid(call.state);
+    call.done = Some(Ok(Flow::ThreadEnded));
+    Ok(0)
+}
+
+impl Thread {
+    /// Clears the thread's ID where it asked for that, and wakes who waits for it.
+    fn clear_tid(&mut self, state: &mut State) {
+        let address = self.control.clear_tid.load(Ordering::Relaxed);
+        let Some(range) = GuestRange::new(GuestVa(address), 4).filter(|_| address != 0) else {
+            return;
+        };
+        self.mark_written(state, range);
+        if copy::write(address, &0u32.to_ne_bytes()).is_ok() {
+            let args = [address, libc::FUTEX_WAKE as u64, 1, 0, 0, 0];
+            // SAFETY: the word lies in a guest window; nothing is written.
+            let _ = unsafe { crate::host::syscall(libc::SYS_futex as u64, args) };
+        }
+        // What the host has just written belongs to the base of whatever runs next.
+        let (tracker, mut memory) = state.tracking(&self.process, &mut self.vcpu);
+        tracker.settle(&mut memory);
+    }
+}
+
+fn set_tid_address(call: &mut Call) -> Result<u64, Errno> {
+    call.thread.control.clear_tid.store(call.args[0], Ordering::Relaxed);
+    Ok(call.thread.tid() as u64)
+}
+
+/// The host kernel walks the list when the host thread ends: its thread ID is the one in the guest's
+/// mutexes.
+fn set_robust_list(call: &mut Call) -> Result<u64, Errno> {
+    window::checked(call.args[0], call.args[1]).ok_or(Errno::EFAULT)?;
+    call.pass()
+}
+
+fn get_robust_list(call: &mut Call) -> Result<u64, Errno> {
+    if call.args[0] != 0 && !call.thread.process.threads().contains_key(&call.int(0)) {
+        return Err(Errno::ESRCH);
+    }
+    call.pass()
+}

@@ -1,0 +1,164 @@
+//! Calls that wait: how a thread gives up the run token and comes back.
+
+use guest_agentless::Errno;
+use recovery::Origin;
+
+use super::{Call, Handler};
+use crate::process::control::blocking_syscall;
+use crate::process::domain::Early;
+use crate::process::effects::Deferred;
+use crate::process::recover::Fault;
+
+/// What a thread waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum For {
+    /// More work: the domain has ended.
+    Work,
+    /// Something in the middle of the domain: a lock, a time, a disk.
+    Midway,
+}
+
+pub fn handler(number: i64) -> Option<Handler> {
+    Some(match number {
+        libc::SYS_nanosleep => nanosleep,
+        libc::SYS_clock_nanosleep => clock_nanosleep,
+        libc::SYS_pause => pause,
+        libc::SYS_sched_yield => sched_yield,
+        libc::SYS_flock | libc::SYS_connect => slow_external,
+        _ => return None,
+    })
+}
+
+impl Call<'_, '_> {
+    /// Ends or suspends the domain, and makes a host call without the run token. EINTR if a signal is to be
+    /// delivered; other kicks do not end it.
+    ///
+    /// # Safety
+    ///
+    /// The arguments must be valid for the host call, and the host must not write guest memory through
+    /// them while faults are recovered from: other threads run meanwhile.
+    pub(super) unsafe fn block(
+        &mut self,
+        number: i64,
+        args: [u64; 6],
+        what: For,
+    ) -> Result<u64, Errno> {
+        match what {
+            For::Work => self.commit(),
+            For::Midway => self.commit_early(Early::Suspended),
+        }
+        let control = self.thread.control;
+        loop {
+            if control.take_attention() {
+                self.thread.vcpu.clear_kick();
+            }
+            if self.thread.has_deliverable(self.state) {
+                return self.interrupted();
+            }
+            // SAFETY: the caller answers for the arguments.
+            let result = self.state.released(|| unsafe { blocking_syscall(control, number, args) });
+            match result {
+                Err(Errno::EINTR) if self.thread.has_deliverable(self.state) => {
+                    return self.interrupted();
+                }
+                Err(Errno::EINTR) => {}
+                other => return other,
+            }
+        }
+    }
+
+    /// A signal is delivered before the guest goes on.
+    pub(super) fn interrupted(&mut self) -> Result<u64, Errno> {
+        self.thread.restart = Some(u64::from(self.row.number));
+        self.thread.control.request_attention();
+        Err(Errno::EINTR)
+    }
+
+    /// Says what the domain that begins when this call returns is charged to.
+    pub(super) fn next_is(&mut self, origin: Origin) {
+        self.thread.next_origin = origin;
+    }
+
+    /// A request that is about to wait, without a limit, for another thread to act on a signal that it has
+    /// sent itself can never go on: the signal waits for its commit. Servers do this on their crash path.
+    pub(super) fn waits_for_own_effect(&self) -> bool {
+        self.in_request()
+            && self.state.domain.as_ref().is_some_and(|domain| {
+                let mut effects = domain.journal.deferred().iter();
+                effects.any(|effect| matches!(effect, Deferred::SignalThread { .. }))
+            })
+    }
+
+    /// Ends the request as faulted.
+    pub(super) fn fault(&mut self, fault: Fault) -> Result<u64, Errno> {
+        self.done = Some(self.thread.fault(self.state, fault));
+        Ok(0)
+    }
+}
+
+fn nanosleep(call: &mut Call) -> Result<u64, Errno> {
+    let request: [u8; 16] = call.read(call.args[0])?;
+    sleep(call, libc::CLOCK_MONOTONIC, 0, request, call.args[1])
+}
+
+fn clock_nanosleep(call: &mut Call) -> Result<u64, Errno> {
+    let request: [u8; 16] = call.read(call.args[2])?;
+    sleep(call, call.int(0), call.args[1], request, call.args[3])
+}
+
+fn sleep(
+    call: &mut Call,
+    clock: i32,
+    flags: u64,
+    request: [u8; 16],
+    remaining: u64,
+) -> Result<u64, Errno> {
+    let mut rest = [0u8; 16];
+    let args =
+        [clock as u64, flags, request.as_ptr() as u64, rest.as_mut_ptr() as u64, 0, 0];
+    // SAFETY: both pointers are to arrays of the size of a `timespec` that live until the call is over.
+    let result = unsafe { call.block(libc::SYS_clock_nanosleep, args, For::Midway) };
+    call.next_is(Origin::Timer);
+    // A sleep is never restarted by SA_RESTART.
+    call.thread.restart = None;
+    if result == Err(Errno::EINTR) && remaining != 0 && flags & libc::TIMER_ABSTIME as u64 == 0 {
+        call.write(remaining, &rest)?;
+    }
+    result
+}
+
+fn pause(call: &mut Call) -> Result<u64, Errno> {
+    // SAFETY: the call has no arguments.
+    let result = unsafe { call.block(libc::SYS_pause, [0; 6], For::Work) };
+    call.thread.restart = None;
+    result
+}
+
+fn sched_yield(call: &mut Call) -> Result<u64, Errno> {
+    // A request keeps the token: nothing that it could wait for is held by a thread that may run.
+    if !call.in_request() {
+        call.commit();
+        call.state.released(|| ());
+    }
+    Ok(0)
+}
+
+/// Calls with effects that cannot be undone, which may take long, and write no guest memory.
+fn slow_external(call: &mut Call) -> Result<u64, Errno> {
+    call.commit_early(Early::External);
+    let mut args = call.checked_args()?.values;
+    // The address must not change under the call.
+    let mut address = [0u8; 128];
+    if i64::from(call.row.number) == libc::SYS_connect {
+        let len = call.row.count(2, &call.args).min(address.len() as u64) as usize;
+        let bytes = call.read_vec(call.args[1], len)?;
+        address[..len].copy_from_slice(&bytes);
+        args[1] = address.as_ptr() as u64;
+        args[2] = len as u64;
+    }
+    // SAFETY: `connect` is given a copy of the address, `flock` numbers only.
+    let result = unsafe { call.block(i64::from(call.row.number), args, For::Midway) };
+    let fd = call.int(0);
+    call.state.files.forget(fd);
+    result
+}
