@@ -119,7 +119,7 @@ impl Reporter {
 
     /// Writes `event` after everything that was handed over before.
     pub fn emit(&self, event: Event) {
-        self.hand_over(Item::Event(event));
+        self.hand_over(Item::Event(Box::new(event)));
     }
 
     /// Writes the report and the event of a fault after everything that was handed over before. It does not

@@ -108,7 +108,11 @@ mod tests {
             .iter()
             .map(|sum| (&*sum.mapping, sum.pages, sum.bytes_changed))
             .collect();
-        let expected = [("[heap]", 2, 8), ("[anonymous]", 2, 4100), ("[unmapped]", 1, 1)];
+        let expected = [
+            ("[heap]", 2, 8),
+            ("[anonymous]", 2, 4100),
+            ("[unmapped]", 1, 1),
+        ];
         assert_eq!(sums, expected);
     }
 

@@ -19,7 +19,7 @@ pub(super) const MAX_BYTES: usize = 64 << 20;
 #[derive(Debug)]
 pub(super) enum Item {
     /// An event as it is.
-    Event(Event),
+    Event(Box<Event>),
     /// A fault, of which report and event are still to be made.
     Fault(Box<FaultRecord>),
 }
@@ -70,7 +70,10 @@ impl Queue {
             if state.phase == Phase::Ended {
                 return Err(item);
             }
-            state = self.room.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state = self
+                .room
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
         }
         state.bytes += bytes;
         state.items.push_back(item);
@@ -90,7 +93,10 @@ impl Queue {
             if state.phase != Phase::Open {
                 return None;
             }
-            state = self.ready.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state = self
+                .ready
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
         }
     }
 
@@ -134,10 +140,12 @@ impl Item {
     /// Bytes that it holds, about. It does not change while it waits.
     fn bytes(&self) -> usize {
         let strings = |list: &[String]| -> usize {
-            list.iter().map(|text| size_of::<String>() + text.capacity()).sum()
+            list.iter()
+                .map(|text| size_of::<String>() + text.capacity())
+                .sum()
         };
         match self {
-            Item::Event(_) => size_of::<Item>(),
+            Item::Event(_) => size_of::<Event>(),
             Item::Fault(record) => {
                 size_of::<FaultRecord>()
                     + record.stack.capacity()
@@ -161,9 +169,9 @@ mod tests {
     use std::time::Duration;
 
     fn listening(n: usize) -> Item {
-        Item::Event(Event::Listening {
+        Item::Event(Box::new(Event::Listening {
             address: n.to_string(),
-        })
+        }))
     }
 
     fn large() -> Item {

@@ -56,7 +56,12 @@ fn record_here() -> FaultRecord {
              options(nomem, nostack, preserves_flags));
     }
     let mappings = own_mappings();
-    let end = mappings.iter().find(|vma| vma.range.contains(rsp)).unwrap().range.end();
+    let end = mappings
+        .iter()
+        .find(|vma| vma.range.contains(rsp))
+        .unwrap()
+        .range
+        .end();
     let mut stack = vec![0; (end - rsp).min(64 << 10) as usize];
     let memory = fs::File::open("/proc/self/mem").unwrap();
     memory.read_exact_at(&mut stack, rsp).unwrap();
@@ -147,14 +152,19 @@ impl Fixture {
 
     fn events(&self) -> Vec<Value> {
         let text = fs::read_to_string(self.dir.path().join("events")).unwrap();
-        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+        text.lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect()
     }
 
     /// The only report after everything is written.
     fn report_of(&self, record: FaultRecord) -> FaultReport {
         self.reporter.fault(record);
         self.reporter.finish();
-        ReportArchive::new(Some(self.reports())).unwrap().load("last").unwrap()
+        ReportArchive::new(Some(self.reports()))
+            .unwrap()
+            .load("last")
+            .unwrap()
     }
 }
 
@@ -167,7 +177,10 @@ fn listening(n: usize) -> Event {
 /// The frame whose function has `name` as the last part of its own.
 fn position(report: &FaultReport, name: &str) -> usize {
     let is_it = |symbol: &String| symbol.contains(name);
-    let found = report.stack.iter().position(|f| f.symbol.as_ref().is_some_and(is_it));
+    let found = report
+        .stack
+        .iter()
+        .position(|f| f.symbol.as_ref().is_some_and(is_it));
     found.unwrap_or_else(|| panic!("no {name} in {}", report.to_text()))
 }
 
@@ -179,13 +192,23 @@ fn a_real_stack_has_names_and_lines() {
     assert_eq!(position(&report, "outer_function"), 2);
     assert_eq!(position(&report, "a_real_stack_has_names_and_lines"), 3);
     let symbol = report.symbol.as_ref().unwrap();
-    assert!(symbol.contains("record_here") && symbol.contains("+0x"), "{symbol}");
+    assert!(
+        symbol.contains("record_here") && symbol.contains("+0x"),
+        "{symbol}"
+    );
     let inner = &report.stack[1];
-    assert!(inner.file.as_ref().unwrap().ends_with("reporter/tests.rs"), "{inner:?}");
+    assert!(
+        inner.file.as_ref().unwrap().ends_with("reporter/tests.rs"),
+        "{inner:?}"
+    );
     assert!(inner.line.is_some() && inner.module.is_some());
     // The bottom of a thread's stack is in libc, and the walk has reached it.
     let last = report.stack.last().unwrap();
-    assert!(last.module.as_ref().unwrap().contains("libc"), "{}", report.to_text());
+    assert!(
+        last.module.as_ref().unwrap().contains("libc"),
+        "{}",
+        report.to_text()
+    );
 }
 
 #[test]
@@ -209,7 +232,8 @@ fn functions_of_libraries_have_names() {
     record.mappings = own_mappings();
     record.rip = libc::getpid as *const () as u64 + 3;
     let report = Fixture::new().report_of(record);
-    assert_eq!(report.symbol.as_deref(), Some("getpid+0x3"));
+    // It has two names.
+    assert!(report.symbol.as_ref().unwrap().ends_with("getpid+0x3"));
     assert!(report.stack[0].module.as_ref().unwrap().contains("libc"));
 }
 
@@ -327,7 +351,10 @@ fn the_thread_has_its_name_and_no_signals() {
             None => thread::yield_now(),
         }
     };
-    let blocked = text.lines().find_map(|line| line.strip_prefix("SigBlk:\t")).unwrap();
+    let blocked = text
+        .lines()
+        .find_map(|line| line.strip_prefix("SigBlk:\t"))
+        .unwrap();
     let blocked = u64::from_str_radix(blocked, 16).unwrap();
     for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGUSR1, libc::SIGALRM] {
         assert_ne!(blocked & 1 << (signal - 1), 0, "signal {signal}");

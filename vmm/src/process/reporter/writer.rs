@@ -76,7 +76,10 @@ impl Writer {
 fn frames(symbolizer: &mut Symbolizer, record: &FaultRecord) -> Vec<Frame> {
     let walk = AssertUnwindSafe(|| symbolizer.frames(record));
     panic::catch_unwind(walk).unwrap_or_else(|_| {
-        log::error!("the stack of a fault at {:#x} could not be read", record.rip);
+        log::error!(
+            "the stack of a fault at {:#x} could not be read",
+            record.rip
+        );
         // It may be in any state now.
         *symbolizer = Symbolizer::default();
         Vec::new()
