@@ -4,6 +4,9 @@
 //! the unwind information of the mapped files (`.eh_frame`), and frame pointers where there is none.
 //! Whatever it reads may be damaged, so it is bounded, believes only return addresses that lie in executable
 //! mappings, and ends early rather than guess.
+//!
+//! One thing is not bounded: framehop evaluates the expressions in unwind information without a limit, so a
+//! file made for the purpose can keep it busy for ever. To map one, somebody must already run code of theirs.
 
 mod info;
 mod lines;
