@@ -13,7 +13,10 @@ pub struct Journal<D, U> {
 
 impl<D, U> Default for Journal<D, U> {
     fn default() -> Self {
-        Journal { deferred: Vec::new(), undo: Vec::new() }
+        Journal {
+            deferred: Vec::new(),
+            undo: Vec::new(),
+        }
     }
 }
 
@@ -46,13 +49,19 @@ impl<D, U> Journal<D, U> {
     /// Ends the domain well: the effects to do, first to last, and the inverses that are not needed any
     /// more (which may hold resources to be released).
     pub fn commit(&mut self) -> (Vec<D>, Vec<U>) {
-        (std::mem::take(&mut self.deferred), std::mem::take(&mut self.undo))
+        (
+            std::mem::take(&mut self.deferred),
+            std::mem::take(&mut self.undo),
+        )
     }
 
     /// Undoes the domain: the inverses to do, in the order to do them, and the effects that are dropped.
     pub fn abandon(&mut self) -> (Vec<U>, Vec<D>) {
         self.undo.reverse();
-        (std::mem::take(&mut self.undo), std::mem::take(&mut self.deferred))
+        (
+            std::mem::take(&mut self.undo),
+            std::mem::take(&mut self.deferred),
+        )
     }
 }
 

@@ -31,6 +31,9 @@ pub enum Rung {
     Rerun,
     /// Undo the domain and complete its origin with an error: connection reset, packet dropped.
     Abandon,
+    /// Undo the domain, reset every connection that was delivered in the wake-up it began with, and run it
+    /// again.
+    ResetDelivered,
     /// Write the report and end the process as the signal would have.
     GiveUp(GiveUpReason),
 }
@@ -196,7 +199,8 @@ impl Ladder {
 fn rungs(origin: OriginKind) -> &'static [Rung] {
     match origin {
         OriginKind::Stream | OriginKind::Accept | OriginKind::Datagram => &[Rung::Abandon],
-        OriginKind::Internal | OriginKind::Timer => &[Rung::Rerun],
+        OriginKind::Internal => &[Rung::Rerun, Rung::ResetDelivered],
+        OriginKind::Timer => &[Rung::Rerun],
     }
 }
 
@@ -213,6 +217,9 @@ mod tests {
         }
     }
 
+    /// Rungs of the kind of origin that has most.
+    const LONGEST_CLIMB: usize = 2;
+
     const KINDS: [OriginKind; 5] = [
         OriginKind::Stream,
         OriginKind::Accept,
@@ -226,6 +233,7 @@ mod tests {
         let give_up = Rung::GiveUp(GiveUpReason::Repeated { rip: 0 });
         for kind in KINDS {
             assert!(rungs(kind).is_sorted_by(|a, b| a < b));
+            assert!(rungs(kind).len() <= LONGEST_CLIMB);
             assert!(rungs(kind).iter().all(|rung| *rung < give_up));
         }
     }
@@ -263,6 +271,10 @@ mod tests {
         for kind in [OriginKind::Internal, OriginKind::Timer] {
             let mut ladder = Ladder::default();
             assert_eq!(ladder.next(site(1, 0x10, kind), now), Rung::Rerun);
+            if kind == OriginKind::Internal {
+                let rung = ladder.next(site(1, 0x10, kind), now);
+                assert_eq!(rung, Rung::ResetDelivered);
+            }
             assert!(matches!(
                 ladder.next(site(1, 0x10, kind), now),
                 Rung::GiveUp(_)
@@ -403,7 +415,7 @@ mod tests {
                     !matches!(ladder.next(site(1, *rip, KINDS[*kind]), now), Rung::GiveUp(_))
                 })
                 .count();
-            prop_assert!(helped <= SITES_LIMIT);
+            prop_assert!(helped <= SITES_LIMIT * LONGEST_CLIMB);
         }
     }
 }

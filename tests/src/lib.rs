@@ -6,6 +6,7 @@
 
 pub mod error;
 pub mod event;
+pub mod guest;
 pub mod kvm;
 pub mod lane;
 pub mod load;
@@ -16,6 +17,7 @@ pub mod packages;
 pub mod paths;
 pub mod process;
 pub mod redis;
+pub mod run;
 pub mod runner;
 
 pub use event::Event;

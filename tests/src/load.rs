@@ -11,13 +11,15 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crate::net::Address;
+
 /// What a healthy client saw that it should not have seen.
 pub type Surprise = Box<dyn std::error::Error + Send + Sync>;
 
 /// A client that uses the server and knows what every reply must be.
 pub trait HealthyClient: Sized + Send {
     /// Connects as the client number `ident`, whose keys no other client uses.
-    fn connect(port: u16, ident: usize, patience: Duration) -> Result<Self, Surprise>;
+    fn connect(address: &Address, ident: usize, patience: Duration) -> Result<Self, Surprise>;
 
     /// Sends one request and checks its reply.
     fn step(&mut self, random: &mut Random) -> Result<(), Surprise>;
@@ -52,21 +54,23 @@ struct Tally {
 }
 
 impl Load {
-    /// Connects `clients` healthy clients to the server on `port` and sets them to work. A reply
+    /// Connects `clients` healthy clients to the server at `address` and sets them to work. A reply
     /// that takes longer than `patience` is a problem.
     pub fn start<C: HealthyClient + 'static>(
-        port: u16,
+        address: impl Into<Address>,
         clients: usize,
         patience: Duration,
     ) -> Self {
+        let address = address.into();
         let stop = Arc::new(AtomicBool::new(false));
         let problems = Arc::new(Mutex::new(Vec::new()));
         let threads = (0..clients)
             .map(|ident| {
                 let (stop, problems) = (Arc::clone(&stop), Arc::clone(&problems));
+                let address = address.clone();
                 thread::spawn(move || {
                     let mut tally = Tally::default();
-                    if let Err(surprise) = work::<C>(port, ident, patience, &stop, &mut tally) {
+                    if let Err(surprise) = work::<C>(&address, ident, patience, &stop, &mut tally) {
                         let problem = format!("healthy client {ident}: {surprise}");
                         problems
                             .lock()
@@ -114,13 +118,13 @@ impl Load {
 }
 
 fn work<C: HealthyClient>(
-    port: u16,
+    address: &Address,
     ident: usize,
     patience: Duration,
     stop: &AtomicBool,
     tally: &mut Tally,
 ) -> Result<(), Surprise> {
-    let mut client = C::connect(port, ident, patience)?;
+    let mut client = C::connect(address, ident, patience)?;
     let mut random = Random::new(ident as u64);
     while !stop.load(Ordering::Relaxed) {
         let begin = Instant::now();
@@ -164,7 +168,7 @@ mod tests {
     }
 
     impl HealthyClient for Scripted {
-        fn connect(_: u16, ident: usize, _: Duration) -> Result<Self, Surprise> {
+        fn connect(_: &Address, ident: usize, _: Duration) -> Result<Self, Surprise> {
             Ok(Self {
                 steps_left: if ident == 1 { 3 } else { u32::MAX },
             })
@@ -186,7 +190,7 @@ mod tests {
 
     #[test]
     fn a_surprised_client_is_a_problem_and_the_others_go_on() {
-        let load = Load::start::<Scripted>(0, 3, Duration::from_secs(1));
+        let load = Load::start::<Scripted>(0u16, 3, Duration::from_secs(1));
         while load.is_well() {
             thread::yield_now();
         }

@@ -16,7 +16,7 @@ use tempfile::TempDir;
 
 use crate::{
     event::{self, Event},
-    net,
+    net::{self, Address},
     paths::{self, NoMonitor},
     process::Bounded,
 };
@@ -53,10 +53,10 @@ pub enum StartError {
         output: String,
     },
     /// It did not listen in time.
-    #[error("the server does not listen on port {port} after {patience:?}; its output:\n{output}")]
+    #[error("the server does not listen on {address} after {patience:?}; its output:\n{output}")]
     Silent {
         /// Where it should have listened.
-        port: u16,
+        address: Address,
         /// How long the test waited.
         patience: Duration,
         /// The end of what it printed.
@@ -132,17 +132,22 @@ impl Launch {
 
     /// Starts the server and waits until it accepts connections on `port`.
     pub fn start(self, port: u16) -> Result<Monitored, StartError> {
+        self.start_at(Address::Tcp(port))
+    }
+
+    /// Starts the server and waits until it accepts connections at `address`.
+    pub fn start_at(self, address: Address) -> Result<Monitored, StartError> {
         let name = self.program.first().cloned().unwrap_or_default();
-        let spawned = self.spawn(port);
+        let spawned = self.spawn(address);
         let mut server = spawned.map_err(|source| StartError::Spawn {
             program: name.display().to_string(),
             source,
         })?;
-        server.await_port()?;
+        server.await_listening()?;
         Ok(server)
     }
 
-    fn spawn(self, port: u16) -> io::Result<Monitored> {
+    fn spawn(self, address: Address) -> io::Result<Monitored> {
         let dir = tempfile::Builder::new().prefix("vmsrs-test-").tempdir()?;
         let cwd = dir.path().join("cwd");
         fs::create_dir(&cwd)?;
@@ -159,7 +164,7 @@ impl Launch {
         Ok(Monitored {
             child,
             dir,
-            port,
+            address,
             patience,
         })
     }
@@ -195,7 +200,7 @@ pub struct Monitored {
     // Declared before `dir`, so that the server is dead before its directory goes.
     child: Bounded,
     dir: TempDir,
-    port: u16,
+    address: Address,
     patience: Duration,
 }
 
@@ -209,9 +214,9 @@ impl Monitored {
         Launch::monitored(program)?.start(port)
     }
 
-    /// The port the server listens on.
-    pub fn port(&self) -> u16 {
-        self.port
+    /// Where the server listens.
+    pub fn address(&self) -> &Address {
+        &self.address
     }
 
     /// The process id of the monitor, or of the native server.
@@ -265,6 +270,16 @@ impl Monitored {
         self.child.signal(signal)
     }
 
+    /// Waits for the server to end by itself; `None` means that it still runs after its patience.
+    pub fn wait(&mut self) -> io::Result<Option<ExitStatus>> {
+        self.child.wait_for(self.patience)
+    }
+
+    /// Kills the server at once, as a crash of the whole machine would.
+    pub fn kill(&mut self) {
+        self.child.kill();
+    }
+
     /// Sends SIGTERM and waits for the end. A server that does not end in time is killed. The
     /// events, the counters and the output can be read afterwards.
     pub fn terminate(&mut self) -> Result<ExitStatus, StopError> {
@@ -281,10 +296,10 @@ impl Monitored {
         }
     }
 
-    fn await_port(&mut self) -> Result<(), StartError> {
+    fn await_listening(&mut self) -> Result<(), StartError> {
         let deadline = Instant::now() + self.patience;
         loop {
-            if net::connect(self.port, self.patience).is_ok() {
+            if net::connect_to(&self.address, self.patience).is_ok() {
                 return Ok(());
             }
             if let Ok(Some(status)) = self.try_wait() {
@@ -294,10 +309,9 @@ impl Monitored {
                 });
             }
             if Instant::now() >= deadline {
-                let (port, patience) = (self.port, self.patience);
                 return Err(StartError::Silent {
-                    port,
-                    patience,
+                    address: self.address.clone(),
+                    patience: self.patience,
                     output: self.output_tail(),
                 });
             }

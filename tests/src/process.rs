@@ -4,12 +4,15 @@
 use std::{
     io,
     os::unix::process::CommandExt,
-    process::{Child, Command, ExitStatus},
+    process::{Child, ChildStderr, ChildStdin, ChildStdout, Command, ExitStatus},
     thread,
     time::{Duration, Instant},
 };
 
-const POLL: Duration = Duration::from_millis(10);
+const POLL: Duration = Duration::from_millis(5);
+
+/// A child's standard streams, as far as they are pipes.
+pub type Pipes = (Option<ChildStdin>, Option<ChildStdout>, Option<ChildStderr>);
 
 /// A child process that does not outlive its owner.
 #[derive(Debug)]
@@ -43,6 +46,12 @@ impl Bounded {
     /// The child's process id.
     pub fn id(&self) -> u32 {
         self.child.id()
+    }
+
+    /// The ends of the child's pipes that are this process's, the first time it is called.
+    pub fn take_pipes(&mut self) -> Pipes {
+        let child = &mut self.child;
+        (child.stdin.take(), child.stdout.take(), child.stderr.take())
     }
 
     /// The exit status, if the child has ended.

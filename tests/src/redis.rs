@@ -5,7 +5,7 @@ mod client;
 mod crash;
 mod healthy;
 
-pub use client::{Client, Reply};
+pub use client::{Client, Reply, encode};
 pub use crash::{CrashScenario, Outcome};
 pub use healthy::Healthy;
 

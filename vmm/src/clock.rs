@@ -26,7 +26,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
 use keeper::{Calibration, Keeper};
-pub use page::{CLOCK_PAGE_SIZE, ClockPage};
+pub use page::ClockPage;
 
 /// The vDSO: an ELF64 shared object, to be mapped read and execute right after the clock page.
 pub static VDSO_IMAGE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/vdso.so"));
@@ -39,7 +39,8 @@ const FIRST_INTERVAL: Duration = Duration::from_millis(1);
 #[derive(Debug)]
 pub struct GuestClock {
     page: ClockPage,
-    keeper: Option<Keeper>,
+    /// Held for its drop, which stops the thread.
+    _keeper: Option<Keeper>,
 }
 
 impl GuestClock {
@@ -49,47 +50,19 @@ impl GuestClock {
     /// the page tells the vDSO to use system calls and there is no thread. Takes at most a millisecond,
     /// less when `page` was created some time ago.
     pub fn start(page: ClockPage, usable_tsc: bool) -> io::Result<Self> {
-        let mut clock = Self { page, keeper: None };
-        if usable_tsc && host::tsc_is_clock() {
-            if let Some(rest) = FIRST_INTERVAL.checked_sub(clock.page.age()) {
+        let keeper = if usable_tsc && host::tsc_is_clock() {
+            if let Some(rest) = FIRST_INTERVAL.checked_sub(page.age()) {
                 std::thread::sleep(rest);
             }
-            let calibration = Calibration::first(clock.page.created_at());
-            clock.keeper = Some(Keeper::start(clock.page.mapping(), calibration)?);
-        }
-        Ok(clock)
-    }
-
-    /// Gives a forked child a clock page and a keeper of its own; to be called in the child, before its
-    /// guest runs.
-    ///
-    /// Threads do not survive `fork`, and the inherited page is the parent's. The new page continues the
-    /// parent's line, so the guest sees no step. The caller maps [`Self::as_fd`] over the guest's old
-    /// clock page.
-    pub fn renew_after_fork(&mut self) -> io::Result<()> {
-        let inherited = self.page.snapshot();
-        let keeper = self.keeper.take();
-        let had_keeper = keeper.is_some();
-        if let Some(keeper) = keeper {
-            keeper.forget_after_fork();
-        }
-        self.page.renew()?;
-        if had_keeper {
-            let calibration = match inherited {
-                Some(published) => Calibration::inherited(published),
-                None => {
-                    std::thread::sleep(FIRST_INTERVAL);
-                    Calibration::first(self.page.created_at())
-                }
-            };
-            self.keeper = Some(Keeper::start(self.page.mapping(), calibration)?);
-        }
-        Ok(())
-    }
-
-    /// True if the guest reads its clocks without system calls.
-    pub fn is_exitless(&self) -> bool {
-        self.keeper.is_some()
+            let calibration = Calibration::first(page.created_at());
+            Some(Keeper::start(page.mapping(), calibration)?)
+        } else {
+            None
+        };
+        Ok(Self {
+            page,
+            _keeper: keeper,
+        })
     }
 }
 
@@ -109,7 +82,7 @@ mod tests {
         let begin = std::time::Instant::now();
         let clock = GuestClock::start(ClockPage::create().unwrap(), true).unwrap();
         let started = begin.elapsed();
-        assert_eq!(clock.is_exitless(), host::tsc_is_clock());
+        assert_eq!(clock.page.snapshot().is_some(), host::tsc_is_clock());
         assert!(started < Duration::from_millis(50), "{started:?}");
         let begin = std::time::Instant::now();
         drop(clock);
@@ -119,7 +92,6 @@ mod tests {
     #[test]
     fn without_a_usable_tsc_there_is_no_keeper() {
         let clock = GuestClock::start(ClockPage::create().unwrap(), false).unwrap();
-        assert!(!clock.is_exitless());
         assert!(clock.page.snapshot().is_none());
     }
 }

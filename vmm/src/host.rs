@@ -26,7 +26,9 @@ pub unsafe fn syscall(number: u64, args: [u64; 6]) -> Result<u64, Errno> {
     let [a, b, c, d, e, f] = args;
     // SAFETY: the caller answers for the arguments.
     let result = unsafe { libc::syscall(number as i64, a, b, c, d, e, f) };
-    check(result).map(|value| value as u64).map_err(|e| errno_of(&e))
+    check(result)
+        .map(|value| value as u64)
+        .map_err(|e| errno_of(&e))
 }
 
 /// `write` or `pwrite` until all of `bytes` is written. What a non-blocking pipe has no room for is dropped
@@ -36,7 +38,9 @@ pub fn write_all(fd: i32, mut bytes: &[u8], mut offset: Option<u64>) -> io::Resu
         // SAFETY: `bytes` is a live slice.
         let written = check(match offset {
             // SAFETY: as above.
-            Some(at) => unsafe { libc::pwrite(fd, bytes.as_ptr().cast(), bytes.len(), at as i64) as i64 },
+            Some(at) => unsafe {
+                libc::pwrite(fd, bytes.as_ptr().cast(), bytes.len(), at as i64) as i64
+            },
             // SAFETY: as above.
             None => unsafe { libc::write(fd, bytes.as_ptr().cast(), bytes.len()) as i64 },
         });
@@ -60,7 +64,11 @@ pub fn write_all(fd: i32, mut bytes: &[u8], mut offset: Option<u64>) -> io::Resu
 
 /// Whether a read would not block.
 pub fn is_readable(fd: i32) -> bool {
-    let mut entry = libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
+    let mut entry = libc::pollfd {
+        fd,
+        events: libc::POLLIN,
+        revents: 0,
+    };
     // SAFETY: one valid entry.
     unsafe { libc::poll(&mut entry, 1, 0) > 0 }
 }
@@ -80,8 +88,45 @@ pub fn thread_name() -> String {
     String::from_utf8_lossy(&name[..end]).into_owned()
 }
 
+/// Runs `spawn` with every signal blocked, which the new thread inherits: the monitor's and the guest's
+/// signals are for other threads.
+pub fn with_signals_blocked<T>(spawn: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    let mut all = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
+    let mut before = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: both point to memory for a signal set; `sigfillset` initializes the first, and
+    // `pthread_sigmask` the second, which is used only if it succeeded.
+    let error = unsafe {
+        libc::sigfillset(all.as_mut_ptr());
+        libc::pthread_sigmask(libc::SIG_SETMASK, all.as_ptr(), before.as_mut_ptr())
+    };
+    if error != 0 {
+        return Err(io::Error::from_raw_os_error(error));
+    }
+    let result = spawn();
+    // SAFETY: `before` was initialized above. Restoring a valid mask cannot fail.
+    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, before.as_ptr(), std::ptr::null_mut()) };
+    result
+}
+
+/// Waits until one of the descriptors can be written, or something is wrong with it; at most `limit`.
+pub fn wait_any_writable(fds: &[i32], limit: std::time::Duration) {
+    let entry = |fd: &i32| libc::pollfd {
+        fd: *fd,
+        events: libc::POLLOUT,
+        revents: 0,
+    };
+    let mut entries: Vec<libc::pollfd> = fds.iter().map(entry).collect();
+    let count = entries.len() as libc::nfds_t;
+    // SAFETY: as many valid entries.
+    unsafe { libc::poll(entries.as_mut_ptr(), count, limit.as_millis() as i32) };
+}
+
 fn wait_writable(fd: i32, timeout_ms: i32) -> io::Result<bool> {
-    let mut entry = libc::pollfd { fd, events: libc::POLLOUT, revents: 0 };
+    let mut entry = libc::pollfd {
+        fd,
+        events: libc::POLLOUT,
+        revents: 0,
+    };
     // SAFETY: one valid entry.
     check(i64::from(unsafe { libc::poll(&mut entry, 1, timeout_ms) })).map(|n| n > 0)
 }
@@ -102,20 +147,27 @@ pub fn send_to(fd: i32, bytes: &[u8], address: &[u8]) -> io::Result<usize> {
     };
     // SAFETY: both slices are live.
     check(unsafe {
-        libc::sendto(fd, bytes.as_ptr().cast(), bytes.len(), libc::MSG_NOSIGNAL, pointer, len) as i64
+        libc::sendto(
+            fd,
+            bytes.as_ptr().cast(),
+            bytes.len(),
+            libc::MSG_NOSIGNAL,
+            pointer,
+            len,
+        ) as i64
     })
     .map(|n| n as usize)
 }
 
 /// `fsync` or `fdatasync`.
 pub fn sync(fd: i32, data_only: bool) -> io::Result<()> {
-    // SAFETY: takes a number only.
-    check(i64::from(match data_only {
-        true => unsafe { libc::fdatasync(fd) },
-        // SAFETY: as above.
-        false => unsafe { libc::fsync(fd) },
-    }))
-    .map(drop)
+    let call = if data_only {
+        libc::fdatasync
+    } else {
+        libc::fsync
+    };
+    // SAFETY: both take a number only.
+    check(i64::from(unsafe { call(fd) })).map(drop)
 }
 
 /// `close`.
@@ -203,11 +255,16 @@ fn stat(fd: i32) -> io::Result<libc::stat> {
 
 /// Aborts a connection: the peer gets a reset, reads fail, the descriptor stays open.
 pub fn abort_connection(fd: i32) -> io::Result<()> {
-    let unspecified = libc::sockaddr { sa_family: libc::AF_UNSPEC as u16, sa_data: [0; 14] };
+    let unspecified = libc::sockaddr {
+        sa_family: libc::AF_UNSPEC as u16,
+        sa_data: [0; 14],
+    };
     // SAFETY: a valid address of that length. On TCP, connecting to AF_UNSPEC disconnects with a reset
     // (tcp_disconnect).
-    check(i64::from(unsafe { libc::connect(fd, &unspecified, size_of_val(&unspecified) as u32) }))
-        .map(drop)
+    check(i64::from(unsafe {
+        libc::connect(fd, &unspecified, size_of_val(&unspecified) as u32)
+    }))
+    .map(drop)
 }
 
 /// The peer's address of a socket, in the form used in events.
@@ -226,7 +283,10 @@ fn socket_name(fd: i32, call: NameCall) -> Option<String> {
     let mut address = [0u8; 128];
     let mut len = address.len() as u32;
     // SAFETY: the buffer has `len` bytes.
-    check(i64::from(unsafe { call(fd, address.as_mut_ptr().cast(), &mut len) })).ok()?;
+    check(i64::from(unsafe {
+        call(fd, address.as_mut_ptr().cast(), &mut len)
+    }))
+    .ok()?;
     format_address(&address[..(len as usize).min(address.len())])
 }
 

@@ -23,7 +23,10 @@ impl FromStr for Injection {
 
     fn from_str(text: &str) -> Result<Injection, BadInjection> {
         let bad = || BadInjection(text.to_owned());
-        let mut injection = Injection { matching: Vec::new(), after: 0 };
+        let mut injection = Injection {
+            matching: Vec::new(),
+            after: 0,
+        };
         for part in text.strip_prefix("rip:").ok_or_else(bad)?.split(',') {
             match part.split_once('=').ok_or_else(bad)? {
                 ("match", value) => injection.matching = value.as_bytes().to_vec(),
@@ -41,7 +44,10 @@ impl FromStr for Injection {
 impl Injection {
     /// Whether a request with this input that has made `calls` system calls is to be struck now.
     pub fn strikes(&self, input: &[u8], calls: u64) -> bool {
-        calls == self.after && input.windows(self.matching.len()).any(|w| w == self.matching)
+        calls == self.after
+            && input
+                .windows(self.matching.len())
+                .any(|w| w == self.matching)
     }
 }
 
@@ -54,7 +60,14 @@ mod tests {
         let parsed: Injection = "rip:match=boom,after=2".parse().unwrap();
         assert!(parsed.strikes(b"set boom", 2) && !parsed.strikes(b"set boom", 1));
         assert!(!parsed.strikes(b"bo", 2));
-        for bad in ["", "rip:", "rip:match=", "rip:after=1", "rip:match=x,after=y", "rsp:match=x"] {
+        for bad in [
+            "",
+            "rip:",
+            "rip:match=",
+            "rip:after=1",
+            "rip:match=x,after=y",
+            "rsp:match=x",
+        ] {
             assert!(bad.parse::<Injection>().is_err(), "{bad}");
         }
     }

@@ -24,8 +24,8 @@ mod tests;
 
 use guest_agentless::{GuestRange, PageNumber};
 
-use pages::{Base, PageMap};
 pub use pages::SavedPages;
+use pages::{Base, PageMap};
 pub use shadow::PageContent;
 use shadow::{Frame, ShadowStore};
 
@@ -189,7 +189,8 @@ impl Tracker {
             return false;
         }
         // A page that cannot be read cannot be written either: the call will fail on it.
-        if !self.is_writable(page, machine.is_zero_based(page)) && !self.first_write(machine, page) {
+        if !self.is_writable(page, machine.is_zero_based(page)) && !self.first_write(machine, page)
+        {
             return false;
         }
         self.activate(page)
@@ -223,14 +224,20 @@ impl Tracker {
         if reprotect {
             self.deactivate_all(machine);
         }
-        Committed { harvested, copied, reprotected: reprotect }
+        Committed {
+            harvested,
+            copied,
+            reprotected: reprotect,
+        }
     }
 
     /// What the host has written since the last commit belongs to the base: the results of the call that
     /// the next domain begins with. No guest code has run in between.
     pub fn settle(&mut self, machine: &mut impl Machine) {
         for page in std::mem::take(&mut self.host_written) {
-            let Some(state) = self.pages.get(page).filter(|state| state.active) else { continue };
+            let Some(state) = self.pages.get(page).filter(|state| state.active) else {
+                continue;
+            };
             let frame = state.frame().unwrap_or_else(|| self.shadows.allocate());
             machine.read(page, self.shadows.get_mut(frame));
             if state.frame().is_none() {
@@ -267,7 +274,10 @@ impl Tracker {
             }
             examine(entry.page, &self.scratch);
             match machine.write(entry.page, base) {
-                true => outcome.restored.push(RestoredPage { page: entry.page, bytes }),
+                true => outcome.restored.push(RestoredPage {
+                    page: entry.page,
+                    bytes,
+                }),
                 false => outcome.lost.push(entry.page),
             }
         }
@@ -282,7 +292,8 @@ impl Tracker {
                 self.shadows.free(frame);
             }
         }
-        self.active.retain(|entry| !range.contains(entry.page.address().0));
+        self.active
+            .retain(|entry| !range.contains(entry.page.address().0));
     }
 
     /// Takes what is known of `range` out, because the running domain replaces its mapping; to be given
@@ -290,7 +301,8 @@ impl Tracker {
     pub fn save(&mut self, machine: &mut impl Machine, range: GuestRange) -> SavedPages {
         self.take_harvest(machine);
         let saved = self.pages.remove(range);
-        self.active.retain(|entry| !range.contains(entry.page.address().0));
+        self.active
+            .retain(|entry| !range.contains(entry.page.address().0));
         saved
     }
 
@@ -300,7 +312,10 @@ impl Tracker {
         for (page, state) in saved.into_pages() {
             self.pages.set(page, state);
             if state.active {
-                self.active.push(Active { page, frame: state.frame() });
+                self.active.push(Active {
+                    page,
+                    frame: state.frame(),
+                });
             }
         }
     }
@@ -340,12 +355,19 @@ impl Tracker {
         if std::mem::replace(&mut state.active, true) {
             return false;
         }
-        self.active.push(Active { page, frame: state.frame() });
+        self.active.push(Active {
+            page,
+            frame: state.frame(),
+        });
         true
     }
 
     fn take_shadow(&mut self, machine: &mut impl Machine, page: PageNumber) -> bool {
-        if self.pages.get(page).is_some_and(|state| state.frame().is_some()) {
+        if self
+            .pages
+            .get(page)
+            .is_some_and(|state| state.frame().is_some())
+        {
             return true;
         }
         let frame = self.shadows.allocate();

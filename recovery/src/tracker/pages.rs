@@ -74,8 +74,10 @@ impl PageMap {
     }
 
     pub fn entry(&mut self, page: PageNumber) -> &mut PageState {
-        let region =
-            self.regions.entry(page.0 / REGION).or_insert_with(|| Box::new([None; REGION as usize]));
+        let region = self
+            .regions
+            .entry(page.0 / REGION)
+            .or_insert_with(|| Box::new([None; REGION as usize]));
         region[slot(page)].get_or_insert_default()
     }
 

@@ -40,7 +40,12 @@ impl Simulated {
     }
 
     fn image(&self) -> Image {
-        Image(self.memory.values().map(|content| content.bytes().to_vec()).collect())
+        Image(
+            self.memory
+                .values()
+                .map(|content| content.bytes().to_vec())
+                .collect(),
+        )
     }
 }
 
@@ -91,15 +96,30 @@ impl Machine for Simulated {
 
 #[derive(Debug, Clone)]
 enum Step {
-    Guest { page: u64, offset: usize, value: u8 },
-    Host { page: u64, offset: usize, value: u8 },
+    Guest {
+        page: u64,
+        offset: usize,
+        value: u8,
+    },
+    Host {
+        page: u64,
+        offset: usize,
+        value: u8,
+    },
     Commit,
     Abandon,
     Harvest,
     /// The host writes the result of the call with which the next domain begins.
-    Result { page: u64, offset: usize, value: u8 },
+    Result {
+        page: u64,
+        offset: usize,
+        value: u8,
+    },
     /// The domain replaces a mapping and is then abandoned or committed.
-    Replace { page: u64, abandon: bool },
+    Replace {
+        page: u64,
+        abandon: bool,
+    },
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -116,7 +136,13 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-fn guest_write(tracker: &mut Tracker, machine: &mut Simulated, page: u64, offset: usize, value: u8) {
+fn guest_write(
+    tracker: &mut Tracker,
+    machine: &mut Simulated,
+    page: u64,
+    offset: usize,
+    value: u8,
+) {
     let number = PageNumber(page);
     if machine.trapped.contains(&page) {
         assert!(tracker.first_write(machine, number));
@@ -215,7 +241,10 @@ proptest! {
 #[test]
 fn a_large_write_set_is_trapped_rather_than_copied() {
     let mut machine = Simulated::new();
-    let mut tracker = Tracker { active_limit: 4, ..Tracker::new() };
+    let mut tracker = Tracker {
+        active_limit: 4,
+        ..Tracker::new()
+    };
     tracker.arm(&mut machine, (0..PAGES).map(PageNumber));
     for page in FILE_PAGES..PAGES {
         guest_write(&mut tracker, &mut machine, page, 0, 1);
@@ -223,7 +252,11 @@ fn a_large_write_set_is_trapped_rather_than_copied() {
     let committed = tracker.commit(&mut machine);
     assert_eq!((committed.copied, committed.reprotected), (0, true));
     assert_eq!(tracker.shadow_bytes(), 0);
-    assert_eq!(machine.trapped.len() as u64, PAGES, "the file's pages and the written ones");
+    assert_eq!(
+        machine.trapped.len() as u64,
+        PAGES,
+        "the file's pages and the written ones"
+    );
 }
 
 #[test]

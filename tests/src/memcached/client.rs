@@ -1,12 +1,12 @@
 //! A memcached client: the part of the text protocol that the tests need, every wait bounded.
 
 use std::{
+    collections::BTreeMap,
     io::{self, BufRead, BufReader, Read, Write},
-    net::TcpStream,
     time::Duration,
 };
 
-use crate::net;
+use crate::net::{self, Address, Stream};
 
 /// A longer value or line is not an answer to anything the tests send.
 const MAX_LENGTH: usize = 1 << 20;
@@ -14,14 +14,14 @@ const MAX_LENGTH: usize = 1 << 20;
 /// A connection to a memcached server.
 #[derive(Debug)]
 pub struct Client {
-    stream: BufReader<TcpStream>,
+    stream: BufReader<Stream>,
 }
 
 impl Client {
-    /// Connects to the server on `port`; whatever takes longer than `patience` is an error.
-    pub fn connect(port: u16, patience: Duration) -> io::Result<Self> {
+    /// Connects to the server at `address`; whatever takes longer than `patience` is an error.
+    pub fn connect(address: impl Into<Address>, patience: Duration) -> io::Result<Self> {
         Ok(Self {
-            stream: BufReader::new(net::connect(port, patience)?),
+            stream: BufReader::new(net::connect_to(&address.into(), patience)?),
         })
     }
 
@@ -38,7 +38,29 @@ impl Client {
     /// The value of `key`, if it is stored.
     pub fn get(&mut self, key: &str) -> io::Result<Option<Vec<u8>>> {
         self.send(format!("get {key}\r\n").as_bytes())?;
+        self.value(key)
+    }
+
+    /// Reads the answer to a `get` of `key` that was sent before.
+    pub fn value(&mut self, key: &str) -> io::Result<Option<Vec<u8>>> {
         read_value(&mut self.stream, key)
+    }
+
+    /// The server's general-purpose counters.
+    pub fn stats(&mut self) -> io::Result<BTreeMap<String, String>> {
+        self.send(b"stats\r\n")?;
+        let mut stats = BTreeMap::new();
+        loop {
+            let line = self.line()?;
+            let mut words = line.splitn(3, ' ');
+            match (words.next(), words.next(), words.next()) {
+                (Some("STAT"), Some(name), Some(value)) => {
+                    stats.insert(name.to_owned(), value.to_owned());
+                }
+                (Some("END"), None, None) => return Ok(stats),
+                _ => return Err(unexpected(&line)),
+            }
+        }
     }
 
     /// Deletes `key`; whether it was stored.

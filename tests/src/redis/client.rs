@@ -2,11 +2,10 @@
 
 use std::{
     io::{self, BufRead, BufReader, Read, Write},
-    net::TcpStream,
     time::Duration,
 };
 
-use crate::net;
+use crate::net::{self, Address, Stream};
 
 /// A longer string, or an array of more elements, is not a reply to anything the tests send.
 const MAX_LENGTH: i64 = 1 << 20;
@@ -41,14 +40,14 @@ impl Reply {
 /// A connection to a Redis server.
 #[derive(Debug)]
 pub struct Client {
-    stream: BufReader<TcpStream>,
+    stream: BufReader<Stream>,
 }
 
 impl Client {
-    /// Connects to the server on `port`; whatever takes longer than `patience` is an error.
-    pub fn connect(port: u16, patience: Duration) -> io::Result<Self> {
+    /// Connects to the server at `address`; whatever takes longer than `patience` is an error.
+    pub fn connect(address: impl Into<Address>, patience: Duration) -> io::Result<Self> {
         Ok(Self {
-            stream: BufReader::new(net::connect(port, patience)?),
+            stream: BufReader::new(net::connect_to(&address.into(), patience)?),
         })
     }
 

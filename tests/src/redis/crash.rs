@@ -15,7 +15,7 @@ use crate::{
     error,
     load::{Load, LoadOutcome},
     monitored::Monitored,
-    net,
+    net::{self, Address},
 };
 
 const FAULTS: [&str; 3] = ["SEGFAULT", "PANIC", "ASSERT"];
@@ -108,9 +108,18 @@ impl CrashScenario {
     /// Runs the scenario against a `redis-server` that was started with [`super::command`], ends
     /// the server with SIGTERM, and checks its exit status and the events.
     pub fn run(&self, mut server: Monitored) -> Outcome {
+        let mut outcome = self.attack(&server);
+        self.finish(&mut server, &mut outcome);
+        outcome
+    }
+
+    /// The scenario without its end: the server still runs, with everything the healthy clients
+    /// have stored.
+    pub fn attack(&self, server: &Monitored) -> Outcome {
         let mut outcome = Outcome::default();
-        let load = Load::start::<Healthy>(server.port(), self.clients, self.patience);
-        if let Err(error) = self.crash_until_end(server.port(), &load, &mut outcome) {
+        let address = server.address();
+        let load = Load::start::<Healthy>(address, self.clients, self.patience);
+        if let Err(error) = self.crash_until_end(address, &load, &mut outcome) {
             outcome.problems.push(format!("watcher: {error}"));
         }
         outcome.load = load.finish();
@@ -122,17 +131,27 @@ impl CrashScenario {
                 .problems
                 .push("no healthy request was served".to_owned());
         }
-        check_end(&mut server, &mut outcome);
-        if self.crash {
-            check_events(&server, &mut outcome);
-        }
         outcome
+    }
+
+    /// The end of the scenario: SIGTERM, exit status, events. The server's files can be read
+    /// afterwards.
+    pub fn finish(&self, server: &mut Monitored, outcome: &mut Outcome) {
+        check_end(server, outcome);
+        if self.crash {
+            check_events(server, outcome);
+        }
     }
 
     /// Crashes the server (or only waits) while the load is well. The watcher looks after each
     /// crash whether the crashed request left anything behind.
-    fn crash_until_end(&self, port: u16, load: &Load, outcome: &mut Outcome) -> io::Result<()> {
-        let mut watcher = Client::connect(port, self.patience)?;
+    fn crash_until_end(
+        &self,
+        address: &Address,
+        load: &Load,
+        outcome: &mut Outcome,
+    ) -> io::Result<()> {
+        let mut watcher = Client::connect(address, self.patience)?;
         let end = Instant::now() + self.duration;
         let each_once = if self.crash {
             FAULTS.len() * SHAPES.len()
@@ -148,7 +167,7 @@ impl CrashScenario {
                 let fault = FAULTS[round % FAULTS.len()];
                 let shape = SHAPES[round / FAULTS.len() % SHAPES.len()];
                 let key = format!("crash:{round}");
-                match crash(port, fault, shape, &key, self.patience) {
+                match crash(address, fault, shape, &key, self.patience) {
                     Ok(()) => outcome.crashes += 1,
                     Err(error) => outcome.problems.push(format!("{shape:?} {fault}: {error}")),
                 }
@@ -169,8 +188,14 @@ impl CrashScenario {
 }
 
 /// Crashes the server once. Good is exactly this: no reply, and the connection is reset.
-fn crash(port: u16, fault: &str, shape: Shape, key: &str, patience: Duration) -> io::Result<()> {
-    let mut client = Client::connect(port, patience)?;
+fn crash(
+    address: &Address,
+    fault: &str,
+    shape: Shape,
+    key: &str,
+    patience: Duration,
+) -> io::Result<()> {
+    let mut client = Client::connect(address, patience)?;
     match shape {
         Shape::Alone => client.send(&encode(&["DEBUG", fault]))?,
         Shape::Pipelined => {
@@ -186,7 +211,7 @@ fn crash(port: u16, fault: &str, shape: Shape, key: &str, patience: Duration) ->
         }
     }
     match client.reply() {
-        Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(()),
+        Err(error) if net::is_reset(address, &error) => Ok(()),
         Err(error) if net::is_disconnect(&error) => Err(io::Error::other(format!(
             "the connection was not reset: {error}"
         ))),

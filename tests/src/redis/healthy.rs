@@ -3,7 +3,10 @@
 use std::{collections::HashMap, time::Duration};
 
 use super::client::{Client, Reply};
-use crate::load::{HealthyClient, Random, Surprise};
+use crate::{
+    load::{HealthyClient, Random, Surprise},
+    net::Address,
+};
 
 const KEYS: u64 = 200;
 const LONGEST_VALUE: u64 = 300;
@@ -45,8 +48,8 @@ impl Healthy {
 }
 
 impl HealthyClient for Healthy {
-    fn connect(port: u16, ident: usize, patience: Duration) -> Result<Self, Surprise> {
-        let client = Client::connect(port, patience)?;
+    fn connect(address: &Address, ident: usize, patience: Duration) -> Result<Self, Surprise> {
+        let client = Client::connect(address, patience)?;
         Ok(Self {
             client,
             ident,

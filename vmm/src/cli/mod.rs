@@ -42,13 +42,19 @@ enum Command {
 /// Parses the arguments and runs the command.
 pub fn main() -> ExitCode {
     let environment = env_logger::Env::new().filter_or("VMSRS_LOG", "warn");
-    env_logger::Builder::from_env(environment).format_timestamp(None).init();
+    env_logger::Builder::from_env(environment)
+        .format_timestamp(None)
+        .init();
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
         Err(error) => {
             let _ = error.print();
             // Help is not an error; everything else is the monitor's, not the guest's.
-            return if error.use_stderr() { ExitCode::from(125) } else { ExitCode::SUCCESS };
+            return if error.use_stderr() {
+                ExitCode::from(125)
+            } else {
+                ExitCode::SUCCESS
+            };
         }
     };
     match arguments.command {

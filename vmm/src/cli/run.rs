@@ -43,7 +43,12 @@ pub struct RunArgs {
     #[arg(long, value_name = "DIR")]
     report_dir: Option<PathBuf>,
     /// Recover from crashing requests; `off` runs under KVM without recovery, for comparison
-    #[arg(long, value_name = "on|off", default_value = "on", hide_possible_values = true)]
+    #[arg(
+        long,
+        value_name = "on|off",
+        default_value = "on",
+        hide_possible_values = true
+    )]
     protect: Switch,
     /// Compare all of the guest's writable memory with a copy after each recovery (slow; for testing)
     #[arg(long, hide = true)]
@@ -52,7 +57,12 @@ pub struct RunArgs {
     #[arg(long, value_name = "SPEC", hide = true)]
     inject: Option<Injection>,
     /// The program and its arguments
-    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "PROGRAM")]
+    #[arg(
+        required = true,
+        trailing_var_arg = true,
+        allow_hyphen_values = true,
+        value_name = "PROGRAM"
+    )]
     command: Vec<OsString>,
 }
 
@@ -94,10 +104,17 @@ fn start(arguments: RunArgs) -> Result<Thread, AnyError> {
             .map_err(|e| format!("cannot open the events file {}: {e}", path.display()))?,
         None => EventLog::disabled(),
     };
-    let stats_path = arguments.stats.as_deref().map(std::path::absolute).transpose()?;
+    let stats_path = arguments
+        .stats
+        .as_deref()
+        .map(std::path::absolute)
+        .transpose()?;
     if let Some(path) = &stats_path {
         // Now, and not when the server has run for a month.
-        File::options().append(true).create(true).open(path)
+        File::options()
+            .append(true)
+            .create(true)
+            .open(path)
             .map_err(|e| format!("cannot write the stats file {}: {e}", path.display()))?;
     }
     let store = match protect {
@@ -113,7 +130,11 @@ fn start(arguments: RunArgs) -> Result<Thread, AnyError> {
     let probe = kvm::probe(&mut vcpu)?;
     let clock = GuestClock::start(clock_page, probe.tsc_is_host)?;
     let environment = raw_environment();
-    let program = Program { path: &path, args: &arguments.command, environment: &environment };
+    let program = Program {
+        path: &path,
+        args: &arguments.command,
+        environment: &environment,
+    };
     let loaded = loader::load(&mut space, &program, clock.as_fd(), VDSO_IMAGE)?;
     // The keeper of the clock page runs for as long as the monitor does.
     std::mem::forget(clock);
@@ -122,14 +143,20 @@ fn start(arguments: RunArgs) -> Result<Thread, AnyError> {
     reporter.emit(Event::Started {
         pid: std::process::id(),
         program: path.display().to_string(),
-        args: arguments.command[1..].iter().map(|a| a.to_string_lossy().into_owned()).collect(),
+        args: arguments.command[1..]
+            .iter()
+            .map(|a| a.to_string_lossy().into_owned())
+            .collect(),
         protect,
         entry_path: match probe.path {
             EntryPath::Ring3 => "ring3".into(),
             EntryPath::Ring0 => "ring0".into(),
         },
     });
-    let own_memory = File::options().read(true).write(true).open("/proc/self/mem")?;
+    let own_memory = File::options()
+        .read(true)
+        .write(true)
+        .open("/proc/self/mem")?;
     let own_memory = File::from(reserved_fd(own_memory.into())?);
     let process = Process::new(Parts {
         vm,
@@ -181,7 +208,10 @@ fn inherited_dispositions() -> Dispositions {
     let mut dispositions = Dispositions::default();
     for signal in (1..=64).filter_map(Signal::new) {
         if signal != Signal::SIGPIPE && inherited_ignored(signal) {
-            let ignore = Action { handler: libc::SIG_IGN as u64, ..Action::default() };
+            let ignore = Action {
+                handler: libc::SIG_IGN as u64,
+                ..Action::default()
+            };
             dispositions.set(signal, ignore);
         }
     }
@@ -206,7 +236,11 @@ pub fn probe() -> Result<String, String> {
             EntryPath::Ring3 => "`syscall` stays in ring 3 (PVM)",
             EntryPath::Ring0 => "`syscall` enters ring 0 (VMX, SVM)",
         };
-        let clocks = if probe.tsc_is_host { "clocks need no exit" } else { "clocks need exits" };
+        let clocks = if probe.tsc_is_host {
+            "clocks need no exit"
+        } else {
+            "clocks need exits"
+        };
         Ok(format!("{path}; {clocks}"))
     };
     probe().map_err(|error| chain(error.as_ref()))

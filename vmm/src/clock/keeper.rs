@@ -1,8 +1,6 @@
 //! The thread that keeps a clock page current.
 
 use std::io;
-use std::mem::{self, MaybeUninit};
-use std::ptr;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread::{self, JoinHandle};
@@ -54,17 +52,6 @@ impl Calibration {
             },
             resolution_ns: host::resolution_ns(libc::CLOCK_MONOTONIC),
         };
-        Self {
-            mono,
-            raw,
-            published,
-        }
-    }
-
-    /// From another page, whose lines this one continues.
-    pub(super) fn inherited(published: Published) -> Self {
-        let mono = Track::resume(host::point(libc::CLOCK_MONOTONIC), published.mono.mult);
-        let raw = Track::resume(host::point(libc::CLOCK_MONOTONIC_RAW), published.raw.mult);
         Self {
             mono,
             raw,
@@ -124,7 +111,7 @@ impl Keeper {
     pub(super) fn start(page: Arc<Mapping>, mut calibration: Calibration) -> io::Result<Self> {
         calibration.publish(&page, FIRST_UPDATE);
         let (stop, stopped) = mpsc::channel();
-        let thread = with_signals_blocked(|| {
+        let thread = crate::host::with_signals_blocked(|| {
             thread::Builder::new()
                 .name("vmsrs-clock".into())
                 .spawn(move || keep(&page, calibration, &stopped))
@@ -133,12 +120,6 @@ impl Keeper {
             thread: Some(thread),
             stop: Some(stop),
         })
-    }
-
-    /// Forgets a thread that exists only in the parent process. The channel's locks may have been held
-    /// when the process forked: they must not be touched, so this small memory is given up.
-    pub(super) fn forget_after_fork(self) {
-        mem::forget(self);
     }
 }
 
@@ -159,24 +140,4 @@ fn keep(page: &Mapping, mut calibration: Calibration, stopped: &Receiver<()>) {
         calibration.observe();
         calibration.publish(page, interval);
     }
-}
-
-/// Runs `spawn` with every signal blocked, which the new thread inherits: the monitor's and the guest's
-/// signals are for other threads.
-fn with_signals_blocked<T>(spawn: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
-    let mut all = MaybeUninit::<libc::sigset_t>::uninit();
-    let mut before = MaybeUninit::<libc::sigset_t>::uninit();
-    // SAFETY: both point to memory for a signal set; `sigfillset` initializes the first, and
-    // `pthread_sigmask` the second, which is used only if it succeeded.
-    let error = unsafe {
-        libc::sigfillset(all.as_mut_ptr());
-        libc::pthread_sigmask(libc::SIG_SETMASK, all.as_ptr(), before.as_mut_ptr())
-    };
-    if error != 0 {
-        return Err(io::Error::from_raw_os_error(error));
-    }
-    let result = spawn();
-    // SAFETY: `before` was initialized above. Restoring a valid mask cannot fail.
-    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, before.as_ptr(), ptr::null_mut()) };
-    result
 }

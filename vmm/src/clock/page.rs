@@ -12,15 +12,11 @@ use super::host;
 use super::track::{Line, Point};
 
 /// Bytes of the page, and its distance before the vDSO image (`CLOCK_PAGE_SIZE` in the C header).
-pub const CLOCK_PAGE_SIZE: usize = 4096;
+pub(super) const CLOCK_PAGE_SIZE: usize = 4096;
 
-/// `mode`: the vDSO makes system calls. A new page is all zeroes, so this is where it starts.
-const MODE_SYSCALL: u32 = 0;
-/// `mode`: the vDSO reads the TSC.
+/// `mode`: the vDSO reads the TSC (`CLOCK_MODE_TSC` in the C header). A new page is all zeroes, which is
+/// `CLOCK_MODE_SYSCALL`.
 const MODE_TSC: u32 = 1;
-
-/// Tries of [`Layout::load`]: far more than an update lasts, and an end if the writer died in one.
-const LOAD_TRIES: usize = 100_000;
 
 /// `struct clock_page` of `vdso/clock_page.h`, where the fields are described.
 #[repr(C)]
@@ -111,40 +107,6 @@ impl Layout {
         self.sequence
             .store(sequence.wrapping_add(1), Ordering::Release);
     }
-
-    /// The content; None in system-call mode, or if an update does not end.
-    fn load(&self) -> Option<Published> {
-        for _ in 0..LOAD_TRIES {
-            let sequence = self.sequence.load(Ordering::Acquire);
-            let mode = self.mode.load(Ordering::Relaxed);
-            let get = |field: &AtomicU64| field.load(Ordering::Relaxed);
-            let tsc_base = get(&self.tsc_base);
-            let line = |base: &AtomicU64, mult: &AtomicU64| Line {
-                tsc_base,
-                base_ns: get(base),
-                mult: get(mult),
-            };
-            let published = Published {
-                mono: line(&self.mono_base_ns, &self.mono_mult),
-                raw: line(&self.raw_base_ns, &self.raw_mult),
-                realtime_offset: get(&self.realtime_offset_ns),
-                boottime_offset: get(&self.boottime_offset_ns),
-                tai_offset: get(&self.tai_offset_ns),
-                coarse: Coarse {
-                    anchor_ns: get(&self.coarse_anchor_ns),
-                    floor_ns: get(&self.coarse_floor_ns),
-                    step_ns: get(&self.coarse_step_ns),
-                },
-                resolution_ns: get(&self.resolution_ns),
-            };
-            fence(Ordering::Acquire);
-            if sequence & 1 == 0 && self.sequence.load(Ordering::Relaxed) == sequence {
-                return (mode != MODE_SYSCALL).then_some(published);
-            }
-            std::hint::spin_loop();
-        }
-        None
-    }
 }
 
 /// The monitor's writable mapping of the page.
@@ -157,8 +119,37 @@ unsafe impl Send for Mapping {}
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
+    /// Maps the page, then lets nobody else map it writable: neither the guest by `mprotect` nor through
+    /// /proc.
+    fn new(file: &File) -> io::Result<Self> {
+        // SAFETY: a new mapping, which replaces nothing.
+        let page = unsafe {
+            libc::mmap(
+                ptr::null_mut(),
+                CLOCK_PAGE_SIZE,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED,
+                file.as_raw_fd(),
+                0,
+            )
+        };
+        if page == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let mapping = NonNull::new(page.cast())
+            .map(Self)
+            .ok_or_else(|| io::Error::other("the clock page is mapped at zero"))?;
+        let seals =
+            libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_FUTURE_WRITE | libc::F_SEAL_SEAL;
+        // SAFETY: an fcntl on our own descriptor, without pointers.
+        if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, seals) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(mapping)
+    }
+
     fn layout(&self) -> &Layout {
-        // SAFETY: from `map` until `drop` there are CLOCK_PAGE_SIZE mapped, writable, page-aligned bytes
+        // SAFETY: from `new` until `drop` there are CLOCK_PAGE_SIZE mapped, writable, page-aligned bytes
         // here, of which every value is a valid `Layout` (integers). Only atomics are accessed, so the
         // guest's reading is no data race. The file cannot shrink (F_SEAL_SHRINK).
         unsafe { self.0.as_ref() }
@@ -172,7 +163,7 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // SAFETY: the page was mapped by `map` and nobody can use it any more: `layout` borrows self.
+        // SAFETY: the page was mapped by `new` and nobody can use it any more: `layout` borrows self.
         unsafe { libc::munmap(self.0.as_ptr().cast(), CLOCK_PAGE_SIZE) };
     }
 }
@@ -193,45 +184,6 @@ fn create_file() -> io::Result<File> {
     let file = unsafe { File::from_raw_fd(fd) };
     file.set_len(CLOCK_PAGE_SIZE as u64)?;
     Ok(file)
-}
-
-/// Maps the page, over the page at `at` if given, and lets nobody else map it writable: neither the
-/// guest by `mprotect` nor through /proc.
-///
-/// # Safety
-///
-/// `at`, if given, is a `Mapping`'s page of which no reference is in use.
-unsafe fn map(file: &File, at: Option<NonNull<Layout>>) -> io::Result<NonNull<Layout>> {
-    let (address, fixed) = at.map_or((ptr::null_mut(), 0), |page| {
-        (page.as_ptr().cast(), libc::MAP_FIXED)
-    });
-    // SAFETY: without an address, a new mapping, which replaces nothing; with one, the caller's promise.
-    let page = unsafe {
-        libc::mmap(
-            address,
-            CLOCK_PAGE_SIZE,
-            libc::PROT_READ | libc::PROT_WRITE,
-            libc::MAP_SHARED | fixed,
-            file.as_raw_fd(),
-            0,
-        )
-    };
-    if page == libc::MAP_FAILED {
-        return Err(io::Error::last_os_error());
-    }
-    let page = NonNull::new(page.cast())
-        .ok_or_else(|| io::Error::other("the clock page is mapped at zero"))?;
-    let seals =
-        libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_FUTURE_WRITE | libc::F_SEAL_SEAL;
-    // SAFETY: an fcntl on our own descriptor, without pointers.
-    if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, seals) } != 0 {
-        let error = io::Error::last_os_error();
-        if at.is_none() {
-            drop(Mapping(page));
-        }
-        return Err(error);
-    }
-    Ok(page)
 }
 
 /// The clock page, not yet kept current: the vDSO makes system calls until it is.
@@ -264,28 +216,13 @@ impl ClockPage {
     /// immediate.
     pub fn create() -> io::Result<Self> {
         let file = create_file()?;
-        // SAFETY: no address is given.
-        let page = unsafe { map(&file, None) }?;
+        let mapping = Arc::new(Mapping::new(&file)?);
         Ok(Self {
             file,
-            mapping: Arc::new(Mapping(page)),
+            mapping,
             created: Instant::now(),
             created_at: Birth::now(),
         })
-    }
-
-    /// Exchanges the page for a new one, in system-call mode: a forked child leaves its parent's.
-    ///
-    /// The address stays, so that what a keeper lost in the `fork` still holds costs nothing.
-    pub(super) fn renew(&mut self) -> io::Result<()> {
-        let file = create_file()?;
-        // SAFETY: the page is our mapping's. References to it live only inside `Mapping` methods, which run
-        // in this thread (not now) and in a keeper thread, of which the caller has none.
-        unsafe { map(&file, Some(self.mapping.0)) }?;
-        self.file = file;
-        self.created = Instant::now();
-        self.created_at = Birth::now();
-        Ok(())
     }
 
     pub(super) fn mapping(&self) -> Arc<Mapping> {
@@ -298,11 +235,6 @@ impl ClockPage {
 
     pub(super) fn age(&self) -> Duration {
         self.created.elapsed()
-    }
-
-    /// What the page says; None in system-call mode.
-    pub(super) fn snapshot(&self) -> Option<Published> {
-        self.mapping.layout().load()
     }
 }
 
@@ -317,6 +249,48 @@ impl AsFd for ClockPage {
 mod tests {
     use super::*;
     use std::mem::offset_of;
+
+    impl Layout {
+        /// The content as the vDSO reads it; None in system-call mode.
+        fn load(&self) -> Option<Published> {
+            loop {
+                let sequence = self.sequence.load(Ordering::Acquire);
+                let mode = self.mode.load(Ordering::Relaxed);
+                let get = |field: &AtomicU64| field.load(Ordering::Relaxed);
+                let tsc_base = get(&self.tsc_base);
+                let line = |base: &AtomicU64, mult: &AtomicU64| Line {
+                    tsc_base,
+                    base_ns: get(base),
+                    mult: get(mult),
+                };
+                let published = Published {
+                    mono: line(&self.mono_base_ns, &self.mono_mult),
+                    raw: line(&self.raw_base_ns, &self.raw_mult),
+                    realtime_offset: get(&self.realtime_offset_ns),
+                    boottime_offset: get(&self.boottime_offset_ns),
+                    tai_offset: get(&self.tai_offset_ns),
+                    coarse: Coarse {
+                        anchor_ns: get(&self.coarse_anchor_ns),
+                        floor_ns: get(&self.coarse_floor_ns),
+                        step_ns: get(&self.coarse_step_ns),
+                    },
+                    resolution_ns: get(&self.resolution_ns),
+                };
+                fence(Ordering::Acquire);
+                if sequence & 1 == 0 && self.sequence.load(Ordering::Relaxed) == sequence {
+                    return (mode == MODE_TSC).then_some(published);
+                }
+                std::hint::spin_loop();
+            }
+        }
+    }
+
+    impl ClockPage {
+        /// What the page says; None in system-call mode.
+        pub(in crate::clock) fn snapshot(&self) -> Option<Published> {
+            self.mapping.layout().load()
+        }
+    }
 
     #[test]
     fn layout_is_that_of_the_c_header() {

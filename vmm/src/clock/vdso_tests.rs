@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 
 use super::image_tests::functions;
 use super::keeper::Calibration;
+use super::page::CLOCK_PAGE_SIZE;
 use super::track::Steering;
-use super::{CLOCK_PAGE_SIZE, ClockPage, GuestClock, VDSO_IMAGE, host};
+use super::{ClockPage, GuestClock, VDSO_IMAGE, host};
 
 type ClockFn = unsafe extern "C" fn(libc::c_int, *mut libc::timespec) -> libc::c_int;
 
@@ -52,9 +53,16 @@ impl Vdso {
                 ),
                 0
             );
-            let base = base.cast::<u8>();
-            map_page(base, page);
-            base
+            let mapped = libc::mmap(
+                base,
+                CLOCK_PAGE_SIZE,
+                libc::PROT_READ,
+                libc::MAP_SHARED | libc::MAP_FIXED,
+                page.as_raw_fd(),
+                0,
+            );
+            assert_eq!(mapped, base);
+            base.cast::<u8>()
         };
         let functions = functions();
         let address = |name: &str| base.wrapping_add(CLOCK_PAGE_SIZE + functions[name].0 as usize);
@@ -138,25 +146,6 @@ impl Drop for Vdso {
         // SAFETY: mapped by `map`; nobody calls into it any more.
         unsafe { libc::munmap(self.base.cast(), self.size) };
     }
-}
-
-/// # Safety
-///
-/// `at` is a page of the caller's that may be replaced.
-unsafe fn map_page(at: *mut u8, page: BorrowedFd<'_>) {
-    let flags = libc::MAP_SHARED | libc::MAP_FIXED;
-    // SAFETY: the caller's promise.
-    let mapped = unsafe {
-        libc::mmap(
-            at.cast(),
-            CLOCK_PAGE_SIZE,
-            libc::PROT_READ,
-            flags,
-            page.as_raw_fd(),
-            0,
-        )
-    };
-    assert_eq!(mapped, at.cast());
 }
 
 /// Every call, compared with the host's: the same in both modes.
@@ -338,40 +327,6 @@ fn a_bad_rate_is_recovered_from() {
         calibration.publish(&page.mapping(), Duration::from_millis(10));
     }
     assert!(vdso.error_ns(libc::CLOCK_MONOTONIC).abs() < 50_000);
-}
-
-#[test]
-fn a_forked_childs_page_continues_the_line() {
-    let mut clock = GuestClock::start(ClockPage::create().unwrap(), true).unwrap();
-    let vdso = Vdso::map(clock.as_fd());
-    for round in 0..10 {
-        std::thread::sleep(Duration::from_millis(3));
-        let before = vdso.ns(libc::CLOCK_MONOTONIC);
-        // SAFETY: glibc makes its allocator usable in the child, which uses nothing else that another
-        // thread may have locked, and leaves by `_exit`.
-        let child = unsafe { libc::fork() };
-        assert!(child >= 0);
-        if child == 0 {
-            let check = std::panic::AssertUnwindSafe(|| {
-                clock.renew_after_fork().unwrap();
-                let inherited = vdso.ns(libc::CLOCK_MONOTONIC);
-                // SAFETY: the first page of the mapping is there to be replaced.
-                unsafe { map_page(vdso.base, clock.as_fd()) };
-                let own = vdso.ns(libc::CLOCK_MONOTONIC);
-                assert!(before <= inherited && inherited <= own);
-                assert_eq!(clock.is_exitless(), host::tsc_is_clock());
-                std::thread::sleep(Duration::from_millis(5));
-                check_all_calls(&vdso);
-            });
-            let failed = std::panic::catch_unwind(check).is_err();
-            // SAFETY: ends the child without running the test harness' exit handlers.
-            unsafe { libc::_exit(failed.into()) };
-        }
-        let mut status = 0;
-        // SAFETY: our child, and a valid pointer.
-        assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
-        assert_eq!(status, 0, "round {round}");
-    }
 }
 
 #[test]

@@ -56,8 +56,13 @@ impl DirtyRing {
         if address == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
-        let entries = NonNull::new(address.cast()).ok_or_else(|| io::Error::other("mmap gave null"))?;
-        Ok(DirtyRing { entries, len, next: 0 })
+        let entries =
+            NonNull::new(address.cast()).ok_or_else(|| io::Error::other("mmap gave null"))?;
+        Ok(DirtyRing {
+            entries,
+            len,
+            next: 0,
+        })
     }
 
     /// Takes the entries that KVM has added since the last call, and marks them as harvested.
@@ -65,7 +70,11 @@ impl DirtyRing {
         // At most one lap: KVM cannot add more before a reset.
         for _ in 0..self.len {
             // SAFETY: `next & (len - 1)` is inside the mapping of `len` entries.
-            let entry = unsafe { self.entries.as_ptr().add((self.next & (self.len - 1)) as usize) };
+            let entry = unsafe {
+                self.entries
+                    .as_ptr()
+                    .add((self.next & (self.len - 1)) as usize)
+            };
             // SAFETY: `flags` is an aligned 32-bit field of a mapped entry; the kernel changes it with
             // release order, and no other reference to it exists.
             let flags = unsafe { AtomicU32::from_ptr(&raw mut (*entry).flags) };
@@ -74,7 +83,12 @@ impl DirtyRing {
             }
             // SAFETY: the acquire load above makes the entry's other fields visible; KVM does not touch
             // them until the entry has been reset.
-            let page = unsafe { DirtyPage { slot: (*entry).slot, offset: (*entry).offset } };
+            let page = unsafe {
+                DirtyPage {
+                    slot: (*entry).slot,
+                    offset: (*entry).offset,
+                }
+            };
             flags.store(ENTRY_HARVESTED, Ordering::Release);
             self.next = self.next.wrapping_add(1);
             each(page);
@@ -86,7 +100,10 @@ impl Drop for DirtyRing {
     fn drop(&mut self) {
         // SAFETY: unmaps exactly what `map` mapped; nothing refers to it any more.
         unsafe {
-            libc::munmap(self.entries.as_ptr().cast(), self.len as usize * size_of::<kvm_dirty_gfn>());
+            libc::munmap(
+                self.entries.as_ptr().cast(),
+                self.len as usize * size_of::<kvm_dirty_gfn>(),
+            );
         }
     }
 }

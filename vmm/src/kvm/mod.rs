@@ -19,7 +19,7 @@ use kvm_bindings::{
 use kvm_ioctls::{Cap, Kvm, VmFd};
 use thiserror::Error;
 
-pub use probe::{Probe, probe};
+pub use probe::probe;
 pub use vcpu::{EntryPath, Exit, Kicker, Registers, Vcpu};
 
 use crate::memory::{MonitorRegion, reserved_fd};
@@ -68,8 +68,11 @@ pub struct Vm {
 impl Vm {
     /// Creates a machine; with `tracking`, slots may report the pages that the guest writes.
     pub fn create(tracking: bool) -> Result<Vm, KvmError> {
-        let device =
-            OpenOptions::new().read(true).write(true).open("/dev/kvm").map_err(KvmError::Open)?;
+        let device = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open("/dev/kvm")
+            .map_err(KvmError::Open)?;
         let device = reserved_fd(device.into()).map_err(KvmError::Open)?;
         // SAFETY: the descriptor was just opened on /dev/kvm and its ownership moves into the `Kvm`.
         let kvm = unsafe { Kvm::from_raw_fd(device.into_raw_fd()) };
@@ -116,7 +119,10 @@ impl Vm {
         let bytes = RING_ENTRIES as usize * size_of::<kvm_bindings::kvm_dirty_gfn>();
         for cap in [KVM_CAP_DIRTY_LOG_RING_ACQ_REL, KVM_CAP_DIRTY_LOG_RING] {
             if kvm.check_extension_raw(u64::from(cap)) as usize >= bytes {
-                let mut request = kvm_enable_cap { cap, ..Default::default() };
+                let mut request = kvm_enable_cap {
+                    cap,
+                    ..Default::default()
+                };
                 request.args[0] = bytes as u64;
                 self.fd
                     .enable_cap(&request)
@@ -145,7 +151,11 @@ impl Vm {
         let mut slots = self.slots.write().unwrap_or_else(PoisonError::into_inner);
         let region = kvm_userspace_memory_region {
             slot: slots.len() as u32,
-            flags: if tracked && self.tracking { KVM_MEM_LOG_DIRTY_PAGES } else { 0 },
+            flags: if tracked && self.tracking {
+                KVM_MEM_LOG_DIRTY_PAGES
+            } else {
+                0
+            },
             guest_phys_addr: guest,
             memory_size: size,
             userspace_addr: host,
@@ -163,7 +173,10 @@ impl Vm {
         if index >= layout::MAX_VCPUS {
             return Err(KvmError::TooManyVcpus);
         }
-        let low = self.fd.create_vcpu(index).map_err(ioctl_error("KVM_CREATE_VCPU"))?;
+        let low = self
+            .fd
+            .create_vcpu(index)
+            .map_err(ioctl_error("KVM_CREATE_VCPU"))?;
         // SAFETY: `low` is a valid vCPU descriptor; the duplicate is owned by the new `OwnedFd`.
         let high = unsafe { dup_reserved(low.as_raw_fd()) }
             .map_err(|e| KvmError::Ioctl("KVM_CREATE_VCPU", e))?;

@@ -38,10 +38,15 @@ pub fn probe(vcpu: &mut Vcpu) -> Result<Probe, KvmError> {
     let ud2 = layout::PROBE_CODE + 4;
     if vcpu.registers().rip != ud2 {
         let rip = vcpu.registers().rip;
-        return Err(KvmError::Probe(format!("`ud2` at {ud2:#x} was reported at {rip:#x}")));
+        return Err(KvmError::Probe(format!(
+            "`ud2` at {ud2:#x} was reported at {rip:#x}"
+        )));
     }
     *vcpu.registers() = initial;
-    Ok(Probe { path, tsc_is_host: (before..=after).contains(&tsc) })
+    Ok(Probe {
+        path,
+        tsc_is_host: (before..=after).contains(&tsc),
+    })
 }
 
 fn host_tsc() -> u64 {

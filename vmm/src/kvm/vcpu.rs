@@ -10,8 +10,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use kvm_bindings::{
-    CpuId, KVMIO, KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, Msrs, kvm_device_attr, kvm_dtable, kvm_msr_entry,
-    kvm_regs, kvm_segment, kvm_sregs, kvm_xcrs, kvm_xsave,
+    CpuId, KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, KVMIO, Msrs, kvm_device_attr, kvm_dtable,
+    kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs, kvm_xcrs, kvm_xsave,
 };
 use kvm_ioctls::{SyncReg, VcpuExit, VcpuFd};
 
@@ -113,7 +113,8 @@ impl Vcpu {
         monitor: Arc<MonitorRegion>,
         cpuid: &CpuId,
     ) -> Result<Vcpu, KvmError> {
-        fd.set_cpuid2(cpuid).map_err(ioctl_error("KVM_SET_CPUID2"))?;
+        fd.set_cpuid2(cpuid)
+            .map_err(ioctl_error("KVM_SET_CPUID2"))?;
         let mut vcpu = Vcpu {
             fd,
             index,
@@ -121,7 +122,10 @@ impl Vcpu {
             path: EntryPath::Ring0,
             position: Position::User,
             monitor,
-            registers: Registers { rflags: 0x202, ..Default::default() },
+            registers: Registers {
+                rflags: 0x202,
+                ..Default::default()
+            },
             user_sregs: kvm_sregs::default(),
         };
         vcpu.set_system_state(cpuid)?;
@@ -159,8 +163,16 @@ impl Vcpu {
             present: 1,
             ..Default::default()
         };
-        sregs.gdt = kvm_dtable { base: layout::GDT, limit: 8 * 8 - 1, ..Default::default() };
-        sregs.idt = kvm_dtable { base: layout::IDT, limit: 0xfff, ..Default::default() };
+        sregs.gdt = kvm_dtable {
+            base: layout::GDT,
+            limit: 8 * 8 - 1,
+            ..Default::default()
+        };
+        sregs.idt = kvm_dtable {
+            base: layout::IDT,
+            limit: 0xfff,
+            ..Default::default()
+        };
         const PE_MP_ET_NE_WP_PG: u64 = 0x8001_0033;
         const PAE_OSFXSR_OSXMMEXCPT: u64 = 0x620;
         const OSXSAVE: u64 = 1 << 18;
@@ -170,7 +182,9 @@ impl Vcpu {
         sregs.cr3 = layout::PAGE_TABLES;
         sregs.cr4 = PAE_OSFXSR_OSXMMEXCPT | if xsave { OSXSAVE } else { 0 };
         sregs.efer = SCE_LME_LMA_NXE;
-        self.fd.set_sregs(&sregs).map_err(ioctl_error("KVM_SET_SREGS"))?;
+        self.fd
+            .set_sregs(&sregs)
+            .map_err(ioctl_error("KVM_SET_SREGS"))?;
         self.user_sregs = sregs;
         if xsave {
             self.set_xcr0(cpuid)?;
@@ -180,7 +194,11 @@ impl Vcpu {
         const MSR_SYSCALL_MASK: u32 = 0xc000_0084;
         // The trap flag must not follow the guest into the stub.
         const TRAP_DIRECTION_AC: u64 = 0x100 | 0x400 | 0x4_0000;
-        let msr = |index, data| kvm_msr_entry { index, data, ..Default::default() };
+        let msr = |index, data| kvm_msr_entry {
+            index,
+            data,
+            ..Default::default()
+        };
         let msrs = Msrs::from_entries(&[
             msr(MSR_STAR, layout::STAR),
             msr(MSR_LSTAR, layout::SYSCALL_STUB),
@@ -213,7 +231,10 @@ impl Vcpu {
             .find(|e| e.function == 0xd && e.index == 0)
             .map_or(3, |e| u64::from(e.eax) | u64::from(e.edx) << 32);
         const AMX: u64 = 0x6_0000;
-        let mut xcrs = kvm_xcrs { nr_xcrs: 1, ..Default::default() };
+        let mut xcrs = kvm_xcrs {
+            nr_xcrs: 1,
+            ..Default::default()
+        };
         xcrs.xcrs[0].xcr = 0;
         xcrs.xcrs[0].value = (supported & !AMX) | 1;
         self.fd.set_xcrs(&xcrs).map_err(ioctl_error("KVM_SET_XCRS"))
@@ -257,7 +278,10 @@ impl Vcpu {
 
     /// The extended state (x87, SSE, AVX ...) in the XSAVE format.
     pub fn extended_state(&self) -> Result<Box<kvm_xsave>, KvmError> {
-        self.fd.get_xsave().map(Box::new).map_err(ioctl_error("KVM_GET_XSAVE"))
+        self.fd
+            .get_xsave()
+            .map(Box::new)
+            .map_err(ioctl_error("KVM_GET_XSAVE"))
     }
 
     /// Sets the extended state.
@@ -303,7 +327,12 @@ impl Vcpu {
             Err(e) => match e.errno() {
                 libc::EINTR | libc::EAGAIN => Exit::Interrupted,
                 libc::EFAULT => Exit::HostFault,
-                errno => return Err(KvmError::Ioctl("KVM_RUN", io::Error::from_raw_os_error(errno))),
+                errno => {
+                    return Err(KvmError::Ioctl(
+                        "KVM_RUN",
+                        io::Error::from_raw_os_error(errno),
+                    ));
+                }
             },
         };
         let regs = self.fd.sync_regs().regs;
@@ -338,7 +367,9 @@ impl Vcpu {
 
     /// Puts the segments back to ring 3; the next run starts at `registers`.
     fn enter_user_mode(&mut self) -> Result<(), KvmError> {
-        self.fd.set_sregs(&self.user_sregs).map_err(ioctl_error("KVM_SET_SREGS"))?;
+        self.fd
+            .set_sregs(&self.user_sregs)
+            .map_err(ioctl_error("KVM_SET_SREGS"))?;
         self.position = Position::User;
         Ok(())
     }
@@ -373,13 +404,25 @@ impl Vcpu {
         self.registers.rsp = frame.rsp;
         self.registers.rflags = frame.rflags;
         let address = match vector {
-            14 => self.fd.get_sregs().map_err(ioctl_error("KVM_GET_SREGS"))?.cr2,
+            14 => {
+                self.fd
+                    .get_sregs()
+                    .map_err(ioctl_error("KVM_GET_SREGS"))?
+                    .cr2
+            }
             _ => 0,
         };
-        Ok(Exit::Exception { vector, error_code: frame.error_code, address })
+        Ok(Exit::Exception {
+            vector,
+            error_code: frame.error_code,
+            address,
+        })
     }
 }
 
 fn has_xsave(cpuid: &CpuId) -> bool {
-    cpuid.as_slice().iter().any(|e| e.function == 1 && e.ecx & (1 << 26) != 0)
+    cpuid
+        .as_slice()
+        .iter()
+        .any(|e| e.function == 1 && e.ecx & (1 << 26) != 0)
 }

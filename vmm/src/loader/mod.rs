@@ -64,8 +64,6 @@ pub struct Loaded {
     pub name: CString,
     /// Guest memory that the loader wrote or zeroed; everything else is as the files have it, or zero.
     pub written: Vec<GuestRange>,
-    /// Address of the vDSO image; the clock page is the page before it.
-    pub vdso: u64,
 }
 
 /// Loads `program` into `space`, which must be empty. `clock` is the memory file of the clock page and
@@ -136,7 +134,6 @@ pub fn load(
         executable: target.file.into_path(),
         name: thread_name(program.path),
         written,
-        vdso: vdso.start(),
     })
 }
 

@@ -117,7 +117,11 @@ mod tests {
         let mut buffer = [0u8; 16];
         assert_eq!(read(0x4000_0000, &mut buffer), Err(Inaccessible));
         assert_eq!(write(0x4000_0000, &buffer), Err(Inaccessible));
-        assert_eq!(read(0x7fff_0000_0000, &mut buffer), Err(Inaccessible), "outside the windows");
+        assert_eq!(
+            read(0x7fff_0000_0000, &mut buffer),
+            Err(Inaccessible),
+            "outside the windows"
+        );
         assert_eq!(read(u64::MAX, &mut buffer), Err(Inaccessible));
     }
 }

@@ -9,4 +9,4 @@ pub mod window;
 
 pub use monitor::MonitorRegion;
 pub use reserved::{first_reserved, inherited_descriptor_limit, reserved_fd};
-pub use space::{AddressSpace, Attempt, PROGRAM_BASE, Resolution, STACK_TOP, Stash};
+pub use space::{AddressSpace, Attempt, PROGRAM_BASE, Resolution, STACK_TOP, Stash, is_zero_based};

@@ -36,8 +36,8 @@ impl MonitorRegion {
     /// Maps the region and writes stubs and tables into it.
     pub fn create() -> Result<MonitorRegion, KvmError> {
         let base = GuestAddress(layout::MONITOR_BASE);
-        let memory = GuestMemoryMmap::from_ranges(&[(base, Self::SIZE as usize)])
-            .map_err(region_error)?;
+        let memory =
+            GuestMemoryMmap::from_ranges(&[(base, Self::SIZE as usize)]).map_err(region_error)?;
         let region = MonitorRegion { memory };
         region.write(layout::SYSCALL_STUB, &layout::SYSCALL_STUB_CODE)?;
         region.write(layout::PROBE_CODE, &layout::PROBE)?;
@@ -57,7 +57,9 @@ impl MonitorRegion {
 
     /// Host address and size, for the memory slot.
     pub fn host_range(&self) -> (u64, u64) {
-        let host = self.memory.get_host_address(GuestAddress(layout::MONITOR_BASE));
+        let host = self
+            .memory
+            .get_host_address(GuestAddress(layout::MONITOR_BASE));
         (host.map_or(0, |p| p as u64), Self::SIZE)
     }
 
@@ -85,7 +87,11 @@ impl MonitorRegion {
         }
         let word = |i: u64| self.read_u64(frame + i * 8).ok();
         Some(ExceptionFrame {
-            error_code: if with_code { self.read_u64(rsp).ok()? } else { 0 },
+            error_code: if with_code {
+                self.read_u64(rsp).ok()?
+            } else {
+                0
+            },
             rip: word(0)?,
             rflags: word(2)?,
             rsp: word(3)?,
@@ -94,21 +100,28 @@ impl MonitorRegion {
 
     /// Reads a word of the region.
     pub fn read_u64(&self, address: u64) -> Result<u64, KvmError> {
-        self.memory.read_obj(GuestAddress(address)).map_err(region_error)
+        self.memory
+            .read_obj(GuestAddress(address))
+            .map_err(region_error)
     }
 
     /// Writes a word of the region.
     pub fn write_u64(&self, address: u64, value: u64) -> Result<(), KvmError> {
-        self.memory.write_obj(value, GuestAddress(address)).map_err(region_error)
+        self.memory
+            .write_obj(value, GuestAddress(address))
+            .map_err(region_error)
     }
 
     fn write(&self, address: u64, bytes: &[u8]) -> Result<(), KvmError> {
-        self.memory.write_slice(bytes, GuestAddress(address)).map_err(region_error)
+        self.memory
+            .write_slice(bytes, GuestAddress(address))
+            .map_err(region_error)
     }
 
     /// Whether `address` and the `len` bytes behind it lie in the region.
     pub fn contains(&self, address: u64, len: u64) -> bool {
         let start = GuestAddress(address);
-        start.checked_add(len).is_some() && GuestMemoryBackend::check_range(&self.memory, start, len as usize)
+        start.checked_add(len).is_some()
+            && GuestMemoryBackend::check_range(&self.memory, start, len as usize)
     }
 }

@@ -37,7 +37,10 @@ pub struct PageTable {
 impl PageTable {
     /// Tables that map the stubs and nothing else.
     pub fn new(region: Arc<MonitorRegion>) -> Result<PageTable, KvmError> {
-        let mut tables = PageTable { region, next_free: layout::PAGE_TABLES + PAGE_SIZE };
+        let mut tables = PageTable {
+            region,
+            next_free: layout::PAGE_TABLES + PAGE_SIZE,
+        };
         let page = |address: u64| PageNumber(address / PAGE_SIZE);
         for user in [layout::SYSCALL_STUB, layout::PROBE_CODE] {
             tables.put(page(user), PRESENT | USER | ACCESSED | (user & ADDRESS))?;
@@ -47,7 +50,10 @@ impl PageTable {
         }
         for index in 0..layout::MAX_VCPUS {
             let address = layout::vcpu_page(index);
-            tables.put(page(address), PRESENT | WRITE | ACCESSED | NO_EXECUTE | address)?;
+            tables.put(
+                page(address),
+                PRESENT | WRITE | ACCESSED | NO_EXECUTE | address,
+            )?;
         }
         Ok(tables)
     }
@@ -66,17 +72,28 @@ impl PageTable {
 
     /// What ring 3 may do with `page`; none while it is not present.
     pub fn access(&self, page: PageNumber) -> Option<Access> {
-        let entry = self.region.read_u64(self.leaf(page)? + index(page, 0) * 8).ok()?;
-        (entry & PRESENT != 0)
-            .then_some(Access { write: entry & WRITE != 0, execute: entry & NO_EXECUTE == 0 })
+        let entry = self
+            .region
+            .read_u64(self.leaf(page)? + index(page, 0) * 8)
+            .ok()?;
+        (entry & PRESENT != 0).then_some(Access {
+            write: entry & WRITE != 0,
+            execute: entry & NO_EXECUTE == 0,
+        })
     }
 
     /// Makes a present page writable, or read-only. Making it read-only needs a flush.
     pub fn set_writable(&mut self, page: PageNumber, writable: bool) -> Result<(), KvmError> {
-        let Some(leaf) = self.leaf(page) else { return Ok(()) };
+        let Some(leaf) = self.leaf(page) else {
+            return Ok(());
+        };
         let address = leaf + index(page, 0) * 8;
         let entry = self.region.read_u64(address)?;
-        let changed = if writable { entry | WRITE } else { entry & !WRITE };
+        let changed = if writable {
+            entry | WRITE
+        } else {
+            entry & !WRITE
+        };
         if entry & PRESENT != 0 && changed != entry {
             self.region.write_u64(address, changed)?;
         }
@@ -130,7 +147,8 @@ impl PageTable {
             table = match upper & PRESENT {
                 0 => {
                     let fresh = self.take_table()?;
-                    self.region.write_u64(address, fresh | PRESENT | WRITE | USER | ACCESSED)?;
+                    self.region
+                        .write_u64(address, fresh | PRESENT | WRITE | USER | ACCESSED)?;
                     fresh
                 }
                 _ => upper & ADDRESS,

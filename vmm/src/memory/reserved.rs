@@ -24,14 +24,20 @@ pub fn inherited_descriptor_limit() -> u64 {
 
 fn limits() -> (i32, u64) {
     *FIRST.get_or_init(|| {
-        let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+        let mut limit = libc::rlimit {
+            rlim_cur: 0,
+            rlim_max: 0,
+        };
         // SAFETY: `limit` is valid for the call to fill in.
         unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) };
         let inherited = limit.rlim_cur;
         limit.rlim_cur = limit.rlim_max.min(1 << 20);
         // SAFETY: `limit` is initialised.
         unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) };
-        ((limit.rlim_cur - RESERVED.min(limit.rlim_cur / 2)) as i32, inherited)
+        (
+            (limit.rlim_cur - RESERVED.min(limit.rlim_cur / 2)) as i32,
+            inherited,
+        )
     })
 }
 

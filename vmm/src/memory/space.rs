@@ -121,10 +121,9 @@ impl AddressSpace {
     pub fn find_free(&self, hint: u64, len: u64) -> Option<GuestRange> {
         let len = len.checked_next_multiple_of(PAGE_SIZE)?;
         let hint = hint & !(PAGE_SIZE - 1);
-        if let Some(wanted) = window::checked(hint, len) {
-            if hint != 0 && self.vmas.overlapping(wanted).next().is_none() {
-                return Some(wanted);
-            }
+        let is_free = |range: &GuestRange| self.vmas.overlapping(*range).next().is_none();
+        if let Some(wanted) = window::checked(hint, len).filter(is_free) {
+            return Some(wanted);
         }
         let area = GuestRange::from_bounds(window::HIGH.0, MMAP_TOP);
         let start = self.vmas.find_gap(area, len, PAGE_SIZE, true)?;
@@ -133,7 +132,12 @@ impl AddressSpace {
 
     /// Maps `vma`, whose range must be free. `file` and the flags `extra` (such as `MAP_NORESERVE`) are for
     /// the host's mmap.
-    pub fn map(&mut self, vma: Vma, file: Option<(BorrowedFd, u64)>, extra: i32) -> Result<(), Errno> {
+    pub fn map(
+        &mut self,
+        vma: Vma,
+        file: Option<(BorrowedFd, u64)>,
+        extra: i32,
+    ) -> Result<(), Errno> {
         use std::os::fd::AsRawFd;
         if !window::contains(vma.range) || vma.range.is_empty() {
             return Err(Errno::ENOMEM);
@@ -141,8 +145,16 @@ impl AddressSpace {
         if self.vmas.overlapping(vma.range).next().is_some() {
             return Err(Errno::EEXIST);
         }
-        let sharing = if vma.shared { libc::MAP_SHARED } else { libc::MAP_PRIVATE };
-        let anonymous = if file.is_none() { libc::MAP_ANONYMOUS } else { 0 };
+        let sharing = if vma.shared {
+            libc::MAP_SHARED
+        } else {
+            libc::MAP_PRIVATE
+        };
+        let anonymous = if file.is_none() {
+            libc::MAP_ANONYMOUS
+        } else {
+            0
+        };
         let (fd, offset) = file.map_or((-1, 0), |(fd, offset)| (fd.as_raw_fd(), offset as i64));
         // SAFETY: the range lies in a guest window, where the monitor keeps nothing of its own.
         let address = unsafe {
@@ -174,10 +186,21 @@ impl AddressSpace {
     }
 
     /// Changes the protection of `range`; returns the mappings as they were.
-    pub fn protect(&mut self, range: GuestRange, protection: Protection) -> Result<Vec<Vma>, Errno> {
+    pub fn protect(
+        &mut self,
+        range: GuestRange,
+        protection: Protection,
+    ) -> Result<Vec<Vma>, Errno> {
         let old = self.vmas.protect(range, protection)?;
         self.table.unmap(range).map_err(|_| Errno::ENOMEM)?;
-        if let Err(error) = host_protect(range, protection) {
+        // Execution is not mirrored in the host, so taking it away there flushes nothing by itself.
+        let loses_execute =
+            !protection.is_executable() && old.iter().any(|piece| piece.protection.is_executable());
+        let flushed = match loses_execute {
+            true => host_protect(range, Protection::NONE),
+            false => Ok(()),
+        };
+        if let Err(error) = flushed.and_then(|()| host_protect(range, protection)) {
             self.restore_protection(old);
             return Err(error);
         }
@@ -199,8 +222,11 @@ impl AddressSpace {
     /// Moves what is mapped in `range` out of the guest's reach; the range is free afterwards. If a part
     /// cannot be moved nothing has changed.
     pub fn stash(&mut self, range: GuestRange) -> Result<Vec<Stash>, Errno> {
-        let pieces: Vec<Vma> =
-            self.vmas.overlapping(range).filter_map(|vma| vma.clipped(range)).collect();
+        let pieces: Vec<Vma> = self
+            .vmas
+            .overlapping(range)
+            .filter_map(|vma| vma.clipped(range))
+            .collect();
         let mut stashed = Vec::with_capacity(pieces.len());
         for vma in pieces {
             match move_mapping(vma.range.start(), vma.range.len(), None) {
@@ -245,7 +271,9 @@ impl AddressSpace {
         address: u64,
         attempt: Attempt,
     ) -> Result<Resolution, KvmError> {
-        let Some(vma) = self.vmas.find(address) else { return Ok(Resolution::NotMapped) };
+        let Some(vma) = self.vmas.find(address) else {
+            return Ok(Resolution::NotMapped);
+        };
         if !implied(vma.protection).allows(attempt.needs()) {
             return Ok(Resolution::Forbidden);
         }
@@ -258,9 +286,10 @@ impl AddressSpace {
             return Ok(Resolution::Trapped);
         }
         let leaf = address & !(LEAF_SIZE - 1);
-        let Some(part) =
-            vma.range.intersection(GuestRange::from_bounds(leaf, leaf.saturating_add(LEAF_SIZE)))
-        else {
+        let Some(part) = vma.range.intersection(GuestRange::from_bounds(
+            leaf,
+            leaf.saturating_add(LEAF_SIZE),
+        )) else {
             return Ok(Resolution::NotMapped);
         };
         let protection = vma.protection;
@@ -274,10 +303,12 @@ impl AddressSpace {
             }
         }
         self.ensure_slot(vm, address)?;
-        Ok(match attempt == Attempt::Write && !tracker.is_writable(page, zero_based) {
-            true => Resolution::Trapped,
-            false => Resolution::Mapped,
-        })
+        Ok(
+            match attempt == Attempt::Write && !tracker.is_writable(page, zero_based) {
+                true => Resolution::Trapped,
+                false => Resolution::Mapped,
+            },
+        )
     }
 
     /// Whether `page` is private memory that was zero before its first write.
@@ -288,8 +319,10 @@ impl AddressSpace {
     /// Lets the guest write `page`, as far as its mapping allows, or makes it read-only in the page
     /// tables.
     pub fn set_writable(&mut self, page: PageNumber, writable: bool) {
-        let allowed =
-            self.vmas.find(page.address().0).is_some_and(|vma| vma.protection.is_writable());
+        let allowed = self
+            .vmas
+            .find(page.address().0)
+            .is_some_and(|vma| vma.protection.is_writable());
         if self.table.set_writable(page, writable && allowed).is_err() {
             log::error!("the page tables are not accessible");
         }
@@ -312,7 +345,10 @@ impl AddressSpace {
         }
         let slot = GuestRange::from_bounds(start, start + SLOT_SIZE);
         // The low window does not start at a multiple of the slot size.
-        let Some(part) = window::windows().into_iter().find_map(|w| w.intersection(slot)) else {
+        let Some(part) = window::windows()
+            .into_iter()
+            .find_map(|w| w.intersection(slot))
+        else {
             return Ok(());
         };
         // SAFETY: guest windows stay reserved for the guest for as long as the monitor runs.
@@ -333,8 +369,13 @@ fn implied(protection: Protection) -> Protection {
     }
 }
 
-fn is_zero_based(vma: &Vma) -> bool {
-    !vma.shared && matches!(vma.backing, Backing::Anonymous | Backing::Heap | Backing::Stack)
+/// Whether the pages of a mapping are private and were zero before their first write.
+pub fn is_zero_based(vma: &Vma) -> bool {
+    !vma.shared
+        && matches!(
+            vma.backing,
+            Backing::Anonymous | Backing::Heap | Backing::Stack
+        )
 }
 
 fn host_protection(protection: Protection) -> i32 {

@@ -15,7 +15,10 @@ pub const HIGH: (u64, u64) = (0x10_0000_0000, 0x50_0000_0000);
 
 /// The windows as ranges.
 pub fn windows() -> [GuestRange; 2] {
-    [GuestRange::from_bounds(LOW.0, LOW.1), GuestRange::from_bounds(HIGH.0, HIGH.1)]
+    [
+        GuestRange::from_bounds(LOW.0, LOW.1),
+        GuestRange::from_bounds(HIGH.0, HIGH.1),
+    ]
 }
 
 /// Whether all of `range` lies in one window.

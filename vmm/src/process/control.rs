@@ -112,13 +112,18 @@ impl ThreadControl {
     /// Takes a signal of `wanted` that was sent to this thread.
     pub fn take_pending(&self, wanted: SignalSet) -> Option<SignalInfo> {
         let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
-        let at = pending.iter().position(|info| wanted.contains(info.signal))?;
+        let at = pending
+            .iter()
+            .position(|info| wanted.contains(info.signal))?;
         Some(pending.remove(at))
     }
 
     /// Adds a signal for this thread and kicks it.
     pub fn send(&self, info: SignalInfo) {
-        self.pending.lock().unwrap_or_else(PoisonError::into_inner).push(info);
+        self.pending
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(info);
         self.kick();
     }
 }
@@ -130,7 +135,11 @@ pub fn take_arrived_one(wanted: SignalSet) -> Option<SignalInfo> {
         let bit = SignalSet::of(signal).0;
         if ARRIVED.fetch_and(!bit, Ordering::AcqRel) & bit != 0 {
             let sender = SENDERS[signal.number() as usize].load(Ordering::Relaxed);
-            return Some(SignalInfo::from_process(signal, sender as u32 as i32, (sender >> 32) as u32));
+            return Some(SignalInfo::from_process(
+                signal,
+                sender as u32 as i32,
+                (sender >> 32) as u32,
+            ));
         }
     }
 }
@@ -181,7 +190,10 @@ extern "C" fn on_signal(number: i32, info: *mut libc::siginfo_t, context: *mut l
         // SAFETY: the kernel passes a valid `siginfo_t`; the fields are meaningless for some origins of a
         // signal but always initialised.
         let (pid, uid) = unsafe { ((*info).si_pid(), (*info).si_uid()) };
-        SENDERS[number as usize].store(u64::from(pid as u32) | u64::from(uid) << 32, Ordering::Relaxed);
+        SENDERS[number as usize].store(
+            u64::from(pid as u32) | u64::from(uid) << 32,
+            Ordering::Relaxed,
+        );
         ARRIVED.fetch_or(1 << (number - 1), Ordering::AcqRel);
     }
     let current = CURRENT.get();

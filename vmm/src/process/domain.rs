@@ -45,6 +45,8 @@ pub struct Domain {
     pub yields_refused: u32,
     /// Why it was committed early, if it was: a fault cannot undo what came before.
     pub committed_early: Option<&'static str>,
+    /// The events that it began with, if it began with some.
+    pub delivered: Option<Delivered>,
     /// All writable memory at the checkpoint, when audited.
     pub audit: Option<super::recover::Image>,
 }
@@ -53,13 +55,23 @@ impl Domain {
     /// Keeps the start of what the client sent.
     pub fn add_input(&mut self, bytes: &[u8]) {
         let room = INPUT_KEPT.saturating_sub(self.input.len());
-        self.input.extend_from_slice(&bytes[..bytes.len().min(room)]);
+        self.input
+            .extend_from_slice(&bytes[..bytes.len().min(room)]);
     }
 
     /// Whether it has output or other effects that wait for its commit.
     pub fn has_deferred(&self) -> bool {
         !self.journal.deferred().is_empty()
     }
+}
+
+/// What an `epoll_wait` returned: the connections that a fault before any of them is read may belong to.
+#[derive(Debug, Clone)]
+pub struct Delivered {
+    /// The epoll descriptor.
+    pub epoll: i32,
+    /// The `data` members of the events.
+    pub data: Vec<u64>,
 }
 
 /// Why a domain is committed before it has ended.
@@ -139,7 +151,11 @@ impl Thread {
         }
         let (tracker, mut memory) = state.tracking(&self.process, &mut self.vcpu);
         tracker.settle(&mut memory);
-        let audit = self.process.options.audit.then(|| super::recover::Image::take(state));
+        let audit = self
+            .process
+            .options
+            .audit
+            .then(|| super::recover::Image::take(state));
         state.domain = Some(Domain {
             origin,
             checkpoint: Checkpoint {
@@ -155,6 +171,7 @@ impl Thread {
             calls: 0,
             yields_refused: 0,
             committed_early: None,
+            delivered: self.delivered.take(),
             audit,
         });
         Ok(())
@@ -171,7 +188,9 @@ impl Thread {
             tracker.note_written(&mut memory);
             return;
         }
-        let Some(mut domain) = state.domain.take() else { return };
+        let Some(mut domain) = state.domain.take() else {
+            return;
+        };
         let stats = std::sync::Arc::clone(&self.process.stats);
         let (deferred, undo) = domain.journal.commit();
         let (tracker, mut memory) = state.tracking(&self.process, &mut self.vcpu);
@@ -187,6 +206,7 @@ impl Thread {
         for inverse in undo {
             self.release_undo(state, inverse);
         }
+        super::flusher::ensure(&self.process, state);
         state.ladder.progress(self.tid());
     }
 
@@ -199,14 +219,21 @@ impl Thread {
         };
         let origin = domain.origin;
         let input = domain.input.clone();
-        if matches!(origin, Origin::Stream(_) | Origin::Accept(_) | Origin::Datagram(_)) {
+        if matches!(
+            origin,
+            Origin::Stream(_) | Origin::Accept(_) | Origin::Datagram(_)
+        ) {
             let counters = &self.process.stats.domains.early_committed;
             match why {
                 Early::External => counters.external.inc(),
                 Early::HoldLimit => counters.held_limit.inc(),
                 Early::Suspended => counters.suspended.inc(),
             }
-            self.continues = Some(Continuation { origin, input, reason: why.reason() });
+            self.continues = Some(Continuation {
+                origin,
+                input,
+                reason: why.reason(),
+            });
         }
         self.commit(state);
     }

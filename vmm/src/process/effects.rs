@@ -17,9 +17,17 @@ pub enum Deferred {
     /// Bytes for a peer (class *held*).
     Send { fd: i32, bytes: Vec<u8> },
     /// A datagram for a peer, with its address.
-    SendTo { fd: i32, bytes: Vec<u8>, address: Vec<u8> },
+    SendTo {
+        fd: i32,
+        bytes: Vec<u8>,
+        address: Vec<u8>,
+    },
     /// Bytes for a file, a pipe or a terminal, at an offset or where the file is (class *deferred write*).
-    Write { fd: i32, bytes: Vec<u8>, offset: Option<u64> },
+    Write {
+        fd: i32,
+        bytes: Vec<u8>,
+        offset: Option<u64>,
+    },
     /// `fsync` or `fdatasync`.
     Sync { fd: i32, data_only: bool },
     /// `close`.
@@ -43,11 +51,20 @@ pub enum Undo {
     /// A close was announced.
     Reopen { fd: i32 },
     /// An interest list was changed: put it back to this (none: not in the list).
-    Interest { epoll: i32, fd: i32, event: Option<libc::epoll_event> },
+    Interest {
+        epoll: i32,
+        fd: i32,
+        event: Option<libc::epoll_event>,
+    },
     /// `fcntl` with a value that can be set back.
     Fcntl { fd: i32, command: i32, value: i32 },
     /// A socket option was set.
-    SocketOption { fd: i32, level: i32, name: i32, value: Vec<u8> },
+    SocketOption {
+        fd: i32,
+        level: i32,
+        name: i32,
+        value: Vec<u8>,
+    },
     /// A file offset was moved.
     Offset { fd: i32, offset: i64 },
     /// An eventfd was read.
@@ -55,13 +72,19 @@ pub enum Undo {
     /// A mapping was made.
     Unmap { range: GuestRange },
     /// Mappings were moved out of the way or unmapped.
-    Remap { stash: Vec<Stash>, pages: Vec<SavedPages> },
+    Remap {
+        stash: Vec<Stash>,
+        pages: Vec<SavedPages>,
+    },
     /// Protections were changed.
     Protect { old: Vec<Vma> },
     /// The end of the heap was moved.
     Heap { heap: (u64, u64) },
     /// A signal disposition was changed.
-    Disposition { signal: guest_agentless::Signal, action: Action },
+    Disposition {
+        signal: guest_agentless::Signal,
+        action: Action,
+    },
     /// The guest's limit on descriptors was changed.
     DescriptorLimit { limit: (u64, u64) },
 }
@@ -81,7 +104,9 @@ impl Undo {
             Undo::Reopen { fd } => format!("descriptor {fd} was closed"),
             Undo::Interest { epoll, fd, .. } => format!("epoll {epoll}: interest in {fd} changed"),
             Undo::Fcntl { fd, .. } => format!("flags of descriptor {fd} were changed"),
-            Undo::SocketOption { fd, level, name, .. } => {
+            Undo::SocketOption {
+                fd, level, name, ..
+            } => {
                 format!("option {level}:{name} of socket {fd} was set")
             }
             Undo::Offset { fd, .. } => format!("offset of descriptor {fd} was moved"),
@@ -148,7 +173,10 @@ impl Thread {
             Deferred::Write { fd, bytes, offset } => {
                 if let Err(error) = host::write_all(fd, &bytes, offset) {
                     // The guest was told that the write had succeeded.
-                    log::error!("a deferred write of {} bytes to {fd} failed: {error}", bytes.len());
+                    log::error!(
+                        "a deferred write of {} bytes to {fd} failed: {error}",
+                        bytes.len()
+                    );
                     self.process.stats.deferred.failed.inc();
                 }
             }
@@ -192,15 +220,21 @@ impl Thread {
             }
             Undo::Interest { epoll, fd, event } => state.files.restore_interest(epoll, fd, event),
             Undo::Fcntl { fd, command, value } => host::fcntl(fd, command, value).map(drop),
-            Undo::SocketOption { fd, level, name, value } => {
-                host::set_socket_option(fd, level, name, &value)
-            }
+            Undo::SocketOption {
+                fd,
+                level,
+                name,
+                value,
+            } => host::set_socket_option(fd, level, name, &value),
             Undo::Offset { fd, offset } => host::seek(fd, offset),
             Undo::EventCount { fd, count } => host::write_all(fd, &count.to_ne_bytes(), None),
             Undo::Unmap { range } => {
                 let (tracker, mut memory) = state.tracking(&self.process, &mut self.vcpu);
                 tracker.forget(&mut memory, range);
-                state.space.unmap(range).map_err(|e| io::Error::from_raw_os_error(e.raw()))
+                state
+                    .space
+                    .unmap(range)
+                    .map_err(|e| io::Error::from_raw_os_error(e.raw()))
             }
             Undo::Remap { stash, pages } => {
                 state.space.unstash(stash);

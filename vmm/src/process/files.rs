@@ -39,6 +39,7 @@ struct Known {
 #[derive(Default)]
 pub struct Files {
     known: HashMap<i32, Known>,
+    /// By member and epoll descriptor.
     interests: BTreeMap<(i32, i32), libc::epoll_event>,
     backlog: BTreeMap<i32, Vec<u8>>,
 }
@@ -55,14 +56,25 @@ impl Files {
             Entry::Occupied(entry) => Some(entry.into_mut()),
             Entry::Vacant(entry) => match probe(fd) {
                 Kind::Closed => None,
-                kind => Some(entry.insert(Known { kind, poisoned: false, closing: false })),
+                kind => Some(entry.insert(Known {
+                    kind,
+                    poisoned: false,
+                    closing: false,
+                })),
             },
         }
     }
 
     /// Says what `fd` stands for where the kernel does not know (a socket pair is a pipe).
     pub fn set_kind(&mut self, fd: i32, kind: Kind) {
-        self.known.insert(fd, Known { kind, poisoned: false, closing: false });
+        self.known.insert(
+            fd,
+            Known {
+                kind,
+                poisoned: false,
+                closing: false,
+            },
+        );
     }
 
     /// The descriptor has changed its meaning (`connect`, `listen`, `dup2`): look again.
@@ -92,7 +104,8 @@ impl Files {
         self.flush(fd);
         self.backlog.remove(&fd);
         self.known.remove(&fd);
-        self.interests.retain(|(epoll, member), _| *epoll != fd && *member != fd);
+        self.interests
+            .retain(|(epoll, member), _| *epoll != fd && *member != fd);
         let _ = host::close(fd);
     }
 
@@ -137,7 +150,9 @@ impl Files {
 
     /// Sends what is waiting for `fd`, as far as the socket takes it. True if nothing is left.
     pub fn flush(&mut self, fd: i32) -> bool {
-        let Some(waiting) = self.backlog.get_mut(&fd) else { return true };
+        let Some(waiting) = self.backlog.get_mut(&fd) else {
+            return true;
+        };
         while !waiting.is_empty() {
             match host::send(fd, waiting) {
                 Ok(n) => drop(waiting.drain(..n)),
@@ -148,6 +163,11 @@ impl Files {
         }
         self.backlog.remove(&fd);
         true
+    }
+
+    /// Whether output waits for a peer to take it.
+    pub fn has_waiting(&self) -> bool {
+        !self.backlog.is_empty()
     }
 
     /// The descriptors with output that is still to be sent.
@@ -166,10 +186,24 @@ impl Files {
         epoll_ctl(epoll, operation, fd, event)?;
         Ok(match event {
             Some(event) if operation != libc::EPOLL_CTL_DEL => {
-                self.interests.insert((epoll, fd), event)
+                self.interests.insert((fd, epoll), event)
             }
-            _ => self.interests.remove(&(epoll, fd)),
+            _ => self.interests.remove(&(fd, epoll)),
         })
+    }
+
+    /// The connections that `events` of `epoll` are about.
+    pub fn connections_of(&mut self, epoll: i32, data: &[u64]) -> Vec<i32> {
+        let members: Vec<i32> = self
+            .interests
+            .iter()
+            .filter(|((_, of), event)| *of == epoll && data.contains(&{ event.u64 }))
+            .map(|((fd, _), _)| *fd)
+            .collect();
+        members
+            .into_iter()
+            .filter(|fd| self.kind(*fd) == Kind::Stream)
+            .collect()
     }
 
     /// Puts the interest of `epoll` in `fd` back to `event`.
@@ -179,7 +213,7 @@ impl Files {
         fd: i32,
         event: Option<libc::epoll_event>,
     ) -> io::Result<()> {
-        let present = self.interests.contains_key(&(epoll, fd));
+        let present = self.interests.contains_key(&(fd, epoll));
         let operation = match (event, present) {
             (Some(_), true) => libc::EPOLL_CTL_MOD,
             (Some(_), false) => libc::EPOLL_CTL_ADD,
@@ -205,7 +239,9 @@ fn epoll_ctl(
 }
 
 fn probe(fd: i32) -> Kind {
-    let Ok(mode) = host::mode(fd) else { return Kind::Closed };
+    let Ok(mode) = host::mode(fd) else {
+        return Kind::Closed;
+    };
     match mode & libc::S_IFMT {
         libc::S_IFREG | libc::S_IFDIR | libc::S_IFBLK => Kind::File,
         libc::S_IFSOCK => match host::socket_number(fd, libc::SO_TYPE) {

@@ -4,6 +4,7 @@ pub mod control;
 pub mod domain;
 pub mod effects;
 pub mod files;
+mod flusher;
 pub mod recover;
 pub mod reporter;
 pub mod signals;
@@ -83,6 +84,8 @@ pub struct Process {
     threads: Mutex<BTreeMap<i32, &'static ThreadControl>>,
     idle_vcpus: Mutex<Vec<Vcpu>>,
     ending: AtomicBool,
+    /// Whether a thread sends output that waits.
+    flushing: AtomicBool,
 }
 
 /// What a [`Process`] is made from.
@@ -121,6 +124,7 @@ impl Process {
             threads: Mutex::new(BTreeMap::new()),
             idle_vcpus: Mutex::new(Vec::new()),
             ending: AtomicBool::new(false),
+            flushing: AtomicBool::new(false),
         }
     }
 
@@ -131,7 +135,11 @@ impl Process {
 
     /// A vCPU for a new guest thread.
     pub fn take_vcpu(&self) -> Result<Vcpu, crate::kvm::KvmError> {
-        let idle = self.idle_vcpus.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let idle = self
+            .idle_vcpus
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .pop();
         match idle {
             Some(vcpu) => Ok(vcpu),
             None => {
@@ -144,7 +152,10 @@ impl Process {
 
     /// Takes back the vCPU of a thread that has ended. vCPUs cannot be destroyed, so they are used again.
     pub fn give_vcpu(&self, vcpu: Vcpu) {
-        self.idle_vcpus.lock().unwrap_or_else(PoisonError::into_inner).push(vcpu);
+        self.idle_vcpus
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(vcpu);
     }
 
     /// True for the one caller that gets to end the process.
@@ -154,7 +165,9 @@ impl Process {
 
     /// Writes the counters where the user asked for them.
     pub fn write_stats(&self) {
-        let Some(path) = &self.options.stats else { return };
+        let Some(path) = &self.options.stats else {
+            return;
+        };
         let name = |number| guest_agentless::syscall::lookup(number).map(|row| row.name);
         if let Err(error) = self.stats.write(path, name) {
             eprintln!("vmsrs: cannot write {}: {error}", path.display());

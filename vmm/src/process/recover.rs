@@ -9,6 +9,7 @@ use recovery::ladder::{FaultSite, Rung};
 use recovery::tracker::{PageContent, RestoredPage};
 use recovery::{Origin, stats};
 
+use super::domain::Delivered;
 use super::reporter::FaultRecord;
 use super::signals::SignalInfo;
 use super::thread::{Flow, Thread};
@@ -77,7 +78,13 @@ impl Fault {
             16 | 19 => FaultKind::Fpu,
             _ => FaultKind::from_signal(signal.raw(), None, Access::Read),
         };
-        Fault { signal, kind, address, code, trap: (u64::from(vector), error_code, 0) }
+        Fault {
+            signal,
+            kind,
+            address,
+            code,
+            trap: (u64::from(vector), error_code, 0),
+        }
     }
 
     /// The host could not back an access: a mapped file has become shorter.
@@ -102,14 +109,23 @@ impl Fault {
             libc::SIGABRT => FaultKind::Abort,
             _ => FaultKind::Signal,
         };
-        Fault { signal, kind, address: None, code: libc::SI_TKILL, trap: (0, 0, 0) }
+        Fault {
+            signal,
+            kind,
+            address: None,
+            code: libc::SI_TKILL,
+            trap: (0, 0, 0),
+        }
     }
 
     /// The request waits for the end of a thread that it has cancelled: it runs the server's own crash
     /// path, and can never go on, because the cancellation waits for its commit. Such a path ends in an
     /// abort, which is the signal told.
     pub fn crash_path() -> Fault {
-        Fault { kind: FaultKind::CrashPath, ..Fault::raised(Signal::SIGABRT) }
+        Fault {
+            kind: FaultKind::CrashPath,
+            ..Fault::raised(Signal::SIGABRT)
+        }
     }
 }
 
@@ -120,11 +136,20 @@ impl Thread {
         let registers = *self.vcpu.registers();
         let Some(domain) = &turn.domain else {
             // Not tracked yet, or not protected: as without the monitor.
-            self.give_up(turn, fault, &registers, "the server was not serving requests yet".into());
+            self.give_up(
+                turn,
+                fault,
+                &registers,
+                "the server was not serving requests yet".into(),
+            );
             return Ok(Flow::Continue);
         };
         let origin = domain.origin;
-        let site = FaultSite { thread: self.tid(), rip: registers.rip, origin: origin.kind() };
+        let site = FaultSite {
+            thread: self.tid(),
+            rip: registers.rip,
+            origin: origin.kind(),
+        };
         match turn.ladder.next(site, begun) {
             Rung::GiveUp(reason) => {
                 self.give_up(turn, fault, &registers, reason.to_string());
@@ -138,6 +163,20 @@ impl Thread {
                 self.process.stats.domains.abandoned.inc();
                 self.undo_domain(turn, fault, begun)
             }
+            Rung::ResetDelivered => {
+                let delivered = turn.domain.as_ref().and_then(|d| d.delivered.clone());
+                let suspects = delivered.map_or(Vec::new(), |Delivered { epoll, data }| {
+                    turn.files.connections_of(epoll, &data)
+                });
+                if suspects.is_empty() {
+                    let reason = format!("the fault at {:#x} belongs to no client", registers.rip);
+                    self.give_up(turn, fault, &registers, reason);
+                    return Ok(Flow::Continue);
+                }
+                self.process.stats.domains.abandoned.inc();
+                self.suspects = suspects;
+                self.undo_domain(turn, fault, begun)
+            }
         }
     }
 
@@ -149,7 +188,9 @@ impl Thread {
         fault: Fault,
         begun: Instant,
     ) -> Result<Flow, KvmError> {
-        let Some(mut domain) = state.domain.take() else { return Ok(Flow::Continue) };
+        let Some(mut domain) = state.domain.take() else {
+            return Ok(Flow::Continue);
+        };
         let mut record = self.describe(state, fault, domain.origin);
         record.input = std::mem::take(&mut domain.input);
         record.peer = domain.origin.fd().and_then(host::peer_name);
@@ -162,18 +203,27 @@ impl Thread {
         }
         for effect in dropped {
             self.process.stats.deferred.forgotten.inc();
-            self.process.stats.held.bytes_dropped.add(effect.output().len() as u64);
+            self.process
+                .stats
+                .held
+                .bytes_dropped
+                .add(effect.output().len() as u64);
             record.undone.push(effect.describe());
             let room = OUTPUT_KEPT.saturating_sub(record.dropped_output.len());
             let output = effect.output();
-            record.dropped_output.extend_from_slice(&output[..output.len().min(room)]);
+            record
+                .dropped_output
+                .extend_from_slice(&output[..output.len().min(room)]);
         }
         let (tracker, mut memory) = state.tracking(&self.process, &mut self.vcpu);
         let undone = tracker.abandon(&mut memory, |_, _| {});
         record.pages_written = tracker.active_pages().count() as u64;
         record.pages_restored = undone.restored.len() as u64;
-        record.written =
-            undone.restored.iter().map(|RestoredPage { page, bytes }| (*page, *bytes)).collect();
+        record.written = undone
+            .restored
+            .iter()
+            .map(|RestoredPage { page, bytes }| (*page, *bytes))
+            .collect();
         self.process.stats.pages.restored.add(record.pages_restored);
         if let Some(image) = domain.audit.take() {
             self.check_audit(state, &image);
@@ -183,7 +233,8 @@ impl Thread {
         *self.vcpu.registers() = checkpoint.registers;
         self.vcpu.set_extended_state(&checkpoint.extended)?;
         if (self.vcpu.fs_base(), self.vcpu.gs_base()) != checkpoint.bases {
-            self.vcpu.set_segment_bases(checkpoint.bases.0, checkpoint.bases.1)?;
+            self.vcpu
+                .set_segment_bases(checkpoint.bases.0, checkpoint.bases.1)?;
         }
         self.set_blocked(checkpoint.blocked);
         self.alternate_stack = checkpoint.alternate_stack;
@@ -194,8 +245,20 @@ impl Thread {
             }
             Origin::Accept(_) => Some(Errno::ECONNABORTED),
             Origin::Datagram(_) => Some(Errno::EAGAIN),
-            Origin::Internal | Origin::Timer => None,
+            Origin::Internal | Origin::Timer => {
+                // The same work again, with the same results delivered.
+                self.next_origin = domain.origin;
+                self.delivered = domain.delivered;
+                None
+            }
         };
+        let suspects = std::mem::take(&mut self.suspects);
+        record.peer = record
+            .peer
+            .or_else(|| suspects.first().copied().and_then(host::peer_name));
+        for fd in &suspects {
+            state.files.reset(*fd);
+        }
         // What was committed early goes on where it was committed; only an origin call gets its error.
         if let (Some(error), None) = (error, domain.committed_early) {
             self.vcpu.registers().rax = guest_agentless::to_rax(Err(error));
@@ -205,16 +268,28 @@ impl Thread {
         (record.outcome, record.reason) = match (domain.committed_early, broken) {
             (None, 0) => (Outcome::Recovered, None),
             (Some(reason), 0) => (Outcome::Degraded, Some(reason.to_owned())),
-            (_, n) => (Outcome::Degraded, Some(format!("{n} effects could not be undone"))),
+            (_, n) => (
+                Outcome::Degraded,
+                Some(format!("{n} effects could not be undone")),
+            ),
         };
         record.pause = begun.elapsed();
-        self.process.stats.recovery_pause_us.record(stats::micros(record.pause));
+        self.process
+            .stats
+            .recovery_pause_us
+            .record(stats::micros(record.pause));
         self.process.reporter.fault(record);
         Ok(Flow::Continue)
     }
 
     /// There is nothing left to try: the fault takes its course as it would without the monitor.
-    fn give_up(&mut self, turn: &mut Turn<'_>, fault: Fault, registers: &Registers, reason: String) {
+    fn give_up(
+        &mut self,
+        turn: &mut Turn<'_>,
+        fault: Fault,
+        registers: &Registers,
+        reason: String,
+    ) {
         let origin = turn.domain.as_ref().map_or(Origin::Internal, |d| d.origin);
         if self.process.options.protect {
             let mut record = self.describe(turn, fault, origin);
@@ -223,7 +298,12 @@ impl Thread {
             if let Some(domain) = &turn.domain {
                 record.input = domain.input.clone();
                 record.peer = origin.fd().and_then(host::peer_name);
-                record.kept = domain.journal.deferred().iter().map(|d| d.describe()).collect();
+                record.kept = domain
+                    .journal
+                    .deferred()
+                    .iter()
+                    .map(|d| d.describe())
+                    .collect();
             }
             self.process.reporter.fault(record);
         }
@@ -284,7 +364,10 @@ impl Thread {
         let now = Image::take(state);
         for page in image.differences(&now) {
             audit.mismatches.inc();
-            log::error!("audit: page {:?} is not what it was at the checkpoint", page.address());
+            log::error!(
+                "audit: page {:?} is not what it was at the checkpoint",
+                page.address()
+            );
         }
     }
 }
@@ -302,9 +385,23 @@ fn read_up_to(address: u64, into: &mut [u8]) -> usize {
 
 fn named(r: &Registers) -> Vec<(&'static str, u64)> {
     vec![
-        ("rip", r.rip), ("rsp", r.rsp), ("rbp", r.rbp), ("rflags", r.rflags), ("rax", r.rax),
-        ("rbx", r.rbx), ("rcx", r.rcx), ("rdx", r.rdx), ("rsi", r.rsi), ("rdi", r.rdi), ("r8", r.r8),
-        ("r9", r.r9), ("r10", r.r10), ("r11", r.r11), ("r12", r.r12), ("r13", r.r13), ("r14", r.r14),
+        ("rip", r.rip),
+        ("rsp", r.rsp),
+        ("rbp", r.rbp),
+        ("rflags", r.rflags),
+        ("rax", r.rax),
+        ("rbx", r.rbx),
+        ("rcx", r.rcx),
+        ("rdx", r.rdx),
+        ("rsi", r.rsi),
+        ("rdi", r.rdi),
+        ("r8", r.r8),
+        ("r9", r.r9),
+        ("r10", r.r10),
+        ("r11", r.r11),
+        ("r12", r.r12),
+        ("r13", r.r13),
+        ("r14", r.r14),
         ("r15", r.r15),
     ]
 }
@@ -317,7 +414,11 @@ impl Image {
     pub fn take(state: &State) -> Image {
         let mut pages = BTreeMap::new();
         let mut content = PageContent::boxed();
-        let writable = state.space.vmas().iter().filter(|vma| vma.protection.is_writable());
+        let writable = state
+            .space
+            .vmas()
+            .iter()
+            .filter(|vma| vma.protection.is_writable());
         for page in writable.flat_map(|vma| vma.range.pages()) {
             if copy::read(page.address().0, content.bytes_mut()).is_ok()
                 && content.bytes() != PageContent::zero().bytes()
@@ -331,9 +432,12 @@ impl Image {
     /// The pages that differ; one that is missing is all zero.
     fn differences(&self, other: &Image) -> Vec<PageNumber> {
         let all: std::collections::BTreeSet<_> = self.0.keys().chain(other.0.keys()).collect();
-        all.into_iter().copied().filter(|page| {
-            let content = |image: &Image| image.0.get(page).map(|content| *content.bytes());
-            content(self) != content(other)
-        }).collect()
+        all.into_iter()
+            .copied()
+            .filter(|page| {
+                let content = |image: &Image| image.0.get(page).map(|content| *content.bytes());
+                content(self) != content(other)
+            })
+            .collect()
     }
 }

@@ -16,9 +16,7 @@ mod tests;
 mod writer;
 
 use std::io;
-use std::mem::MaybeUninit;
 use std::process;
-use std::ptr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, SystemTime};
@@ -104,7 +102,7 @@ impl Reporter {
         let writer = Arc::new(Writer::new(events, store));
         let queue = Arc::new(Queue::new());
         let (its_writer, its_queue) = (Arc::clone(&writer), Arc::clone(&queue));
-        let thread = with_signals_blocked(|| {
+        let thread = crate::host::with_signals_blocked(|| {
             thread::Builder::new()
                 .name("vmsrs-reporter".to_owned())
                 .spawn(move || work(&its_writer, &its_queue))
@@ -173,24 +171,4 @@ fn work(writer: &Writer, queue: &Queue) {
     while let Some(item) = queue.pop() {
         writer.write(&mut symbolizer, item);
     }
-}
-
-/// Runs `spawn` with every signal blocked, which the new thread inherits: the monitor's and the guest's
-/// signals are for other threads.
-fn with_signals_blocked<T>(spawn: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
-    let mut all = MaybeUninit::<libc::sigset_t>::uninit();
-    let mut before = MaybeUninit::<libc::sigset_t>::uninit();
-    // SAFETY: both point to memory for a signal set; `sigfillset` initializes the first, and
-    // `pthread_sigmask` the second, which is used only if it succeeded.
-    let error = unsafe {
-        libc::sigfillset(all.as_mut_ptr());
-        libc::pthread_sigmask(libc::SIG_SETMASK, all.as_ptr(), before.as_mut_ptr())
-    };
-    if error != 0 {
-        return Err(io::Error::from_raw_os_error(error));
-    }
-    let result = spawn();
-    // SAFETY: `before` was initialized above. Restoring a valid mask cannot fail.
-    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, before.as_ptr(), ptr::null_mut()) };
-    result
 }

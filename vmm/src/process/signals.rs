@@ -27,12 +27,24 @@ pub struct SignalInfo {
 impl SignalInfo {
     /// Sent by a process.
     pub fn from_process(signal: Signal, pid: i32, uid: u32) -> SignalInfo {
-        SignalInfo { signal, code: 0, pid, uid, address: None }
+        SignalInfo {
+            signal,
+            code: 0,
+            pid,
+            uid,
+            address: None,
+        }
     }
 
     /// Sent by a thread of the guest.
     pub fn from_thread(signal: Signal, pid: i32, uid: u32) -> SignalInfo {
-        SignalInfo { signal, code: libc::SI_TKILL, pid, uid, address: None }
+        SignalInfo {
+            signal,
+            code: libc::SI_TKILL,
+            pid,
+            uid,
+            address: None,
+        }
     }
 
     /// As `siginfo_t`.
@@ -75,13 +87,21 @@ impl Action {
             word.copy_from_slice(&bytes[i * 8..i * 8 + 8]);
             u64::from_ne_bytes(word)
         };
-        Action { handler: word(0), flags: word(1), restorer: word(2), mask: SignalSet(word(3)) }
+        Action {
+            handler: word(0),
+            flags: word(1),
+            restorer: word(2),
+            mask: SignalSet(word(3)),
+        }
     }
 
     /// To the kernel's layout.
     pub fn to_bytes(self) -> [u8; Self::SIZE] {
         let mut bytes = [0; Self::SIZE];
-        for (i, word) in [self.handler, self.flags, self.restorer, self.mask.0].into_iter().enumerate() {
+        for (i, word) in [self.handler, self.flags, self.restorer, self.mask.0]
+            .into_iter()
+            .enumerate()
+        {
             bytes[i * 8..i * 8 + 8].copy_from_slice(&word.to_ne_bytes());
         }
         bytes
@@ -112,7 +132,9 @@ pub struct Dispositions {
 
 impl Default for Dispositions {
     fn default() -> Self {
-        Dispositions { actions: [Action::default(); 65] }
+        Dispositions {
+            actions: [Action::default(); 65],
+        }
     }
 }
 
@@ -163,7 +185,11 @@ pub struct AlternateStack {
 
 impl Default for AlternateStack {
     fn default() -> Self {
-        AlternateStack { base: 0, size: 0, flags: libc::SS_DISABLE }
+        AlternateStack {
+            base: 0,
+            size: 0,
+            flags: libc::SS_DISABLE,
+        }
     }
 }
 
@@ -213,7 +239,8 @@ const USER_FLAGS: u64 = 0x0004_0dd5 | 0x0001_0000;
 pub fn build_frame(info: SignalInfo, action: Action, state: &Interrupted) -> Option<Frame> {
     let stack = state.alternate_stack;
     let on_alternate = stack.holds(state.registers.rsp);
-    let switch = action.has(libc::SA_ONSTACK) && stack.flags & libc::SS_DISABLE == 0 && !on_alternate;
+    let switch =
+        action.has(libc::SA_ONSTACK) && stack.flags & libc::SS_DISABLE == 0 && !on_alternate;
     let top = match switch {
         true => stack.base.checked_add(stack.size)?,
         false => state.registers.rsp.checked_sub(RED_ZONE)?,
@@ -229,7 +256,11 @@ pub fn build_frame(info: SignalInfo, action: Action, state: &Interrupted) -> Opt
     // uc_flags: UC_FP_XSTATE | UC_SIGCONTEXT_SS | UC_STRICT_RESTORE_SS.
     put(UCONTEXT, 7);
     put(UCONTEXT + 16, stack.base);
-    let stack_flags = if on_alternate { libc::SS_ONSTACK } else { stack.flags };
+    let stack_flags = if on_alternate {
+        libc::SS_ONSTACK
+    } else {
+        stack.flags
+    };
     put(UCONTEXT + 24, u64::from(stack_flags as u32));
     put(UCONTEXT + 32, stack.size);
     for (i, value) in to_context(state.registers).into_iter().enumerate() {
@@ -255,7 +286,11 @@ pub fn build_frame(info: SignalInfo, action: Action, state: &Interrupted) -> Opt
     registers.rdx = frame + UCONTEXT as u64;
     const DIRECTION_TRAP: u64 = 0x500;
     registers.rflags &= !DIRECTION_TRAP;
-    Some(Frame { range, bytes, registers })
+    Some(Frame {
+        range,
+        bytes,
+        registers,
+    })
 }
 
 fn put_extended(area: &mut [u8], state: &kvm_xsave) {
@@ -329,16 +364,51 @@ fn read_extended(address: u64) -> Option<Box<kvm_xsave>> {
 /// Registers in the order of `struct sigcontext`.
 fn to_context(r: &Registers) -> [u64; 18] {
     [
-        r.r8, r.r9, r.r10, r.r11, r.r12, r.r13, r.r14, r.r15, r.rdi, r.rsi, r.rbp, r.rbx, r.rdx, r.rax,
-        r.rcx, r.rsp, r.rip, r.rflags,
+        r.r8, r.r9, r.r10, r.r11, r.r12, r.r13, r.r14, r.r15, r.rdi, r.rsi, r.rbp, r.rbx, r.rdx,
+        r.rax, r.rcx, r.rsp, r.rip, r.rflags,
     ]
 }
 
 fn from_context(values: &[u64; 18]) -> Registers {
-    let [r8, r9, r10, r11, r12, r13, r14, r15, rdi, rsi, rbp, rbx, rdx, rax, rcx, rsp, rip, rflags] =
-        *values;
+    let [
+        r8,
+        r9,
+        r10,
+        r11,
+        r12,
+        r13,
+        r14,
+        r15,
+        rdi,
+        rsi,
+        rbp,
+        rbx,
+        rdx,
+        rax,
+        rcx,
+        rsp,
+        rip,
+        rflags,
+    ] = *values;
     Registers {
-        r8, r9, r10, r11, r12, r13, r14, r15, rdi, rsi, rbp, rbx, rdx, rax, rcx, rsp, rip, rflags,
+        r8,
+        r9,
+        r10,
+        r11,
+        r12,
+        r13,
+        r14,
+        r15,
+        rdi,
+        rsi,
+        rbp,
+        rbx,
+        rdx,
+        rax,
+        rcx,
+        rsp,
+        rip,
+        rflags,
     }
 }
 
@@ -348,7 +418,12 @@ mod tests {
 
     #[test]
     fn a_frame_leaves_the_red_zone_alone_and_is_aligned_like_a_call() {
-        let registers = Registers { rsp: 0x10_0001_0000, rip: 5, rflags: 0x602, ..Default::default() };
+        let registers = Registers {
+            rsp: 0x10_0001_0000,
+            rip: 5,
+            rflags: 0x602,
+            ..Default::default()
+        };
         let state = Interrupted {
             registers: &registers,
             extended: &kvm_xsave::default(),
@@ -356,13 +431,21 @@ mod tests {
             alternate_stack: AlternateStack::default(),
             trap: (14, 6, 0x1234),
         };
-        let action = Action { handler: 0x1000, restorer: 0x2000, ..Default::default() };
+        let action = Action {
+            handler: 0x1000,
+            restorer: 0x2000,
+            ..Default::default()
+        };
         let info = SignalInfo::from_process(Signal::SIGTERM, 7, 8);
         let frame = build_frame(info, action, &state).unwrap();
         assert!(frame.range.end() <= registers.rsp - RED_ZONE);
         assert_eq!(frame.registers.rsp % 16, 8);
         assert_eq!(frame.registers.rip, 0x1000);
-        assert_eq!(frame.registers.rflags & 0x400, 0, "the direction flag is clear");
+        assert_eq!(
+            frame.registers.rflags & 0x400,
+            0,
+            "the direction flag is clear"
+        );
         assert_eq!(frame.bytes[..8], 0x2000u64.to_ne_bytes());
     }
 

@@ -45,8 +45,12 @@ pub struct Thread {
     pub alternate_stack: AlternateStack,
     /// The origin of the next domain that begins without a client.
     pub next_origin: Origin,
+    /// The events that the next domain begins with.
+    pub delivered: Option<super::domain::Delivered>,
     /// The rest of a domain that was committed early.
     pub continues: Option<Continuation>,
+    /// Connections that the fault being recovered from may belong to.
+    pub suspects: Vec<i32>,
     /// Inverses that could not be done in the current abandon.
     pub undo_failures: u32,
     /// Bytes on the way between host and guest.
@@ -70,7 +74,9 @@ impl Thread {
             mask_after_handler: None,
             alternate_stack: AlternateStack::default(),
             next_origin: Origin::Internal,
+            delivered: None,
             continues: None,
+            suspects: Vec::new(),
             undo_failures: 0,
             bounce: vec![0; sys::BOUNCE],
             restart: None,
@@ -123,11 +129,17 @@ impl Thread {
                 self.last_fault = (0, 0);
                 sys::serve(self, turn)
             }
-            Exit::Exception { vector: 14, error_code, address } => {
+            Exit::Exception {
+                vector: 14,
+                error_code,
+                address,
+            } => {
                 stats.exits.page_fault.inc();
                 self.page_fault(turn, error_code, address)
             }
-            Exit::Exception { vector, error_code, .. } => {
+            Exit::Exception {
+                vector, error_code, ..
+            } => {
                 stats.exits.other_exception.inc();
                 let rip = self.vcpu.registers().rip;
                 self.fault(turn, Fault::from_exception(vector, error_code, rip))
@@ -162,7 +174,9 @@ impl Thread {
     ) -> Result<Flow, KvmError> {
         let attempt = Attempt::from_error_code(error_code);
         let state: &mut State = turn;
-        let resolution = state.space.resolve(&self.process.vm, &state.tracker, address, attempt)?;
+        let resolution = state
+            .space
+            .resolve(&self.process.vm, &state.tracker, address, attempt)?;
         let resolved = match resolution {
             Resolution::Mapped => true,
             Resolution::Trapped => {
@@ -181,7 +195,10 @@ impl Thread {
             _ => (address, 0),
         };
         if self.last_fault.1 > SAME_FAULT_LIMIT {
-            return self.fault(turn, Fault::page(attempt, address, Resolution::Forbidden, error_code));
+            return self.fault(
+                turn,
+                Fault::page(attempt, address, Resolution::Forbidden, error_code),
+            );
         }
         Ok(Flow::Continue)
     }
@@ -218,7 +235,9 @@ impl Thread {
 
     fn take_signal(&mut self) -> Option<SignalInfo> {
         let open = SignalSet::ALL.difference(self.blocked);
-        self.control.take_pending(open).or_else(|| control::take_arrived_one(open))
+        self.control
+            .take_pending(open)
+            .or_else(|| control::take_arrived_one(open))
     }
 
     /// Delivers the signals that wait for this thread, unless it is in the middle of a client's request.
@@ -273,12 +292,11 @@ impl Thread {
         };
         self.commit(turn);
         turn.dispositions.delivered(info.signal);
-        if let Some(number) = self.restart.take() {
-            if action.flags & libc::SA_RESTART as u64 != 0 {
-                let registers = self.vcpu.registers();
-                registers.rip = registers.rip.wrapping_sub(2);
-                registers.rax = number;
-            }
+        let restarts = action.flags & libc::SA_RESTART as u64 != 0;
+        if let Some(number) = self.restart.take().filter(|_| restarts) {
+            let registers = self.vcpu.registers();
+            registers.rip = registers.rip.wrapping_sub(2);
+            registers.rax = number;
         }
         let registers = *self.vcpu.registers();
         let frame = self.vcpu.extended_state().ok().and_then(|extended| {
@@ -315,7 +333,9 @@ impl Thread {
         let registers = *self.vcpu.registers();
         let restored = signals::read_frame(registers.rsp, &registers).ok_or(Errno::EFAULT)?;
         if let Some(extended) = &restored.extended {
-            self.vcpu.set_extended_state(extended).map_err(|_| Errno::EFAULT)?;
+            self.vcpu
+                .set_extended_state(extended)
+                .map_err(|_| Errno::EFAULT)?;
         }
         *self.vcpu.registers() = restored.registers;
         self.set_blocked(restored.blocked);
@@ -337,28 +357,29 @@ impl Thread {
     }
 }
 
-/// Blocks every signal on the calling thread, for threads of the monitor itself.
-pub fn block_all_signals() {
-    // SAFETY: an all-zero set is valid, and both calls are given valid pointers.
-    unsafe {
-        let mut all: libc::sigset_t = std::mem::zeroed();
-        libc::sigfillset(&mut all);
-        libc::sigdelset(&mut all, libc::SIGSEGV);
-        libc::sigdelset(&mut all, libc::SIGBUS);
-        libc::pthread_sigmask(libc::SIG_SETMASK, &all, std::ptr::null_mut());
-    }
-}
-
 /// Catches the signals that the guest may get from outside, and the monitor's own kick.
 pub fn install_signal_handlers() -> std::io::Result<()> {
     for number in 1..=64 {
-        let Some(signal) = Signal::new(number) else { continue };
+        let Some(signal) = Signal::new(number) else {
+            continue;
+        };
         let own = number as i32 == KICK_SIGNAL;
         let skip = matches!(
             signal.raw(),
-            libc::SIGKILL | libc::SIGSTOP | libc::SIGSEGV | libc::SIGBUS | libc::SIGILL | libc::SIGFPE
-                | libc::SIGABRT | libc::SIGTRAP | libc::SIGTSTP | libc::SIGTTIN | libc::SIGTTOU
-                | libc::SIGCONT | 32 | 33
+            libc::SIGKILL
+                | libc::SIGSTOP
+                | libc::SIGSEGV
+                | libc::SIGBUS
+                | libc::SIGILL
+                | libc::SIGFPE
+                | libc::SIGABRT
+                | libc::SIGTRAP
+                | libc::SIGTSTP
+                | libc::SIGTTIN
+                | libc::SIGTTOU
+                | libc::SIGCONT
+                | 32
+                | 33
         );
         if own || !skip {
             // Whether the guest starts with it ignored is inherited, as through exec.

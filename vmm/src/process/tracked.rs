@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
-use guest_agentless::{GuestRange, PAGE_SIZE, PageNumber};
+use guest_agentless::{GuestRange, PageNumber};
 use recovery::tracker::{Machine, PageContent};
 
 use crate::kvm::{Vcpu, Vm};
@@ -22,7 +22,10 @@ impl Machine for TrackedMemory<'_> {
         let address = page.address().0;
         // A page that the guest has made inaccessible to itself is still part of its state.
         copy::read(address, into.bytes_mut()).is_ok()
-            || self.own_memory.read_exact_at(into.bytes_mut(), address).is_ok()
+            || self
+                .own_memory
+                .read_exact_at(into.bytes_mut(), address)
+                .is_ok()
     }
 
     fn write(&mut self, page: PageNumber, from: &PageContent) -> bool {
@@ -59,6 +62,5 @@ pub fn mapped_parts(space: &AddressSpace, range: GuestRange) -> Vec<GuestRange> 
         .vmas()
         .overlapping(range)
         .filter_map(|vma| vma.range.intersection(range))
-        .filter(|part| part.len() > 0 && part.start() < u64::MAX - PAGE_SIZE)
         .collect()
 }

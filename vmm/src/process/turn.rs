@@ -30,7 +30,11 @@ impl<'p> Turn<'p> {
     pub fn take(process: &'p Process, tid: i32) -> Turn<'p> {
         let guard = Some(wait(process));
         process.holder.store(tid, Ordering::Release);
-        Turn { process, tid, guard }
+        Turn {
+            process,
+            tid,
+            guard,
+        }
     }
 
     /// Runs `action`, usually a blocking call, without the token.

@@ -49,7 +49,11 @@ fn finish(process: &Process, status: Option<i32>, signal: Option<Signal>) -> ! {
         }
     }
     let name = signal.map(|signal| signal_name(signal.raw()));
-    process.reporter.emit(Event::Exited { pid: std::process::id(), status, signal: name });
+    process.reporter.emit(Event::Exited {
+        pid: std::process::id(),
+        status,
+        signal: name,
+    });
     process.reporter.finish();
     process.write_stats();
     let code = match signal {

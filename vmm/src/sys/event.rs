@@ -7,6 +7,7 @@ use recovery::Origin;
 
 use super::wait::For;
 use super::{Call, Handler, errno_of};
+use crate::process::domain::Delivered;
 use crate::process::effects::Undo;
 
 pub fn handler(number: i64) -> Option<Handler> {
@@ -77,7 +78,14 @@ fn epoll_wait(call: &mut Call) -> Result<u64, Errno> {
     let mut events = vec![0u8; max.min(EVENTS_MAX) as usize * EVENT_SIZE];
     let count = (events.len() / EVENT_SIZE) as u64;
     let timeout: [u8; 16];
-    let mut args = [call.args[0], events.as_mut_ptr() as u64, count, call.args[3], 0, 8];
+    let mut args = [
+        call.args[0],
+        events.as_mut_ptr() as u64,
+        count,
+        call.args[3],
+        0,
+        8,
+    ];
     let number = match i64::from(call.row.number) {
         libc::SYS_epoll_pwait2 => {
             if call.args[3] != 0 {
@@ -96,8 +104,19 @@ fn epoll_wait(call: &mut Call) -> Result<u64, Errno> {
     call.unswap_mask(&result);
     call.woken(&result);
     let n = result?;
-    call.write(call.args[1], &events[..n as usize * EVENT_SIZE])?;
+    let events = &events[..n as usize * EVENT_SIZE];
+    call.thread.delivered = Some(Delivered {
+        epoll: call.int(0),
+        data: data_of(events),
+    });
+    call.write(call.args[1], events)?;
     Ok(n)
+}
+
+/// The `data` members of an array of `struct epoll_event`, which is packed on x86-64.
+fn data_of(events: &[u8]) -> Vec<u64> {
+    let word = |event: &[u8]| u64::from_ne_bytes(event[4..].try_into().unwrap_or([0; 8]));
+    events.chunks_exact(EVENT_SIZE).map(word).collect()
 }
 
 fn epoll_ctl(call: &mut Call) -> Result<u64, Errno> {
@@ -108,7 +127,10 @@ fn epoll_ctl(call: &mut Call) -> Result<u64, Errno> {
             let bytes: [u8; EVENT_SIZE] = call.read(call.args[3])?;
             let word = |i: usize| u32::from_ne_bytes(bytes[i..i + 4].try_into().unwrap_or([0; 4]));
             let data = u64::from(word(4)) | u64::from(word(8)) << 32;
-            Some(libc::epoll_event { events: word(0), u64: data })
+            Some(libc::epoll_event {
+                events: word(0),
+                u64: data,
+            })
         }
     };
     let old = call
@@ -116,7 +138,11 @@ fn epoll_ctl(call: &mut Call) -> Result<u64, Errno> {
         .files
         .change_interest(epoll, operation, fd, event)
         .map_err(|e: io::Error| errno_of(&e))?;
-    call.compensate(Undo::Interest { epoll, fd, event: old });
+    call.compensate(Undo::Interest {
+        epoll,
+        fd,
+        event: old,
+    });
     Ok(0)
 }
 
@@ -155,16 +181,14 @@ fn select(call: &mut Call) -> Result<u64, Errno> {
         return Err(Errno::EINVAL);
     }
     let bytes = (count as usize).div_ceil(64) * 8;
-    let mut sets = Vec::new();
     let mut args = call.args;
     args[5] = 0;
-    for i in 1..4 {
-        let mut set = match call.args[i] {
-            0 => Vec::new(),
-            at => call.read_vec(at, bytes)?,
-        };
-        args[i] = if call.args[i] == 0 { 0 } else { set.as_mut_ptr() as u64 };
-        sets.push(set);
+    let mut sets = [const { Vec::new() }; 3];
+    for (arg, set) in args[1..4].iter_mut().zip(&mut sets) {
+        if *arg != 0 {
+            *set = call.read_vec(*arg, bytes)?;
+            *arg = set.as_mut_ptr() as u64;
+        }
     }
     let mut timeout = [0u8; 16];
     if call.args[4] != 0 {

@@ -49,7 +49,10 @@ impl Call<'_, '_> {
     /// The buffer of arguments `address` and `len`, at most one transfer.
     fn buffer(&self, address: usize, len: usize) -> Result<GuestRange, Errno> {
         let range = window::checked(self.args[address], self.args[len]).ok_or(Errno::EFAULT)?;
-        Ok(GuestRange::from_bounds(range.start(), range.start() + range.len().min(TRANSFER)))
+        Ok(GuestRange::from_bounds(
+            range.start(),
+            range.start() + range.len().min(TRANSFER),
+        ))
     }
 
     fn gather(&self, parts: &[GuestRange]) -> Result<Vec<u8>, Errno> {
@@ -76,13 +79,7 @@ impl Call<'_, '_> {
             Kind::Datagram => self.receive_datagram(fd, parts, 0),
             Kind::Pipe | Kind::Anonymous => self.read_event(fd, parts),
             Kind::Listening => Err(Errno::ENOTCONN),
-            Kind::File => {
-                self.settle_writes(fd);
-                if let (true, Some(offset)) = (self.in_domain(), host::offset(fd)) {
-                    self.compensate(Undo::Offset { fd, offset });
-                }
-                self.pass()
-            }
+            Kind::File => self.read_file(fd, parts),
         }
     }
 
@@ -116,7 +113,7 @@ fn read(call: &mut Call) -> Result<u64, Errno> {
     if !call.protected() {
         return call.pass_untracked();
     }
-    let range = call.buffer(1, 2)?;
+    let range = window::checked(call.args[1], call.args[2]).ok_or(Errno::EFAULT)?;
     call.read_parts(call.int(0), &[range])
 }
 
@@ -197,7 +194,11 @@ fn close(call: &mut Call) -> Result<u64, Errno> {
 
 /// Closes the guest's descriptors in the range; the monitor's own stay.
 fn close_range(call: &mut Call) -> Result<u64, Errno> {
-    let (first, last, flags) = (call.args[0] as u32, call.args[1] as u32, call.args[2] as u32);
+    let (first, last, flags) = (
+        call.args[0] as u32,
+        call.args[1] as u32,
+        call.args[2] as u32,
+    );
     if first > last || flags & !libc::CLOSE_RANGE_CLOEXEC != 0 {
         return Err(Errno::EINVAL);
     }
@@ -282,7 +283,11 @@ impl Call<'_, '_> {
     fn change_flags(&mut self, fd: i32, get: i32, set: i32, value: i32) -> Result<u64, Errno> {
         let old = host::fcntl(fd, get, 0).map_err(|e| errno_of(&e))?;
         host::fcntl(fd, set, value).map_err(|e| errno_of(&e))?;
-        self.compensate(Undo::Fcntl { fd, command: set, value: old });
+        self.compensate(Undo::Fcntl {
+            fd,
+            command: set,
+            value: old,
+        });
         Ok(0)
     }
 }
@@ -290,9 +295,10 @@ impl Call<'_, '_> {
 fn fcntl(call: &mut Call) -> Result<u64, Errno> {
     let (fd, command, value) = (call.int(0), call.int(1), call.int(2));
     match command {
-        libc::F_GETFD | libc::F_GETFL | libc::F_GETOWN | libc::F_GETPIPE_SZ
-        | libc::F_GET_SEALS => {
-            host::fcntl(fd, command, value).map(|v| v as u64).map_err(|e| errno_of(&e))
+        libc::F_GETFD | libc::F_GETFL | libc::F_GETOWN | libc::F_GETPIPE_SZ | libc::F_GET_SEALS => {
+            host::fcntl(fd, command, value)
+                .map(|v| v as u64)
+                .map_err(|e| errno_of(&e))
         }
         libc::F_SETFD => call.change_flags(fd, libc::F_GETFD, command, value),
         libc::F_SETFL => call.change_flags(fd, libc::F_GETFL, command, value),
@@ -300,18 +306,28 @@ fn fcntl(call: &mut Call) -> Result<u64, Errno> {
             if value as u64 >= call.state.descriptor_limit.0 {
                 return Err(Errno::EINVAL);
             }
-            let made = host::fcntl(fd, command, value).map(|v| v as u64).map_err(|e| errno_of(&e));
+            let made = host::fcntl(fd, command, value)
+                .map(|v| v as u64)
+                .map_err(|e| errno_of(&e));
             call.made_descriptor(made)
         }
         libc::F_SETOWN | libc::F_SETPIPE_SZ | libc::F_ADD_SEALS => {
             call.commit_early(Early::External);
-            host::fcntl(fd, command, value).map(|v| v as u64).map_err(|e| errno_of(&e))
+            host::fcntl(fd, command, value)
+                .map(|v| v as u64)
+                .map_err(|e| errno_of(&e))
         }
         libc::F_GETLK | libc::F_SETLK | libc::F_OFD_GETLK | libc::F_OFD_SETLK => {
             call.commit_early(Early::External);
             let mut lock: [u8; size_of::<libc::flock>()] = call.read(call.args[2])?;
-            let args =
-                [call.args[0], call.args[1], lock.as_mut_ptr() as u64, 0, 0, 0];
+            let args = [
+                call.args[0],
+                call.args[1],
+                lock.as_mut_ptr() as u64,
+                0,
+                0,
+                0,
+            ];
             // SAFETY: the structure is a copy of that size in the monitor.
             let result = unsafe { host::syscall(libc::SYS_fcntl as u64, args) }?;
             call.write(call.args[2], &lock)?;
@@ -339,11 +355,19 @@ fn ioctl(call: &mut Call) -> Result<u64, Errno> {
         libc::FIONBIO => {
             let on = i32::from_ne_bytes(call.read(address)?) != 0;
             let old = host::fcntl(fd, libc::F_GETFL, 0).map_err(|e| errno_of(&e))?;
-            let new = if on { old | libc::O_NONBLOCK } else { old & !libc::O_NONBLOCK };
+            let new = if on {
+                old | libc::O_NONBLOCK
+            } else {
+                old & !libc::O_NONBLOCK
+            };
             return call.change_flags(fd, libc::F_GETFL, libc::F_SETFL, new);
         }
         libc::FIOCLEX | libc::FIONCLEX => {
-            let flag = if request == libc::FIOCLEX { libc::FD_CLOEXEC } else { 0 };
+            let flag = if request == libc::FIOCLEX {
+                libc::FD_CLOEXEC
+            } else {
+                0
+            };
             return call.change_flags(fd, libc::F_GETFD, libc::F_SETFD, flag);
         }
         _ => return Err(Errno::ENOTTY),

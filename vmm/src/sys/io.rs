@@ -34,8 +34,16 @@ impl Call<'_, '_> {
         let peeks = flags & libc::MSG_PEEK != 0;
         let origin = Origin::Stream(fd);
         // More bytes of the same request, unless it has answered already.
-        let continues =
-            self.state.domain.as_ref().is_some_and(|d| d.origin == origin && !d.has_deferred());
+        let continues = self
+            .state
+            .domain
+            .as_ref()
+            .is_some_and(|d| d.origin == origin && !d.has_deferred());
+        let goes_on = self
+            .state
+            .domain
+            .as_ref()
+            .is_some_and(|d| d.origin == origin);
         if !continues && !peeks {
             self.commit();
         }
@@ -43,23 +51,35 @@ impl Call<'_, '_> {
         let wait = flags & libc::MSG_DONTWAIT == 0 && !self.is_nonblocking(fd)?;
         let mut bounce = std::mem::take(&mut self.thread.bounce);
         let received = self.receive(fd, &mut bounce[..len], flags, wait);
-        let result = self.deliver_stream(&received, &bounce, parts, origin, peeks);
+        let result = match received {
+            Ok(n) => self.deliver_stream(&bounce[..n], parts, origin, peeks),
+            Err(error) => {
+                // Nothing new, but what the server does next is still about this connection: it may have
+                // more of it in its buffer.
+                if goes_on && self.state.domain.is_none() && self.thread.restart.is_none() {
+                    self.begin(origin)?;
+                }
+                Err(error)
+            }
+        };
         self.thread.bounce = bounce;
         result
     }
 
     fn deliver_stream(
         &mut self,
-        received: &Result<usize, Errno>,
-        bounce: &[u8],
+        bytes: &[u8],
         parts: &[GuestRange],
         origin: Origin,
         peeks: bool,
     ) -> Result<u64, Errno> {
-        let n = (*received)?;
-        let bytes = &bounce[..n];
         if !peeks {
-            if !self.state.domain.as_ref().is_some_and(|d| d.origin == origin) {
+            if !self
+                .state
+                .domain
+                .as_ref()
+                .is_some_and(|d| d.origin == origin)
+            {
                 self.begin(origin)?;
             }
             if let Some(domain) = &mut self.state.domain {
@@ -67,7 +87,7 @@ impl Call<'_, '_> {
             }
         }
         self.scatter(parts, bytes)?;
-        Ok(n as u64)
+        Ok(bytes.len() as u64)
     }
 
     fn receive(
@@ -78,12 +98,18 @@ impl Call<'_, '_> {
         wait: bool,
     ) -> Result<usize, Errno> {
         let args = |flags: i32| {
-            [fd as u64, into.as_ptr() as u64, into.len() as u64, flags as u64, 0, 0]
+            [
+                fd as u64,
+                into.as_ptr() as u64,
+                into.len() as u64,
+                flags as u64,
+                0,
+                0,
+            ]
         };
         let number = libc::SYS_recvfrom;
         // SAFETY: the buffer is a live exclusive slice of the monitor.
-        let now =
-            unsafe { host::syscall(number as u64, args(flags | libc::MSG_DONTWAIT)) };
+        let now = unsafe { host::syscall(number as u64, args(flags | libc::MSG_DONTWAIT)) };
         match now {
             Err(Errno::EAGAIN) if wait => {}
             other => return other.map(|n| n as usize),
@@ -93,7 +119,12 @@ impl Call<'_, '_> {
     }
 
     /// Sends to a stream socket: held until the request has ended.
-    pub(super) fn send_stream(&mut self, fd: i32, bytes: Vec<u8>, wait: bool) -> Result<u64, Errno> {
+    pub(super) fn send_stream(
+        &mut self,
+        fd: i32,
+        bytes: Vec<u8>,
+        wait: bool,
+    ) -> Result<u64, Errno> {
         let len = bytes.len();
         if self.state.files.is_poisoned(fd) {
             return Err(Errno::ECONNRESET);
@@ -102,7 +133,12 @@ impl Call<'_, '_> {
         if !self.state.files.flush(fd) && !wait {
             return Err(Errno::EAGAIN);
         }
-        if self.state.domain.as_ref().is_some_and(|d| d.held_bytes + len > HOLD_LIMIT) {
+        if self
+            .state
+            .domain
+            .as_ref()
+            .is_some_and(|d| d.held_bytes + len > HOLD_LIMIT)
+        {
             self.commit_early(Early::HoldLimit);
         }
         let Some(domain) = &mut self.state.domain else {
@@ -110,7 +146,10 @@ impl Call<'_, '_> {
         };
         domain.held_bytes += len;
         match domain.journal.last_deferred() {
-            Some(Deferred::Send { fd: last, bytes: held }) if *last == fd => {
+            Some(Deferred::Send {
+                fd: last,
+                bytes: held,
+            }) if *last == fd => {
                 held.extend_from_slice(&bytes);
             }
             _ => domain.journal.defer(Deferred::Send { fd, bytes }),
@@ -124,7 +163,14 @@ impl Call<'_, '_> {
             other => return other.map(|n| n as u64),
         }
         let flags = libc::MSG_NOSIGNAL as u64;
-        let args = [fd as u64, bytes.as_ptr() as u64, bytes.len() as u64, flags, 0, 0];
+        let args = [
+            fd as u64,
+            bytes.as_ptr() as u64,
+            bytes.len() as u64,
+            flags,
+            0,
+            0,
+        ];
         // SAFETY: the bytes are a live slice of the monitor.
         unsafe { self.block(libc::SYS_sendto, args, For::Midway) }
     }
@@ -146,10 +192,14 @@ impl Call<'_, '_> {
         let result = self.read_ready(fd, &mut bounce[..len]);
         let done = result.and_then(|n| {
             self.scatter(parts, &bounce[..n])?;
-            if let (true, Some(count)) = (is_event && n == 8, bounce.first_chunk()) {
-                if self.in_request() {
-                    self.compensate(Undo::EventCount { fd, count: u64::from_ne_bytes(*count) });
-                }
+            let count = bounce
+                .first_chunk()
+                .filter(|_| is_event && n == 8 && self.in_request());
+            if let Some(count) = count {
+                self.compensate(Undo::EventCount {
+                    fd,
+                    count: u64::from_ne_bytes(*count),
+                });
             }
             Ok(n as u64)
         });
@@ -158,13 +208,53 @@ impl Call<'_, '_> {
     }
 
     fn read_ready(&mut self, fd: i32, into: &mut [u8]) -> Result<usize, Errno> {
-        let args = [fd as u64, into.as_mut_ptr() as u64, into.len() as u64, 0, 0, 0];
+        let args = [
+            fd as u64,
+            into.as_mut_ptr() as u64,
+            into.len() as u64,
+            0,
+            0,
+            0,
+        ];
         if self.is_nonblocking(fd)? || host::is_readable(fd) {
             // SAFETY: the buffer is a live exclusive slice of the monitor.
             return unsafe { host::syscall(libc::SYS_read as u64, args) }.map(|n| n as usize);
         }
         // SAFETY: as above.
         unsafe { self.block(libc::SYS_read, args, For::Work) }.map(|n| n as usize)
+    }
+
+    /// Reads from a regular file, piece by piece: only what is really read becomes part of the write set.
+    pub(super) fn read_file(&mut self, fd: i32, parts: &[GuestRange]) -> Result<u64, Errno> {
+        self.settle_writes(fd);
+        if let (true, Some(offset)) = (self.in_domain(), host::offset(fd)) {
+            self.compensate(Undo::Offset { fd, offset });
+        }
+        let mut bounce = std::mem::take(&mut self.thread.bounce);
+        let mut total = 0;
+        let mut result = Ok(0);
+        'parts: for part in parts {
+            let mut at = part.start();
+            while at < part.end() {
+                let len = (part.end() - at).min(BOUNCE as u64);
+                let args = [fd as u64, bounce.as_mut_ptr() as u64, len, 0, 0, 0];
+                // SAFETY: the buffer has BOUNCE bytes and is the monitor's.
+                let n = unsafe { host::syscall(libc::SYS_read as u64, args) };
+                result = n.and_then(|n| self.write(at, &bounce[..n as usize]).map(|()| n));
+                match result {
+                    Ok(n) => {
+                        total += n;
+                        at += n;
+                        if n < len {
+                            break 'parts;
+                        }
+                    }
+                    Err(_) => break 'parts,
+                }
+            }
+        }
+        self.thread.bounce = bounce;
+        if total > 0 { Ok(total) } else { result }
     }
 
     /// Writes to a file, a pipe, a terminal or an eventfd: when the domain commits.
@@ -180,7 +270,12 @@ impl Call<'_, '_> {
         if flags & libc::O_ACCMODE == libc::O_RDONLY {
             return Err(Errno::EBADF);
         }
-        if self.state.domain.as_ref().is_some_and(|d| d.held_bytes + len > HOLD_LIMIT) {
+        if self
+            .state
+            .domain
+            .as_ref()
+            .is_some_and(|d| d.held_bytes + len > HOLD_LIMIT)
+        {
             self.commit_early(Early::HoldLimit);
         }
         let Some(domain) = &mut self.state.domain else {
@@ -196,7 +291,14 @@ impl Call<'_, '_> {
             Some(at) => (libc::SYS_pwrite64, at),
             None => (libc::SYS_write, 0),
         };
-        let args = [fd as u64, bytes.as_ptr() as u64, bytes.len() as u64, at, 0, 0];
+        let args = [
+            fd as u64,
+            bytes.as_ptr() as u64,
+            bytes.len() as u64,
+            at,
+            0,
+            0,
+        ];
         // SAFETY: the bytes are a live slice of the monitor.
         unsafe { self.block(number, args, For::Midway) }
     }

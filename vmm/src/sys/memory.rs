@@ -51,7 +51,9 @@ fn page_range(address: u64, len: u64) -> Result<GuestRange, Errno> {
     if !address.is_multiple_of(PAGE_SIZE) || len == 0 {
         return Err(Errno::EINVAL);
     }
-    let len = len.checked_next_multiple_of(PAGE_SIZE).ok_or(Errno::ENOMEM)?;
+    let len = len
+        .checked_next_multiple_of(PAGE_SIZE)
+        .ok_or(Errno::ENOMEM)?;
     window::checked(address, len).ok_or(Errno::ENOMEM)
 }
 
@@ -63,8 +65,9 @@ impl Call<'_, '_> {
         }
         if self.in_domain() {
             if let Ok(stash) = self.state.space.stash(range) {
-                let (tracker, mut memory) =
-                    self.state.tracking(&self.thread.process, &mut self.thread.vcpu);
+                let (tracker, mut memory) = self
+                    .state
+                    .tracking(&self.thread.process, &mut self.thread.vcpu);
                 let pages = vec![tracker.save(&mut memory, range)];
                 self.compensate(Undo::Remap { stash, pages });
                 return Ok(());
@@ -78,8 +81,9 @@ impl Call<'_, '_> {
 
     fn forget(&mut self, range: GuestRange) {
         if self.protected() {
-            let (tracker, mut memory) =
-                self.state.tracking(&self.thread.process, &mut self.thread.vcpu);
+            let (tracker, mut memory) = self
+                .state
+                .tracking(&self.thread.process, &mut self.thread.vcpu);
             tracker.forget(&mut memory, range);
         }
     }
@@ -115,7 +119,10 @@ fn mmap(call: &mut Call) -> Result<u64, Errno> {
         if len == 0 {
             return Err(Errno::EINVAL);
         }
-        call.state.space.find_free(address, len).ok_or(Errno::ENOMEM)?
+        call.state
+            .space
+            .find_free(address, len)
+            .ok_or(Errno::ENOMEM)?
     };
     if flags & libc::MAP_FIXED_NOREPLACE != 0
         && call.state.space.vmas().overlapping(range).next().is_some()
@@ -140,13 +147,23 @@ fn mmap(call: &mut Call) -> Result<u64, Errno> {
     // SAFETY: only borrowed for the duration of the mapping; a descriptor that is not open is EBADF there.
     let file = (!anonymous).then(|| (unsafe { BorrowedFd::borrow_raw(fd as i32) }, offset));
     let extra = flags & (libc::MAP_NORESERVE | libc::MAP_POPULATE | libc::MAP_STACK) & MAP_KNOWN;
-    call.map_new(Vma { range, protection, shared, backing }, file, extra)?;
+    call.map_new(
+        Vma {
+            range,
+            protection,
+            shared,
+            backing,
+        },
+        file,
+        extra,
+    )?;
     Ok(range.start())
 }
 
 impl Call<'_, '_> {
     fn check_descriptor(&mut self, fd: i32) -> Result<(), Errno> {
-        let bad = fd < 0 || fd >= crate::memory::first_reserved() || self.state.files.is_closing(fd);
+        let bad =
+            fd < 0 || fd >= crate::memory::first_reserved() || self.state.files.is_closing(fd);
         if bad { Err(Errno::EBADF) } else { Ok(()) }
     }
 }
@@ -157,7 +174,12 @@ fn file_backing(fd: i32, offset: u64) -> Result<FileBacking, Errno> {
         .map(|path| path.to_string_lossy().into_owned())
         .unwrap_or_default();
     let device = (libc::major(device), libc::minor(device));
-    Ok(FileBacking { path: Arc::from(path), offset, device, inode })
+    Ok(FileBacking {
+        path: Arc::from(path),
+        offset,
+        device,
+        inode,
+    })
 }
 
 fn munmap(call: &mut Call) -> Result<u64, Errno> {
@@ -187,10 +209,15 @@ fn brk(call: &mut Call) -> Result<u64, Errno> {
     let (old_top, new_top) = (page_up(end), page_up(wanted));
     if new_top > old_top {
         let range = GuestRange::from_bounds(old_top, new_top);
-        let free = window::contains(range)
-            && call.state.space.vmas().overlapping(range).next().is_none();
+        let free =
+            window::contains(range) && call.state.space.vmas().overlapping(range).next().is_none();
         let protection = Protection::READ.union(Protection::WRITE);
-        let vma = Vma { range, protection, shared: false, backing: Backing::Heap };
+        let vma = Vma {
+            range,
+            protection,
+            shared: false,
+            backing: Backing::Heap,
+        };
         if !free || call.map_new(vma, None, 0).is_err() {
             return Ok(end);
         }
@@ -214,11 +241,19 @@ fn mremap(call: &mut Call) -> Result<u64, Errno> {
         return Err(Errno::EINVAL);
     }
     let old = page_range(address, old_len)?;
-    let vma = call.state.space.vmas().find(address).cloned().ok_or(Errno::EFAULT)?;
+    let vma = call
+        .state
+        .space
+        .vmas()
+        .find(address)
+        .cloned()
+        .ok_or(Errno::EFAULT)?;
     if !vma.range.encloses(old) {
         return Err(Errno::EFAULT);
     }
-    let new_len = new_len.checked_next_multiple_of(PAGE_SIZE).ok_or(Errno::ENOMEM)?;
+    let new_len = new_len
+        .checked_next_multiple_of(PAGE_SIZE)
+        .ok_or(Errno::ENOMEM)?;
     if new_len == 0 {
         return Err(Errno::EINVAL);
     }
@@ -234,19 +269,25 @@ fn mremap(call: &mut Call) -> Result<u64, Errno> {
         // The copy would not be the same mapping.
         return Err(Errno::ENOMEM);
     }
+    let fits = |grown: &GuestRange| {
+        let mut taken = call.state.space.vmas().overlapping(*grown);
+        !fixed && window::contains(*grown) && taken.next().is_none()
+    };
     let grown = GuestRange::new(GuestVa(old.end()), new_len.saturating_sub(old.len()));
-    if let Some(grown) = grown.filter(|g| !fixed && window::contains(*g)) {
-        if call.state.space.vmas().overlapping(grown).next().is_none() {
-            call.map_new(Vma { range: grown, ..vma }, None, 0)?;
-            return Ok(address);
-        }
+    if let Some(range) = grown.filter(fits) {
+        call.map_new(Vma { range, ..vma }, None, 0)?;
+        return Ok(address);
     }
     if flags & libc::MREMAP_MAYMOVE == 0 {
         return Err(Errno::ENOMEM);
     }
     let target = match fixed {
         true => page_range(new_address, new_len)?,
-        false => call.state.space.find_free(0, new_len).ok_or(Errno::ENOMEM)?,
+        false => call
+            .state
+            .space
+            .find_free(0, new_len)
+            .ok_or(Errno::ENOMEM)?,
     };
     if target.intersection(old).is_some() {
         return Err(Errno::EINVAL);
@@ -254,7 +295,14 @@ fn mremap(call: &mut Call) -> Result<u64, Errno> {
     if fixed {
         call.make_free(target)?;
     }
-    call.map_new(Vma { range: target, ..vma }, None, 0)?;
+    call.map_new(
+        Vma {
+            range: target,
+            ..vma
+        },
+        None,
+        0,
+    )?;
     call.copy_pages(old, target)?;
     call.make_free(old)?;
     Ok(target.start())
@@ -300,10 +348,8 @@ fn discard(call: &mut Call, range: GuestRange) -> Result<u64, Errno> {
     if !call.state.space.vmas().is_covered(range) {
         return Err(Errno::ENOMEM);
     }
-    let zero_based = range
-        .pages()
-        .step_by(1)
-        .all(|page| call.state.space.is_zero_based(page));
+    let mut mappings = call.state.space.vmas().overlapping(range);
+    let zero_based = mappings.all(crate::memory::is_zero_based);
     if call.in_domain() && zero_based && range.len() <= DISCARD_LIMIT {
         for page in range.pages() {
             let mut content = PageContent::boxed();
@@ -325,9 +371,17 @@ fn discard(call: &mut Call, range: GuestRange) -> Result<u64, Errno> {
 fn host_discard(range: GuestRange) -> Result<(), Errno> {
     // SAFETY: the range lies in a guest window; its pages are the guest's to lose.
     let result = unsafe {
-        libc::madvise(range.start() as *mut libc::c_void, range.len() as usize, libc::MADV_DONTNEED)
+        libc::madvise(
+            range.start() as *mut libc::c_void,
+            range.len() as usize,
+            libc::MADV_DONTNEED,
+        )
     };
-    if result == 0 { Ok(()) } else { Err(errno_of(&io::Error::last_os_error())) }
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(errno_of(&io::Error::last_os_error()))
+    }
 }
 
 impl Thread {
@@ -346,4 +400,3 @@ impl Thread {
         }
     }
 }
-

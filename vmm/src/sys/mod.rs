@@ -18,16 +18,17 @@ mod thread;
 mod wait;
 
 use guest_agentless::syscall::{self, ArgKind, Effect, Support, Syscall};
-use guest_agentless::{Errno, GuestRange, to_rax};
+use guest_agentless::{Errno, GuestRange, Signal, to_rax};
 use recovery::Origin;
 
-pub use crate::host::errno_of;
 use crate::host;
+pub use crate::host::errno_of;
 use crate::kvm::KvmError;
 use crate::memory::{copy, first_reserved, window};
 use crate::process::Turn;
 use crate::process::domain::{Domain, Early};
 use crate::process::effects::{Deferred, Undo};
+use crate::process::signals::SignalInfo;
 use crate::process::thread::{Flow, Thread};
 
 /// Bytes that one read or receive moves at most: a short count is what servers expect of sockets.
@@ -70,12 +71,23 @@ pub fn serve(thread: &mut Thread, state: &mut Turn<'_>) -> Result<Flow, KvmError
         thread.vcpu.registers().rax = unsupported(thread, regs.rax, error);
         return Ok(Flow::Continue);
     }
-    let mut call = Call { thread, state, row, args, done: None };
+    let mut call = Call {
+        thread,
+        state,
+        row,
+        args,
+        done: None,
+    };
     let result = match call.check_descriptors() {
         Ok(()) => call.handle(),
         Err(error) => Err(error),
     };
     log::trace!("{} = {result:?}", syscall::fmt_call(row, args));
+    if result == Err(Errno::EPIPE) && call.raises_sigpipe() {
+        let info =
+            SignalInfo::from_thread(Signal::SIGPIPE, std::process::id() as i32, host::user());
+        call.thread.control.send(info);
+    }
     match call.done.take() {
         Some(flow) => flow,
         None => {
@@ -87,7 +99,9 @@ pub fn serve(thread: &mut Thread, state: &mut Turn<'_>) -> Result<Flow, KvmError
 
 /// The configured fault injection: corrupts the instruction pointer.
 fn strike(thread: &mut Thread, domain: &Domain) -> bool {
-    let Some(injection) = &thread.process.options.inject else { return false };
+    let Some(injection) = &thread.process.options.inject else {
+        return false;
+    };
     let strikes = injection.strikes(&domain.input, domain.calls);
     if strikes {
         let registers = thread.vcpu.registers();
@@ -101,7 +115,10 @@ fn unsupported(thread: &Thread, number: u64, error: Errno) -> u64 {
     let stats = &thread.process.stats;
     if stats.unsupported.get(number) == 0 {
         let name = syscall::lookup(number).map_or("unknown", |row| row.name);
-        log::info!("the guest's system call {number} ({name}) is refused with {}", error.name());
+        log::info!(
+            "the guest's system call {number} ({name}) is refused with {}",
+            error.name()
+        );
     }
     stats.unsupported.inc(number);
     to_rax(Err(error))
@@ -141,6 +158,15 @@ impl Call<'_, '_> {
             }
         }
         Ok(())
+    }
+
+    /// Whether a broken pipe is told by a signal too: the monitor's own writes never raise it.
+    fn raises_sigpipe(&self) -> bool {
+        match i64::from(self.row.number) {
+            libc::SYS_sendto => self.int(3) & libc::MSG_NOSIGNAL == 0,
+            libc::SYS_sendmsg => self.int(2) & libc::MSG_NOSIGNAL == 0,
+            _ => true,
+        }
     }
 
     /// Argument `index` as a descriptor or other `int`.
@@ -194,7 +220,10 @@ impl Call<'_, '_> {
 
     /// Checks the pointers among the arguments and marks what the host is going to write.
     fn checked_args(&mut self) -> Result<CheckedArgs, Errno> {
-        let mut args = CheckedArgs { values: self.args, _vectors: Vec::new() };
+        let mut args = CheckedArgs {
+            values: self.args,
+            _vectors: Vec::new(),
+        };
         for span in self.row.spans(self.args, copy_u32) {
             let span = span?;
             let range = window::checked(span.address, span.len).ok_or(Errno::EFAULT)?;
@@ -245,9 +274,13 @@ impl Call<'_, '_> {
         let mut total = 0u64;
         let mut parts = Vec::with_capacity(count as usize);
         for element in bytes.chunks_exact(16) {
-            let word = |i: usize| u64::from_ne_bytes(element[i..i + 8].try_into().unwrap_or([0; 8]));
+            let word =
+                |i: usize| u64::from_ne_bytes(element[i..i + 8].try_into().unwrap_or([0; 8]));
             let (base, len) = (word(0), word(8));
-            total = total.checked_add(len).filter(|t| *t <= i64::MAX as u64).ok_or(Errno::EINVAL)?;
+            total = total
+                .checked_add(len)
+                .filter(|t| *t <= i64::MAX as u64)
+                .ok_or(Errno::EINVAL)?;
             if len > 0 {
                 parts.push(window::checked(base, len).ok_or(Errno::EFAULT)?);
             }

@@ -44,7 +44,10 @@ fn listen(call: &mut Call) -> Result<u64, Errno> {
     call.state.files.forget(fd);
     if let Some(address) = host::local_name(fd) {
         call.thread.process.stats.listening();
-        call.thread.process.reporter.emit(Event::Listening { address });
+        call.thread
+            .process
+            .reporter
+            .emit(Event::Listening { address });
     }
     Ok(result)
 }
@@ -64,8 +67,14 @@ fn accept(call: &mut Call) -> Result<u64, Errno> {
     call.commit();
     let mut peer = [0u8; ADDRESS_MAX];
     let mut peer_len = ADDRESS_MAX as u32;
-    let args =
-        [fd as u64, peer.as_mut_ptr() as u64, &raw mut peer_len as u64, flags, 0, 0];
+    let args = [
+        fd as u64,
+        peer.as_mut_ptr() as u64,
+        &raw mut peer_len as u64,
+        flags,
+        0,
+        0,
+    ];
     let number = libc::SYS_accept4;
     let accepted = if call.is_nonblocking(fd)? || host::is_readable(fd) {
         // SAFETY: address and length are in the monitor and fit together.
@@ -82,7 +91,11 @@ fn accept(call: &mut Call) -> Result<u64, Errno> {
         return Err(Errno::EMFILE);
     }
     call.compensate(Undo::Reset { fd: connection });
-    call.write_address(address, address_len, &peer[..(peer_len as usize).min(ADDRESS_MAX)])?;
+    call.write_address(
+        address,
+        address_len,
+        &peer[..(peer_len as usize).min(ADDRESS_MAX)],
+    )?;
     Ok(connection as u64)
 }
 
@@ -117,16 +130,25 @@ impl Call<'_, '_> {
         self.commit();
         let room: u64 = parts.iter().map(|part| part.len()).sum();
         let mut bounce = std::mem::take(&mut self.thread.bounce);
-        let result = self.datagram(fd, &mut bounce, room, flags).and_then(|(n, full, peer)| {
-            if flags & libc::MSG_PEEK == 0 {
-                self.begin(Origin::Datagram(fd))?;
-                if let Some(domain) = &mut self.state.domain {
-                    domain.add_input(&bounce[..n]);
+        let result = self
+            .datagram(fd, &mut bounce, room, flags)
+            .and_then(|(n, full, peer)| {
+                if flags & libc::MSG_PEEK == 0 {
+                    self.begin(Origin::Datagram(fd))?;
+                    if let Some(domain) = &mut self.state.domain {
+                        domain.add_input(&bounce[..n]);
+                    }
                 }
-            }
-            self.scatter(parts, &bounce[..n])?;
-            Ok((if flags & libc::MSG_TRUNC != 0 { full } else { n as u64 }, peer))
-        });
+                self.scatter(parts, &bounce[..n])?;
+                Ok((
+                    if flags & libc::MSG_TRUNC != 0 {
+                        full
+                    } else {
+                        n as u64
+                    },
+                    peer,
+                ))
+            });
         self.thread.bounce = bounce;
         result
     }
@@ -173,10 +195,14 @@ impl Call<'_, '_> {
         match &mut self.state.domain {
             Some(domain) => {
                 domain.held_bytes += bytes.len();
-                domain.journal.defer(Deferred::SendTo { fd, bytes, address });
+                domain
+                    .journal
+                    .defer(Deferred::SendTo { fd, bytes, address });
                 Ok(len)
             }
-            None => host::send_to(fd, &bytes, &address).map(|n| n as u64).map_err(|e| errno_of(&e)),
+            None => host::send_to(fd, &bytes, &address)
+                .map(|n| n as u64)
+                .map_err(|e| errno_of(&e)),
         }
     }
 
@@ -197,7 +223,9 @@ impl Call<'_, '_> {
             Kind::Stream => self.send_stream(fd, bytes, wait),
             Kind::Pipe => {
                 self.commit_early(Early::External);
-                host::send(fd, &bytes).map(|n| n as u64).map_err(|e| errno_of(&e))
+                host::send(fd, &bytes)
+                    .map(|n| n as u64)
+                    .map_err(|e| errno_of(&e))
             }
             Kind::Datagram => self.send_datagram(fd, bytes, address),
             Kind::Closed => Err(Errno::EBADF),
@@ -283,7 +311,10 @@ fn sendto(call: &mut Call) -> Result<u64, Errno> {
     let bytes = call.read_vec(call.args[1], len)?;
     let address = match call.args[4] {
         0 => Vec::new(),
-        at => call.read_vec(at, call.row.count(5, &call.args).min(ADDRESS_MAX as u64) as usize)?,
+        at => call.read_vec(
+            at,
+            call.row.count(5, &call.args).min(ADDRESS_MAX as u64) as usize,
+        )?,
     };
     call.send(call.int(0), bytes, call.int(3), address)
 }
@@ -326,12 +357,17 @@ fn setsockopt(call: &mut Call) -> Result<u64, Errno> {
     let result = call.pass()?;
     if let Ok(mut value) = old {
         // The kernel reports twice what was asked for.
-        if level == libc::SOL_SOCKET && matches!(name, libc::SO_SNDBUF | libc::SO_RCVBUF) {
-            if let Some(number) = value.first_chunk::<4>() {
-                value = (i32::from_ne_bytes(*number) / 2).to_ne_bytes().to_vec();
-            }
+        let doubled =
+            level == libc::SOL_SOCKET && matches!(name, libc::SO_SNDBUF | libc::SO_RCVBUF);
+        if let Some(number) = value.first_chunk::<4>().filter(|_| doubled) {
+            value = (i32::from_ne_bytes(*number) / 2).to_ne_bytes().to_vec();
         }
-        call.compensate(Undo::SocketOption { fd, level, name, value });
+        call.compensate(Undo::SocketOption {
+            fd,
+            level,
+            name,
+            value,
+        });
     }
     Ok(result)
 }

@@ -27,7 +27,11 @@ pub fn is_executable_link(path: &[u8]) -> bool {
 impl Call<'_, '_> {
     /// The path argument of an `open`.
     fn path_argument(&self) -> Result<Vec<u8>, Errno> {
-        let at = if i64::from(self.row.number) == libc::SYS_open { 0 } else { 1 };
+        let at = if i64::from(self.row.number) == libc::SYS_open {
+            0
+        } else {
+            1
+        };
         self.read_path(self.args[at])
     }
 
@@ -44,11 +48,15 @@ impl Call<'_, '_> {
                 Some(text_file(text.as_bytes()).map_err(|e| errno_of(&e)))
             }
             // The monitor's memory, and what it has mapped.
-            b"mem" | b"pagemap" | b"smaps" | b"numa_maps" | b"clear_refs" => Some(Err(Errno::EACCES)),
+            b"mem" | b"pagemap" | b"smaps" | b"numa_maps" | b"clear_refs" => {
+                Some(Err(Errno::EACCES))
+            }
             file if file.starts_with(b"map_files") => Some(Err(Errno::EACCES)),
             b"exe" => {
                 let program = CString::new(self.thread.process.program.clone());
-                let Ok(program) = program else { return Some(Err(Errno::ENOENT)) };
+                let Ok(program) = program else {
+                    return Some(Err(Errno::ENOENT));
+                };
                 // SAFETY: a NUL-terminated string that outlives the call.
                 let fd = unsafe { libc::open(program.as_ptr(), libc::O_RDONLY | libc::O_CLOEXEC) };
                 Some(match fd {
@@ -62,10 +70,18 @@ impl Call<'_, '_> {
 
     /// Whether the file that an `open` names exists.
     pub(super) fn exists(&self) -> bool {
-        let at = if i64::from(self.row.number) == libc::SYS_open { 0 } else { 1 };
+        let at = if i64::from(self.row.number) == libc::SYS_open {
+            0
+        } else {
+            1
+        };
         let dir = if at == 0 { libc::AT_FDCWD } else { self.int(0) };
-        let Ok(path) = self.path_argument() else { return false };
-        let Ok(path) = CString::new(path) else { return false };
+        let Ok(path) = self.path_argument() else {
+            return false;
+        };
+        let Ok(path) = CString::new(path) else {
+            return false;
+        };
         // SAFETY: a NUL-terminated string that outlives the call.
         unsafe { libc::faccessat(dir, path.as_ptr(), libc::F_OK, 0) == 0 }
     }

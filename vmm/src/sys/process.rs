@@ -29,7 +29,13 @@ const ARCH_GET_GS: u64 = 0x1004;
 fn arch_prctl(call: &mut Call) -> Result<u64, Errno> {
     let [code, address, ..] = call.args;
     let (fs, gs) = (call.thread.vcpu.fs_base(), call.thread.vcpu.gs_base());
-    let canonical = || if address >> 47 == 0 { Ok(address) } else { Err(Errno::EPERM) };
+    let canonical = || {
+        if address >> 47 == 0 {
+            Ok(address)
+        } else {
+            Err(Errno::EPERM)
+        }
+    };
     let (fs, gs) = match code {
         ARCH_SET_FS => (canonical()?, gs),
         ARCH_SET_GS => (fs, canonical()?),
@@ -37,10 +43,14 @@ fn arch_prctl(call: &mut Call) -> Result<u64, Errno> {
         ARCH_GET_GS => return call.write(address, &gs.to_ne_bytes()).map(|()| 0),
         _ => return Err(Errno::EINVAL),
     };
-    call.thread.vcpu.set_segment_bases(fs, gs).map(|()| 0).map_err(|error| {
-        log::error!("{error}");
-        Errno::EPERM
-    })
+    call.thread
+        .vcpu
+        .set_segment_bases(fs, gs)
+        .map(|()| 0)
+        .map_err(|error| {
+            log::error!("{error}");
+            Errno::EPERM
+        })
 }
 
 /// The descriptor limit is the guest's own: the host's has to leave room for the monitor.
@@ -74,7 +84,8 @@ fn getrlimit(call: &mut Call) -> Result<u64, Errno> {
     if call.args[0] as u32 != libc::RLIMIT_NOFILE {
         return call.pass();
     }
-    call.write_pair(call.args[1], call.state.descriptor_limit).map(|()| 0)
+    call.write_pair(call.args[1], call.state.descriptor_limit)
+        .map(|()| 0)
 }
 
 fn setrlimit(call: &mut Call) -> Result<u64, Errno> {
@@ -138,7 +149,14 @@ fn prctl(call: &mut Call) -> Result<u64, Errno> {
         | libc::PR_GET_THP_DISABLE
         | libc::PR_CAPBSET_READ
         | libc::PR_SET_PDEATHSIG => {
-            let args = [call.args[0], call.args[1], call.args[2], call.args[3], call.args[4], 0];
+            let args = [
+                call.args[0],
+                call.args[1],
+                call.args[2],
+                call.args[3],
+                call.args[4],
+                0,
+            ];
             // SAFETY: these options take numbers only.
             unsafe { crate::host::syscall(libc::SYS_prctl as u64, args) }
         }

@@ -45,7 +45,10 @@ fn sigaction(call: &mut Call) -> Result<u64, Errno> {
         action.mask = sanitized(action.mask);
         call.state.dispositions.set(signal, action);
         mirror(signal, call.state.dispositions.delivery(signal));
-        call.compensate(Undo::Disposition { signal, action: current });
+        call.compensate(Undo::Disposition {
+            signal,
+            action: current,
+        });
     }
     Ok(0)
 }
@@ -53,7 +56,10 @@ fn sigaction(call: &mut Call) -> Result<u64, Errno> {
 /// Stop signals keep the host's default unless the guest handles or ignores them; all others are caught
 /// from the start.
 fn mirror(signal: Signal, delivery: Delivery) {
-    if !matches!(signal, Signal::SIGTSTP | Signal::SIGTTIN | Signal::SIGTTOU | Signal::SIGCONT) {
+    if !matches!(
+        signal,
+        Signal::SIGTSTP | Signal::SIGTTIN | Signal::SIGTTOU | Signal::SIGCONT
+    ) {
         return;
     }
     let action = match delivery {
@@ -182,13 +188,21 @@ fn sigaltstack(call: &mut Call) -> Result<u64, Errno> {
                 return Err(Errno::ENOMEM);
             }
             let flags = flags & libc::SS_DISABLE;
-            Some(AlternateStack { base: word(0), size: word(16), flags })
+            Some(AlternateStack {
+                base: word(0),
+                size: word(16),
+                flags,
+            })
         }
     };
     if old != 0 {
         let mut bytes = [0u8; 24];
         bytes[..8].copy_from_slice(&current.base.to_ne_bytes());
-        let flags = if on_it { libc::SS_ONSTACK } else { current.flags };
+        let flags = if on_it {
+            libc::SS_ONSTACK
+        } else {
+            current.flags
+        };
         bytes[8..12].copy_from_slice(&flags.to_ne_bytes());
         bytes[16..].copy_from_slice(&current.size.to_ne_bytes());
         call.write(old, &bytes)?;
@@ -225,7 +239,10 @@ fn kill(call: &mut Call) -> Result<u64, Errno> {
         }
         // Whether it may be sent is known now; it is sent at the commit.
         host::kill(pid, 0).map_err(|e| errno_of(&e))?;
-        call.defer(Deferred::SignalProcess { pid, signal: number });
+        call.defer(Deferred::SignalProcess {
+            pid,
+            signal: number,
+        });
         return Ok(0);
     }
     if number == 0 {
@@ -244,7 +261,11 @@ fn kill(call: &mut Call) -> Result<u64, Errno> {
 }
 
 fn tgkill(call: &mut Call) -> Result<u64, Errno> {
-    let at = if i64::from(call.row.number) == libc::SYS_tgkill { 1 } else { 0 };
+    let at = if i64::from(call.row.number) == libc::SYS_tgkill {
+        1
+    } else {
+        0
+    };
     if at == 1 && call.int(0) != std::process::id() as i32 {
         return Err(Errno::ESRCH);
     }
@@ -252,7 +273,13 @@ fn tgkill(call: &mut Call) -> Result<u64, Errno> {
 }
 
 fn send_to_thread(call: &mut Call, tid: i32, number: i32) -> Result<u64, Errno> {
-    let control = call.thread.process.threads().get(&tid).copied().ok_or(Errno::ESRCH)?;
+    let control = call
+        .thread
+        .process
+        .threads()
+        .get(&tid)
+        .copied()
+        .ok_or(Errno::ESRCH)?;
     if number == 0 {
         return Ok(0);
     }
@@ -271,7 +298,11 @@ fn send_to_thread(call: &mut Call, tid: i32, number: i32) -> Result<u64, Errno> 
 }
 
 fn queue_info(call: &mut Call) -> Result<u64, Errno> {
-    let at = if i64::from(call.row.number) == libc::SYS_rt_tgsigqueueinfo { 1 } else { 0 };
+    let at = if i64::from(call.row.number) == libc::SYS_rt_tgsigqueueinfo {
+        1
+    } else {
+        0
+    };
     if call.int(0) != std::process::id() as i32 {
         return Err(Errno::ESRCH);
     }

@@ -26,9 +26,11 @@ pub fn handler(number: i64) -> Option<Handler> {
 /// Stack of a host thread that runs a guest thread.
 const HOST_STACK: usize = 512 << 10;
 
-const THREAD_FLAGS: u64 =
-    (libc::CLONE_VM | libc::CLONE_FS | libc::CLONE_FILES | libc::CLONE_SIGHAND | libc::CLONE_THREAD)
-        as u64;
+const THREAD_FLAGS: u64 = (libc::CLONE_VM
+    | libc::CLONE_FS
+    | libc::CLONE_FILES
+    | libc::CLONE_SIGHAND
+    | libc::CLONE_THREAD) as u64;
 
 fn clone(call: &mut Call) -> Result<u64, Errno> {
     let [flags, stack, parent_tid, child_tid, tls, _] = call.args;
@@ -61,10 +63,12 @@ fn clone(call: &mut Call) -> Result<u64, Errno> {
         0 => call.thread.vcpu.fs_base(),
         _ => tls,
     };
-    let prepared = vcpu.set_segment_bases(fs, call.thread.vcpu.gs_base()).and_then(|()| {
-        let extended = call.thread.vcpu.extended_state()?;
-        vcpu.set_extended_state(&extended)
-    });
+    let prepared = vcpu
+        .set_segment_bases(fs, call.thread.vcpu.gs_base())
+        .and_then(|()| {
+            let extended = call.thread.vcpu.extended_state()?;
+            vcpu.set_extended_state(&extended)
+        });
     if let Err(error) = prepared {
         log::error!("{error}");
         process.give_vcpu(vcpu);
@@ -87,11 +91,13 @@ fn clone(call: &mut Call) -> Result<u64, Errno> {
 /// Starts the host thread; it waits for the run token, which the caller holds.
 fn start(child: Thread) -> Option<i32> {
     let (send, receive) = mpsc::sync_channel(1);
-    let started = std::thread::Builder::new().stack_size(HOST_STACK).spawn(move || {
-        child.run(|tid| {
-            let _ = send.send(tid);
+    let started = std::thread::Builder::new()
+        .stack_size(HOST_STACK)
+        .spawn(move || {
+            child.run(|tid| {
+                let _ = send.send(tid);
+            });
         });
-    });
     match started {
         Ok(_) => receive.recv().ok(),
         Err(error) => {
@@ -132,7 +138,10 @@ impl Thread {
 }
 
 fn set_tid_address(call: &mut Call) -> Result<u64, Errno> {
-    call.thread.control.clear_tid.store(call.args[0], Ordering::Relaxed);
+    call.thread
+        .control
+        .clear_tid
+        .store(call.args[0], Ordering::Relaxed);
     Ok(call.thread.tid() as u64)
 }
 

@@ -56,7 +56,9 @@ impl Call<'_, '_> {
                 return self.interrupted();
             }
             // SAFETY: the caller answers for the arguments.
-            let result = self.state.released(|| unsafe { blocking_syscall(control, number, args) });
+            let result = self
+                .state
+                .released(|| unsafe { blocking_syscall(control, number, args) });
             match result {
                 Err(Errno::EINTR) if self.thread.has_deliverable(self.state) => {
                     return self.interrupted();
@@ -114,8 +116,14 @@ fn sleep(
     remaining: u64,
 ) -> Result<u64, Errno> {
     let mut rest = [0u8; 16];
-    let args =
-        [clock as u64, flags, request.as_ptr() as u64, rest.as_mut_ptr() as u64, 0, 0];
+    let args = [
+        clock as u64,
+        flags,
+        request.as_ptr() as u64,
+        rest.as_mut_ptr() as u64,
+        0,
+        0,
+    ];
     // SAFETY: both pointers are to arrays of the size of a `timespec` that live until the call is over.
     let result = unsafe { call.block(libc::SYS_clock_nanosleep, args, For::Midway) };
     call.next_is(Origin::Timer);

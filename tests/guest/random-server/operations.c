@@ -1,0 +1,45 @@
+/* Chooses and executes the operations of a request. */
+#include "guest.h"
+
+#include <pthread.h>
+#include <stdio.h>
+#include <string.h>
+
+static const struct operation *const tables[] = {
+    memory_operations,     info_operations,   read_operations,     mapping_operations,
+    descriptor_operations, signal_operations, boundary_operations, external_operations,
+};
+
+void expect(struct run *run, int holds, const char *what) {
+    if (!holds && run->violations++ == 0)
+        snprintf(run->first_violation, sizeof run->first_violation, "%s", what);
+}
+
+/* The operations that may be drawn; stays the same for the same arguments. */
+static size_t choose(unsigned sets, const char *only, const struct operation **into, size_t room) {
+    size_t count = 0;
+    for (size_t i = 0; i < sizeof tables / sizeof *tables; i++)
+        for (const struct operation *op = tables[i]; op->name; op++)
+            if (*only ? strcmp(op->name, only) == 0 : (op->set & sets) != 0)
+                if (count < room)
+                    into[count++] = op;
+    return count;
+}
+
+void run_operations(struct run *run, uint64_t seed, uint32_t from, uint32_t to, unsigned sets,
+                    const char *only) {
+    const struct operation *choice[256];
+    size_t count = choose(sets, only, choice, sizeof choice / sizeof *choice);
+    for (uint32_t i = from; i < to && count; i++) {
+        run->rng = seed * 0x2545f4914f6cdd1dull + i;
+        choice[below(run, count)]->execute(run);
+    }
+}
+
+size_t list_operations(char *into, size_t room) {
+    size_t used = 0;
+    for (size_t i = 0; i < sizeof tables / sizeof *tables; i++)
+        for (const struct operation *op = tables[i]; op->name; op++)
+            used += (size_t)snprintf(into + used, room - used, "%s %u\n", op->name, op->set);
+    return used;
+}
