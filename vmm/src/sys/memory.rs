@@ -11,7 +11,7 @@ use recovery::tracker::PageContent;
 
 use super::{Call, Handler, errno_of};
 use crate::host;
-use crate::memory::{copy, window};
+use crate::memory::{copy, is_zero_based, window};
 use crate::process::State;
 use crate::process::domain::Early;
 use crate::process::effects::{Deferred, Undo};
@@ -348,8 +348,12 @@ fn discard(call: &mut Call, range: GuestRange) -> Result<u64, Errno> {
     if !call.state.space.vmas().is_covered(range) {
         return Err(Errno::ENOMEM);
     }
-    let mut mappings = call.state.space.vmas().overlapping(range);
-    let zero_based = mappings.all(crate::memory::is_zero_based);
+    let zero_based = call
+        .state
+        .space
+        .vmas()
+        .overlapping(range)
+        .all(is_zero_based);
     if call.in_domain() && zero_based && range.len() <= DISCARD_LIMIT {
         for page in range.pages() {
             let mut content = PageContent::boxed();
