@@ -169,7 +169,8 @@ fn start(arguments: RunArgs) -> Result<Thread, AnyError> {
         },
         stats: Arc::new(Stats::new()),
         reporter,
-        program: loaded.executable.display().to_string(),
+        program: path.display().to_string(),
+        executable: loaded.executable.display().to_string(),
         own_memory,
         state: State {
             space,

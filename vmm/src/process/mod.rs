@@ -74,8 +74,10 @@ pub struct Process {
     pub stats: Arc<Stats>,
     /// Events and fault reports.
     pub reporter: Reporter,
-    /// Path of the program file, as `/proc/self/exe` shows it.
+    /// The program as the user named it, for reports.
     pub program: String,
+    /// Path of the program file, as `/proc/self/exe` shows it.
+    pub executable: String,
     /// A page of `/proc/self/mem` of the monitor: reaches guest memory whatever its protection.
     pub own_memory: std::fs::File,
     state: FairMutex<State>,
@@ -102,6 +104,8 @@ pub struct Parts {
     pub reporter: Reporter,
     /// See [`Process::program`].
     pub program: String,
+    /// See [`Process::executable`].
+    pub executable: String,
     /// See [`Process::own_memory`].
     pub own_memory: std::fs::File,
     /// The state at the first instruction.
@@ -118,6 +122,7 @@ impl Process {
             stats: parts.stats,
             reporter: parts.reporter,
             program: parts.program,
+            executable: parts.executable,
             own_memory: parts.own_memory,
             state: FairMutex::new(parts.state),
             holder: AtomicI32::new(0),

@@ -390,7 +390,7 @@ fn readlink(call: &mut Call) -> Result<u64, Errno> {
     if !super::own_files::is_executable_link(&path) {
         return call.pass();
     }
-    let program = call.thread.process.program.clone().into_bytes();
+    let program = call.thread.process.executable.clone().into_bytes();
     let len = program.len().min(size as usize);
     call.write(call.args[buffer], &program[..len])?;
     Ok(len as u64)

@@ -53,7 +53,7 @@ impl Call<'_, '_> {
             }
             file if file.starts_with(b"map_files") => Some(Err(Errno::EACCES)),
             b"exe" => {
-                let program = CString::new(self.thread.process.program.clone());
+                let program = CString::new(self.thread.process.executable.clone());
                 let Ok(program) = program else {
                     return Some(Err(Errno::ENOENT));
                 };
