@@ -85,9 +85,9 @@ int main(int argc, char **argv)
     printf("illegal instruction skipped: signal %d\n", seen);
 
     handle(SIGFPE, jump, 0);
-    volatile int zero = 0;
+    volatile int seven = 7, zero = 0;
     if (!sigsetjmp(back, 1))
-        printf("%d\n", 1 / zero);
+        printf("%d\n", seven / zero);
     printf("division: signal %d code %d\n", seen, code);
 
     handle(SIGBUS, jump, 0);

@@ -19,7 +19,7 @@ use crate::{
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// How a program ended, and what it printed.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Ended {
     /// How it ended.
     pub status: ExitStatus,
@@ -44,6 +44,12 @@ impl Ended {
     /// Its standard error as text.
     pub fn err(&self) -> String {
         String::from_utf8_lossy(&self.stderr).into_owned()
+    }
+}
+
+impl fmt::Debug for Ended {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
     }
 }
 

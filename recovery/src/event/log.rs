@@ -34,11 +34,22 @@ struct Line<'a> {
 impl EventLog {
     /// Opens `path` for appending, and creates it if it does not exist.
     pub fn open(path: &Path) -> io::Result<Self> {
-        let file = OpenOptions::new().append(true).create(true).open(path)?;
-        Ok(Self {
+        Self::append_options().open(path).map(Self::new)
+    }
+
+    /// How a file for events is to be opened.
+    pub fn append_options() -> OpenOptions {
+        let mut options = OpenOptions::new();
+        options.append(true).create(true);
+        options
+    }
+
+    /// A log that writes to `file`, which is open for appending.
+    pub fn new(file: File) -> Self {
+        Self {
             file: Some(file),
             ..Self::disabled()
-        })
+        }
     }
 
     /// A log that writes nothing.

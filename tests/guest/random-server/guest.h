@@ -77,6 +77,7 @@ int one_in(struct run *run, uint64_t n);
 /* place.c: where to write to */
 void place_init(void);
 char *place(struct run *run, size_t len);       /* writable */
+void *bad(struct run *run, size_t len);         /* not writable, or not in full */
 void *out(struct run *run, size_t len);         /* for the kernel to write to; one in eight is bad */
 void scribble(struct run *run, char *at, size_t len);
 extern char *arena;

@@ -86,7 +86,7 @@ char *place(struct run *run, size_t len) {
     }
 }
 
-static void *bad(struct run *run, size_t len) {
+void *bad(struct run *run, size_t len) {
     static const uintptr_t nowhere[] = {8, PAGE, 0x7fffffffe000, 0x5000000000 - 8, 0x800000000000,
                                         0xffff888000000000, ~0ul - 7, 0x100000};
     if (one_in(run, 3))

@@ -100,7 +100,10 @@ fn start(arguments: RunArgs) -> Result<Thread, AnyError> {
     let name = arguments.command.first().ok_or("no program is given")?;
     let path = loader::find_program(name, std::env::var_os("PATH").as_deref())?;
     let events = match &arguments.events {
-        Some(path) => EventLog::open(path)
+        Some(path) => EventLog::append_options()
+            .open(path)
+            .and_then(|file| reserved_fd(file.into()))
+            .map(|fd| EventLog::new(fd.into()))
             .map_err(|e| format!("cannot open the events file {}: {e}", path.display()))?,
         None => EventLog::disabled(),
     };

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr::{self, NonNull};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::host;
 use super::track::{Line, Point};
+use crate::memory::reserved_fd;
 
 /// Bytes of the page, and its distance before the vDSO image (`CLOCK_PAGE_SIZE` in the C header).
 pub(super) const CLOCK_PAGE_SIZE: usize = 4096;
@@ -181,7 +182,8 @@ fn create_file() -> io::Result<File> {
         return Err(io::Error::last_os_error());
     }
     // SAFETY: a new descriptor that nobody else owns.
-    let file = unsafe { File::from_raw_fd(fd) };
+    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    let file = File::from(reserved_fd(fd)?);
     file.set_len(CLOCK_PAGE_SIZE as u64)?;
     Ok(file)
 }

@@ -1,0 +1,37 @@
+//! SIGINT and SIGTERM end the benchmark in an orderly way, so that no server outlives it: servers
+//! lead process groups of their own, which an interrupt at the terminal does not reach.
+
+use std::{
+    ffi::{c_int, c_void},
+    sync::atomic::{AtomicBool, Ordering},
+};
+
+use vmm_sys_util::signal::register_signal_handler;
+
+use crate::Error;
+
+/// Numbers of `signal(7)`, the same on every architecture of Linux.
+const SIGINT: c_int = 2;
+const SIGTERM: c_int = 15;
+
+static REQUESTED: AtomicBool = AtomicBool::new(false);
+
+/// From now on the two signals are only taken note of.
+pub fn install() -> Result<(), Error> {
+    extern "C" fn take_note<T>(_: c_int, _: *mut T, _: *mut c_void) {
+        REQUESTED.store(true, Ordering::Relaxed);
+    }
+    for signal in [SIGINT, SIGTERM] {
+        register_signal_handler(signal, take_note)
+            .map_err(|e| format!("cannot handle signal {signal}: {e}"))?;
+    }
+    Ok(())
+}
+
+/// An error once one of them has come: what measures goes on no further, and drops its servers.
+pub fn check() -> Result<(), Error> {
+    match REQUESTED.load(Ordering::Relaxed) {
+        true => Err("interrupted".into()),
+        false => Ok(()),
+    }
+}

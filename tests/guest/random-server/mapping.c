@@ -1,0 +1,316 @@
+/* Mappings: a table of small ones, changed page by page. */
+#include "guest.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/futex.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#define SLOTS 24
+#define PAGES_MAX 48
+#define READ_WRITE (PROT_READ | PROT_WRITE)
+
+enum { ABSENT = 0xff };
+
+struct slot {
+    char *at; /* NULL: free */
+    size_t pages;
+    uint8_t protection[PAGES_MAX]; /* or ABSENT */
+    uint8_t zero_based[PAGES_MAX]; /* private and anonymous */
+};
+
+static struct slot slots[SLOTS];
+static int shared_fd = -1;
+static char *alias_a, *alias_b;
+enum { ALIAS_PAGES = 4 };
+
+void mapping_init(void) {
+    shared_fd = open("shared", O_RDWR | O_CLOEXEC);
+    alias_a = mmap(NULL, ALIAS_PAGES * PAGE, READ_WRITE, MAP_SHARED, data_rw_fd, 0);
+    alias_b = mmap(NULL, ALIAS_PAGES * PAGE, READ_WRITE, MAP_SHARED, data_rw_fd, 0);
+    if (shared_fd < 0 || alias_a == MAP_FAILED || alias_b == MAP_FAILED)
+        die("mapping");
+}
+
+static struct slot *any(struct run *run) { return &slots[below(run, SLOTS)]; }
+
+static struct slot *used(struct run *run) {
+    for (int i = 0; i < 4; i++) {
+        struct slot *slot = any(run);
+        if (slot->at)
+            return slot;
+    }
+    return NULL;
+}
+
+static void drop(struct slot *slot) {
+    if (slot->at)
+        munmap(slot->at, slot->pages * PAGE);
+    slot->at = NULL;
+}
+
+static void set_pages(struct slot *slot, size_t from, size_t count, int protection, int zero_based) {
+    memset(slot->protection + from, protection, count);
+    memset(slot->zero_based + from, zero_based, count);
+}
+
+static void keep(struct slot *slot, void *at, size_t pages, int protection, int zero_based) {
+    if (at == MAP_FAILED)
+        return;
+    slot->at = at;
+    slot->pages = pages;
+    set_pages(slot, 0, pages, protection, zero_based);
+}
+
+/* Writes to some of the pages that can be written. */
+static void touch_pages(struct run *run, struct slot *slot) {
+    for (size_t i = 0; i < slot->pages; i++)
+        if (slot->protection[i] == READ_WRITE && one_in(run, 3))
+            slot->at[i * PAGE + below(run, PAGE)] ^= (char)(1 + below(run, 255));
+}
+
+static void map_anonymous(struct run *run) {
+    struct slot *slot = any(run);
+    size_t pages = 1 + below(run, PAGES_MAX);
+    int protection = one_in(run, 6) ? PROT_NONE : READ_WRITE;
+    int flags = MAP_PRIVATE | MAP_ANONYMOUS | (one_in(run, 4) ? MAP_POPULATE : 0);
+    drop(slot);
+    keep(slot, mmap(NULL, pages * PAGE, protection, flags, -1, 0), pages, protection, 1);
+    if (slot->at && one_in(run, 2))
+        touch_pages(run, slot);
+}
+
+static void map_file_private(struct run *run) {
+    struct slot *slot = any(run);
+    size_t pages = 1 + below(run, 8), offset = below(run, 8);
+    drop(slot);
+    void *at = mmap(NULL, pages * PAGE, READ_WRITE, MAP_PRIVATE, data_fd, (off_t)(offset * PAGE));
+    keep(slot, at, pages, READ_WRITE, 0);
+    if (slot->at && one_in(run, 2))
+        touch_pages(run, slot);
+}
+
+static void map_anonymous_shared(struct run *run) {
+    struct slot *slot = any(run);
+    size_t pages = 1 + below(run, 8);
+    drop(slot);
+    void *at = mmap(NULL, pages * PAGE, READ_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    keep(slot, at, pages, READ_WRITE, 0);
+    if (slot->at && one_in(run, 2))
+        touch_pages(run, slot);
+}
+
+/* What is written through such a mapping is in the file, even when the mapping is gone. */
+static void map_file_shared(struct run *run) {
+    struct slot *slot = any(run);
+    size_t pages = 1 + below(run, 4), offset = below(run, 4);
+    drop(slot);
+    void *at = mmap(NULL, pages * PAGE, READ_WRITE, MAP_SHARED, shared_fd, (off_t)(offset * PAGE));
+    keep(slot, at, pages, READ_WRITE, 0);
+    if (slot->at)
+        touch_pages(run, slot);
+}
+
+static void map_fixed(struct run *run) {
+    struct slot *slot = used(run);
+    if (!slot)
+        return;
+    size_t from = below(run, slot->pages), count = 1 + below(run, slot->pages - from);
+    int protection = one_in(run, 4) ? PROT_READ : READ_WRITE;
+    void *at = mmap(slot->at + from * PAGE, count * PAGE, protection,
+                    MAP_FIXED | MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (at != MAP_FAILED)
+        set_pages(slot, from, count, protection, 1);
+    expect(run, at != MAP_FAILED, "map_fixed");
+    touch_pages(run, slot);
+}
+
+static void unmap(struct run *run) {
+    struct slot *slot = used(run);
+    if (slot)
+        drop(slot);
+}
+
+static void unmap_part(struct run *run) {
+    struct slot *slot = used(run);
+    if (!slot)
+        return;
+    touch_pages(run, slot);
+    size_t from = below(run, slot->pages), count = 1 + below(run, slot->pages - from);
+    if (munmap(slot->at + from * PAGE, count * PAGE) == 0)
+        set_pages(slot, from, count, ABSENT, 0);
+}
+
+static int whole(const struct slot *slot, size_t from, size_t count) {
+    return !memchr(slot->protection + from, ABSENT, count);
+}
+
+static void protect(struct run *run) {
+    static const int choices[] = {PROT_NONE, PROT_READ, READ_WRITE, READ_WRITE};
+    struct slot *slot = used(run);
+    if (!slot)
+        return;
+    if (one_in(run, 2))
+        touch_pages(run, slot);
+    size_t from = below(run, slot->pages), count = 1 + below(run, slot->pages - from);
+    int protection = choices[below(run, 4)];
+    int failed = mprotect(slot->at + from * PAGE, count * PAGE, protection);
+    expect(run, failed == !whole(slot, from, count) * -1, "mprotect");
+    if (!failed)
+        memset(slot->protection + from, protection, count);
+    touch_pages(run, slot);
+}
+
+/* Whether the mapping is one of private anonymous memory: only that can be moved. */
+static int movable(const struct slot *slot) {
+    for (size_t i = 0; i < slot->pages; i++)
+        if (slot->protection[i] != READ_WRITE || !slot->zero_based[i])
+            return 0;
+    return 1;
+}
+
+static void remap(struct run *run) {
+    struct slot *slot = used(run);
+    if (!slot || !movable(slot))
+        return;
+    size_t pages = 1 + below(run, PAGES_MAX);
+    touch_pages(run, slot);
+    uint64_t first;
+    memcpy(&first, slot->at, sizeof first);
+    char *at = mremap(slot->at, slot->pages * PAGE, pages * PAGE, MREMAP_MAYMOVE);
+    /* Pages of one kind may still be several mappings. */
+    if (at == MAP_FAILED)
+        return;
+    slot->at = at;
+    slot->pages = pages;
+    set_pages(slot, 0, pages, READ_WRITE, 1);
+    expect(run, memcmp(at, &first, sizeof first) == 0, "mremap");
+    touch_pages(run, slot);
+}
+
+static void remap_fixed(struct run *run) {
+    struct slot *slot = used(run);
+    if (!slot || !movable(slot))
+        return;
+    touch_pages(run, slot);
+    char *target = mmap(NULL, slot->pages * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (target == MAP_FAILED)
+        return;
+    uint64_t first;
+    memcpy(&first, slot->at, sizeof first);
+    char *at = mremap(slot->at, slot->pages * PAGE, slot->pages * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, target);
+    if (at == MAP_FAILED) {
+        munmap(target, slot->pages * PAGE);
+        return;
+    }
+    slot->at = at;
+    expect(run, memcmp(at, &first, sizeof first) == 0, "mremap to a fixed place");
+}
+
+static void discard(struct run *run) {
+    struct slot *slot = used(run);
+    if (!slot || !movable(slot))
+        return;
+    touch_pages(run, slot);
+    size_t from = below(run, slot->pages), count = 1 + below(run, slot->pages - from);
+    if (madvise(slot->at + from * PAGE, count * PAGE, MADV_DONTNEED) == 0)
+        expect(run, slot->at[from * PAGE + below(run, count * PAGE)] == 0, "MADV_DONTNEED");
+    if (one_in(run, 2))
+        touch_pages(run, slot);
+}
+
+/* How allocators give memory back: inaccessible first, then discarded. */
+static void discard_inaccessible(struct run *run) {
+    struct slot *slot = used(run);
+    if (!slot || !movable(slot))
+        return;
+    size_t len = slot->pages * PAGE;
+    slot->at[0] = 1;
+    mprotect(slot->at, len, one_in(run, 2) ? PROT_NONE : PROT_READ);
+    expect(run, madvise(slot->at, len, MADV_DONTNEED) == 0, "MADV_DONTNEED without write access");
+    mprotect(slot->at, len, READ_WRITE);
+    expect(run, slot->at[0] == 0, "MADV_DONTNEED without write access left the contents");
+}
+
+static void touch(struct run *run) {
+    struct slot *slot = used(run);
+    if (slot)
+        touch_pages(run, slot);
+}
+
+/* Room at the end of the heap that malloc does not know of; given back only while nothing lies behind it. */
+static char *heap_end;
+static size_t heap_extra;
+
+static void grow_heap(struct run *run) {
+    size_t len = (1 + below(run, 8)) * PAGE + below(run, 100);
+    char *old = sbrk((intptr_t)len);
+    if (old == (char *)-1)
+        return;
+    heap_extra = heap_end == old ? heap_extra + len : len;
+    heap_end = old + len;
+    scribble(run, old, len < PAGE ? len : PAGE);
+    old[len - 1] = 1;
+}
+
+static void shrink_heap(struct run *run) {
+    if (!heap_extra || sbrk(0) != heap_end)
+        return;
+    size_t len = 1 + below(run, heap_extra);
+    if (sbrk(-(intptr_t)len) != (char *)-1) {
+        heap_extra -= len;
+        heap_end -= len;
+    }
+}
+
+static void write_aliases(struct run *run) {
+    for (int i = 0; i < 4; i++) {
+        char *alias = one_in(run, 2) ? alias_a : alias_b;
+        alias[below(run, ALIAS_PAGES * PAGE)] ^= 1;
+    }
+    expect(run, memcmp(alias_a, alias_b, ALIAS_PAGES * PAGE) == 0, "two mappings of one file differ");
+}
+
+static void write_alias_by_call(struct run *run) {
+    char bytes[100];
+    scribble(run, bytes, sizeof bytes);
+    if (pwrite(data_rw_fd, bytes, sizeof bytes, (off_t)below(run, ALIAS_PAGES * PAGE - 100)) < 0)
+        expect(run, 0, "pwrite to a mapped file");
+}
+
+void probe_mappings(void (*each)(const char *, unsigned long, int, int)) {
+    for (size_t i = 0; i < SLOTS; i++)
+        for (size_t page = 0; slots[i].at && page < slots[i].pages; page++) {
+            char *at = slots[i].at + page * PAGE;
+            int reads = syscall(SYS_futex, at, FUTEX_CMP_REQUEUE_PRIVATE, 0, 0, at + 4, 0x1234567) >= 0 ||
+                        errno != EFAULT;
+            int writes = syscall(SYS_futex, arena, FUTEX_WAKE_OP_PRIVATE, 0, 0, at,
+                                 FUTEX_OP(FUTEX_OP_ADD, 0, FUTEX_OP_CMP_EQ, 0)) >= 0;
+            int protection = slots[i].protection[page];
+            each(protection == ABSENT ? "hole" : "page", (unsigned long)at, reads, writes);
+        }
+}
+
+const struct operation mapping_operations[] = {
+    {"map_anonymous", SET_MAPPING, map_anonymous},
+    {"map_file_private", SET_MAPPING, map_file_private},
+    {"map_anonymous_shared", SET_MAPPING, map_anonymous_shared},
+    {"map_file_shared", SET_MAPPING, map_file_shared},
+    {"map_fixed", SET_MAPPING, map_fixed},
+    {"unmap", SET_MAPPING, unmap},
+    {"unmap_part", SET_MAPPING, unmap_part},
+    {"protect", SET_MAPPING, protect},
+    {"remap", SET_MAPPING, remap},
+    {"remap_fixed", SET_MAPPING, remap_fixed},
+    {"discard", SET_MAPPING, discard},
+    {"discard_inaccessible", SET_MAPPING, discard_inaccessible},
+    {"touch", SET_MAPPING, touch},
+    {"grow_heap", SET_MAPPING, grow_heap},
+    {"shrink_heap", SET_MAPPING, shrink_heap},
+    {"write_aliases", SET_ALIAS, write_aliases},
+    {"write_alias_by_call", SET_ALIAS, write_alias_by_call},
+    {0},
+};

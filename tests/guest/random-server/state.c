@@ -1,0 +1,148 @@
+/* The kernel's view of the process, as the process can ask for it: what a failed request must not change. */
+#include "guest.h"
+
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+static char *text;
+static size_t used, capacity;
+
+static __attribute__((format(printf, 1, 2))) void say(const char *format, ...) {
+    va_list arguments;
+    va_start(arguments, format);
+    int n = vsnprintf(text + used, capacity - used, format, arguments);
+    va_end(arguments);
+    if (n > 0 && used + (size_t)n < capacity)
+        used += (size_t)n;
+}
+
+static void say_file(const char *title, const char *path) {
+    char part[1024];
+    int fd = open(path, O_RDONLY);
+    if (fd < 0)
+        return;
+    say("%s:\n", title);
+    for (ssize_t n; (n = read(fd, part, sizeof part - 1)) > 0;) {
+        part[n] = 0;
+        say("%s", part);
+    }
+    close(fd);
+}
+
+static void say_descriptors(void) {
+    for (int fd = 0; fd < 256; fd++) {
+        struct stat stat;
+        int flags = fcntl(fd, F_GETFD);
+        if (flags < 0 || fstat(fd, &stat))
+            continue;
+        say("fd %d: cloexec %d, flags %o, offset %ld, mode %o, inode %lu\n", fd, flags, fcntl(fd, F_GETFL),
+            (long)lseek(fd, 0, SEEK_CUR), stat.st_mode, (unsigned long)stat.st_ino);
+        int waiting = 0;
+        if ((S_ISFIFO(stat.st_mode) || S_ISSOCK(stat.st_mode)) && ioctl(fd, FIONREAD, &waiting) == 0)
+            say("fd %d: %d bytes to read\n", fd, waiting);
+    }
+}
+
+static void say_descriptor_info(const char *title, int fd) {
+    char path[64];
+    snprintf(path, sizeof path, "/proc/self/fdinfo/%d", fd);
+    say_file(title, path);
+}
+
+static void say_signals(void) {
+    uint64_t mask = 0, pending = 0;
+    stack_t stack = {0};
+    for (int number = 1; number <= 64; number++) {
+        uint64_t action[4] = {0};
+        syscall(SYS_rt_sigaction, number, NULL, action, 8);
+        say("signal %d: %lx %lx %lx\n", number, action[0], action[1], action[3]);
+    }
+    syscall(SYS_rt_sigprocmask, 0, NULL, &mask, 8);
+    syscall(SYS_rt_sigpending, &pending, 8);
+    sigaltstack(NULL, &stack);
+    say("blocked %lx, pending %lx, stack %p %zu %d, handlers ran %u times\n", mask, pending, stack.ss_sp,
+        stack.ss_size, stack.ss_flags, handler_runs);
+}
+
+static void say_contents(const char *path) {
+    char part[4096];
+    uint64_t sum = 0;
+    off_t size = 0;
+    int fd = open(path, O_RDONLY);
+    for (ssize_t n; (n = read(fd, part, sizeof part)) > 0; size += n)
+        for (ssize_t i = 0; i < n; i++)
+            sum = sum * 31 + (unsigned char)part[i];
+    close(fd);
+    say("file %s: %ld bytes, sum %lx\n", path, (long)size, sum);
+}
+
+static void say_options(const char *title, int fd) {
+    int keepalive = 0, nodelay = 0, idle = 0, receive = 0, send = 0;
+    struct linger linger = {0};
+    struct timeval limit = {0};
+    socklen_t len = sizeof(int);
+    getsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &keepalive, &len);
+    getsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &nodelay, &len);
+    getsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, &idle, &len);
+    getsockopt(fd, SOL_SOCKET, SO_RCVBUF, &receive, &len);
+    getsockopt(fd, SOL_SOCKET, SO_SNDBUF, &send, &len);
+    len = sizeof linger;
+    getsockopt(fd, SOL_SOCKET, SO_LINGER, &linger, &len);
+    len = sizeof limit;
+    getsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, &len);
+    say("socket %s: keepalive %d %d, nodelay %d, buffers %d %d, linger %d %d, limit %ld\n", title, keepalive,
+        idle, nodelay, receive, send, linger.l_onoff, linger.l_linger, (long)limit.tv_sec);
+}
+
+static void say_page(const char *what, unsigned long address, int readable, int writable) {
+    say("%s %lx: readable %d, writable %d\n", what, address, readable, writable);
+}
+
+static void say_process(void) {
+    char name[16] = "", directory[256] = "";
+    unsigned long fs = 0, gs = 0;
+    for (int resource = 0; resource < 16; resource++) {
+        struct rlimit limit = {0};
+        getrlimit(resource, &limit);
+        say("limit %d: %lx %lx\n", resource, limit.rlim_cur, limit.rlim_max);
+    }
+    prctl(PR_GET_NAME, name);
+    syscall(SYS_getcwd, directory, sizeof directory);
+    syscall(SYS_arch_prctl, 0x1003, &fs);
+    syscall(SYS_arch_prctl, 0x1004, &gs);
+    say("name %s, directory %s, timer slack %d, dumpable %d, bases %lx %lx, break %p\n", name, directory,
+        prctl(PR_GET_TIMERSLACK), prctl(PR_GET_DUMPABLE), fs, gs, sbrk(0));
+}
+
+size_t describe_state(char *into, size_t room) {
+    text = into;
+    capacity = room;
+    used = 0;
+    say_descriptors();
+    say_descriptor_info("epoll", spare_epoll);
+    say_descriptor_info("counter", counter_fd);
+    say_descriptor_info("semaphore", semaphore_fd);
+    say_options("tcp", tcp_pair[0]);
+    say_options("listener", idle_listener);
+    say_options("udp", udp_fd);
+    say_signals();
+    say_process();
+    const char *const files[] = {"data", "mapped", "shared", "scratch", "log"};
+    for (size_t i = 0; i < sizeof files / sizeof *files; i++)
+        say_contents(files[i]);
+    probe_mappings(say_page);
+    say_file("maps", "/proc/self/maps");
+    return used;
+}
