@@ -1,26 +1,21 @@
 //! SIGINT and SIGTERM end the benchmark in an orderly way, so that no server outlives it: servers
 //! lead process groups of their own, which an interrupt at the terminal does not reach.
 
-use std::{
-    ffi::{c_int, c_void},
-    sync::atomic::{AtomicBool, Ordering},
-};
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use libc::{SIGINT, SIGTERM, c_int, c_void, siginfo_t};
 use vmm_sys_util::signal::register_signal_handler;
 
 use crate::Error;
 
-/// Numbers of `signal(7)`, the same on every architecture of Linux.
-const SIGINT: c_int = 2;
-const SIGTERM: c_int = 15;
-
 static REQUESTED: AtomicBool = AtomicBool::new(false);
+
+extern "C" fn take_note(_: c_int, _: *mut siginfo_t, _: *mut c_void) {
+    REQUESTED.store(true, Ordering::Relaxed);
+}
 
 /// From now on the two signals are only taken note of.
 pub fn install() -> Result<(), Error> {
-    extern "C" fn take_note<T>(_: c_int, _: *mut T, _: *mut c_void) {
-        REQUESTED.store(true, Ordering::Relaxed);
-    }
     for signal in [SIGINT, SIGTERM] {
         register_signal_handler(signal, take_note)
             .map_err(|e| format!("cannot handle signal {signal}: {e}"))?;

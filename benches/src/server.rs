@@ -182,7 +182,8 @@ mod tests {
 
     #[test]
     fn memory_is_in_bytes() {
-        let text = "0-1 ---p 0 00:00 0 [rollup]\nRss:   19068 kB\nPss:     15055 kB\nPss_Dirty: 1 kB\n";
+        let text =
+            "0-1 ---p 0 00:00 0 [rollup]\nRss:   19068 kB\nPss:     15055 kB\nPss_Dirty: 1 kB\n";
         let (rss, pss) = (19068 * 1024, 15055 * 1024);
         assert_eq!(parse_memory(text), Some(Memory { rss, pss }));
         assert_eq!(parse_memory("Rss: 1 kB\n"), None);

@@ -37,7 +37,10 @@ pub fn median(values: impl IntoIterator<Item = f64>) -> Option<f64> {
 /// by at least the share `q` of all.
 pub fn quantile<T: Copy>(sorted: &[T], q: f64) -> Option<T> {
     let rank = (q * sorted.len() as f64).ceil() as usize;
-    sorted.get(rank.saturating_sub(1)).or(sorted.last()).copied()
+    sorted
+        .get(rank.saturating_sub(1))
+        .or(sorted.last())
+        .copied()
 }
 
 #[cfg(test)]

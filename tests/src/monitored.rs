@@ -219,6 +219,14 @@ impl Monitored {
         &self.address
     }
 
+    /// The port the server listens on; 0 if it is not a TCP port.
+    pub fn port(&self) -> u16 {
+        match self.address {
+            Address::Tcp(port) => port,
+            Address::Unix(_) => 0,
+        }
+    }
+
     /// The process id of the monitor, or of the native server.
     pub fn pid(&self) -> u32 {
         self.child.id()

@@ -98,7 +98,7 @@ fn events_tell_the_life_of_the_server() {
     assert_eq!(events[0].number("pid"), Some(server.pid().into()));
     let program = events[0].text("program");
     assert!(program.is_some_and(|program| program.ends_with("/redis-server")));
-    let address = format!("127.0.0.1:{}", port_of(&server));
+    let address = format!("127.0.0.1:{}", server.port());
     assert_eq!(events[1].text("address"), Some(address.as_str()));
     assert_eq!(events[4].number("status"), Some(0));
 
@@ -113,13 +113,6 @@ fn events_tell_the_life_of_the_server() {
         );
         let directory = server.report_dir().join(event.text("report").unwrap());
         assert!(directory.is_dir(), "{}", directory.display());
-    }
-}
-
-fn port_of(server: &Monitored) -> u16 {
-    match server.address() {
-        net::Address::Tcp(port) => *port,
-        net::Address::Unix(path) => panic!("{}", path.display()),
     }
 }
 

@@ -29,7 +29,7 @@ fn signals_between_threads_masks_and_timers() {
 fn a_program_may_handle_its_own_faults_outside_of_requests() {
     kvm_case("a_program_may_handle_its_own_faults_outside_of_requests");
     let program = guest::program("own_faults").unwrap().into_os_string();
-    assert_eq!(run::same(&[program.clone()], b"").code(), 0);
+    assert_eq!(run::same(std::slice::from_ref(&program), b"").code(), 0);
     assert_eq!(
         run::same(&[program, "die".into()], b"").code(),
         128 + libc::SIGSEGV

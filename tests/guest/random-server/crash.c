@@ -4,10 +4,20 @@
 #include <stdlib.h>
 #include <string.h>
 
-static __attribute__((noinline)) int overflow_stack(volatile char *above) {
+/* Without an end, but the compiler must not know. */
+static volatile int deep = 1;
+
+static __attribute__((noinline)) int overflow_stack(int depth) {
     volatile char frame[8000];
-    frame[0] = above ? above[0] : 1;
-    return overflow_stack(frame) + frame[0];
+    frame[0] = (char)depth;
+    return deep ? overflow_stack(depth + 1) + frame[0] : frame[1];
+}
+
+/* Something that malloc never returned. */
+static void free_arena(void) {
+    void *volatile chunk = arena + 16;
+    memset(arena, 0, 16);
+    free(chunk);
 }
 
 static void jump(void *to) { ((void (*)(void))to)(); }
@@ -32,7 +42,7 @@ void crash(const char *kind) {
     else if (!strcmp(kind, "invalid"))
         __builtin_trap();
     else if (!strcmp(kind, "stack"))
-        overflow_stack(NULL);
+        overflow_stack(0);
     else if (!strcmp(kind, "data"))
         jump(arena + 123);
     else if (!strcmp(kind, "nowhere"))
@@ -40,7 +50,7 @@ void crash(const char *kind) {
     else if (!strcmp(kind, "noncanonical"))
         jump((void *)0x4141414141414141);
     else if (!strcmp(kind, "free"))
-        free(arena + 16);
+        free_arena();
     else if (!strcmp(kind, "readonly"))
         *(volatile char *)(fence + 3 * PAGE) = 1;
 }

@@ -26,12 +26,16 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/mman.h>
+#include <sys/select.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
+#include <time.h>
 #include <unistd.h>
 
 void mapping_init(void);
 void signals_init(void);
+
+enum { WAIT_MS = 500 };
 
 struct connection connections[CONNECTIONS];
 
@@ -104,8 +108,10 @@ static void execute(struct run *run) {
         send_text(run, connection->fd, list_operations(text, text_room));
         return;
     }
-    if (sscanf(connection->request, "RUN %lu %u %u %u %15s %31s", &seed, &from, &to, &sets, end, only) != 6)
-        die("request");
+    if (sscanf(connection->request, "RUN %lu %u %u %u %15s %31s", &seed, &from, &to, &sets, end, only) != 6) {
+        fprintf(stderr, "not a request: %s\n", connection->request);
+        exit(1);
+    }
     model_step(&connection->model, seed, to - from);
     run_operations(run, seed, from, to, sets, strcmp(only, "-") ? only : "");
     if (!strcmp(end, "none"))
@@ -144,6 +150,9 @@ static ssize_t receive(struct run *run) {
         break;
     }
     default: {
+        /* Not at a random place: it might overlap the message. */
+        static _Thread_local char bytes[REQUEST_LEN];
+        at = bytes;
         struct iovec part = {at, len};
         struct msghdr *message = (struct msghdr *)place(run, sizeof *message);
         memset(message, 0, sizeof *message);
@@ -208,21 +217,26 @@ static void accept_all(struct run *run) {
     }
 }
 
-/* Waits for a connection by one of the calls there are for it. */
+/*
+ * Waits for a connection by one of the calls there are for it, but not for ever: a signal may have come just
+ * before.
+ */
 static void await(struct worker *worker) {
     struct pollfd entry = {worker->epoll, POLLIN, 0};
+    struct timespec time = {0, WAIT_MS * 1000000};
+    struct timeval limit = {0, WAIT_MS * 1000};
     fd_set set;
     switch (next_random(&worker->rng) % 4) {
     case 0:
-        poll(&entry, 1, -1);
+        poll(&entry, 1, WAIT_MS);
         break;
     case 1:
-        ppoll(&entry, 1, NULL, NULL);
+        ppoll(&entry, 1, &time, NULL);
         break;
     case 2:
         FD_ZERO(&set);
         FD_SET(worker->epoll, &set);
-        select(worker->epoll + 1, &set, NULL, NULL, NULL);
+        select(worker->epoll + 1, &set, NULL, NULL, &limit);
         break;
     }
 }
@@ -237,7 +251,7 @@ static void *work(void *argument) {
         int room = 1 + (int)below(&run, 4);
         struct epoll_event *events = (struct epoll_event *)place(&run, (size_t)room * sizeof *events);
         struct epoll_event copy[4];
-        int n = epoll_wait(worker->epoll, events, room, -1);
+        int n = epoll_wait(worker->epoll, events, room, WAIT_MS);
         if (n > 0)
             memcpy(copy, events, (size_t)n * sizeof *events);
         for (int i = 0; i < n; i++) {

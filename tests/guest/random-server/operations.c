@@ -10,6 +10,8 @@ static const struct operation *const tables[] = {
     descriptor_operations, signal_operations, boundary_operations, external_operations,
 };
 
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+
 void expect(struct run *run, int holds, const char *what) {
     if (!holds && run->violations++ == 0)
         snprintf(run->first_violation, sizeof run->first_violation, "%s", what);
@@ -32,7 +34,14 @@ void run_operations(struct run *run, uint64_t seed, uint32_t from, uint32_t to, 
     size_t count = choose(sets, only, choice, sizeof choice / sizeof *choice);
     for (uint32_t i = from; i < to && count; i++) {
         run->rng = seed * 0x2545f4914f6cdd1dull + i;
-        choice[below(run, count)]->execute(run);
+        const struct operation *op = choice[below(run, count)];
+        /* The operations share their tables; those that may wait do not use them. */
+        int exclusive = !(op->set & (SET_BOUNDARY | SET_EXTERNAL));
+        if (exclusive)
+            pthread_mutex_lock(&lock);
+        op->execute(run);
+        if (exclusive)
+            pthread_mutex_unlock(&lock);
     }
 }
 

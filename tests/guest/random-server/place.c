@@ -39,8 +39,8 @@ void place_init(void) {
 }
 
 static char *in_area(struct run *run, char *area, size_t area_len, size_t len) {
-    if (len >= area_len)
-        return area;
+    if (len > area_len)
+        return in_area(run, arena, arena_len / 2, len);
     size_t offset = below(run, area_len - len + 1);
     switch (below(run, 3)) {
     case 0:
@@ -72,7 +72,7 @@ char *place(struct run *run, size_t len) {
     case 0:
         return fresh(run, len);
     case 1:
-        return in_area(run, in_data, sizeof in_data, len < sizeof in_data ? len : sizeof in_data);
+        return in_area(run, in_data, sizeof in_data, len);
     case 2:
         return in_area(run, in_bss, sizeof in_bss, len);
     case 3:

@@ -196,6 +196,7 @@ impl Thread {
         let (tracker, mut memory) = state.tracking(&self.process, &mut self.vcpu);
         let done = tracker.commit(&mut memory);
         stats.pages.dirty_harvested.add(done.harvested);
+        stats.pages.compared.add(done.compared);
         stats.pages.copied.add(done.copied);
         stats.pages.reprotected.add(u64::from(done.reprotected));
         stats.shadow_bytes.raise(tracker.shadow_bytes());
