@@ -23,9 +23,14 @@ pub fn install() -> Result<(), Error> {
     Ok(())
 }
 
+/// Whether one of them has come.
+pub fn requested() -> bool {
+    REQUESTED.load(Ordering::Relaxed)
+}
+
 /// An error once one of them has come: what measures goes on no further, and drops its servers.
 pub fn check() -> Result<(), Error> {
-    match REQUESTED.load(Ordering::Relaxed) {
+    match requested() {
         true => Err("interrupted".into()),
         false => Ok(()),
     }

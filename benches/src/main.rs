@@ -58,6 +58,11 @@ struct Args {
 fn main() -> ExitCode {
     match run(&Args::parse()) {
         Ok(()) => ExitCode::SUCCESS,
+        // Whatever failed has failed because of it.
+        Err(_) if interrupt::requested() => {
+            eprintln!("bench: interrupted");
+            ExitCode::FAILURE
+        }
         Err(failure) => {
             eprintln!("bench: {}", error::chain(failure.as_ref()));
             ExitCode::FAILURE

@@ -137,6 +137,8 @@ fn crash(port: u16, times: usize) -> Result<Vec<Span>, Error> {
         interrupt::check()?;
         thread::sleep(BREATH);
         let mut client = Client::connect(port, PATIENCE)?;
+        // So that the connection has been accepted, which takes longer than the crash.
+        client.call(&["PING"])?;
         let begin = Instant::now();
         client.send(&encode(&["DEBUG", "SEGFAULT"]))?;
         match client.reply() {

@@ -169,7 +169,7 @@ fn write_recovery(f: &mut fmt::Formatter<'_>, recovery: &Recovery) -> fmt::Resul
             times.max_us,
             times.count as u64,
         ];
-        table.row(name, cells.map(|n| number(n as f64)));
+        table.row(name, cells.map(|n| grouped(&n.to_string())));
     };
     row("recovery pause (events)", &recovery.pause);
     row("crashing request sent to connection reset", &recovery.reset);

@@ -108,6 +108,16 @@ pub fn with_signals_blocked<T>(spawn: impl FnOnce() -> io::Result<T>) -> io::Res
     result
 }
 
+/// Sets the signal mask of the calling thread (a set in the kernel's layout); returns the old one.
+pub fn set_signal_mask(blocked: u64) -> u64 {
+    let mut old = 0u64;
+    let (new, size) = (&raw const blocked, size_of::<u64>());
+    let how = libc::SIG_SETMASK;
+    // SAFETY: both sets are eight bytes, which is the kernel's size of a signal set.
+    unsafe { libc::syscall(libc::SYS_rt_sigprocmask, how, new, &raw mut old, size) };
+    old
+}
+
 /// Waits until one of the descriptors can be written, or something is wrong with it; at most `limit`.
 pub fn wait_any_writable(fds: &[i32], limit: std::time::Duration) {
     let entry = |fd: &i32| libc::pollfd {

@@ -18,6 +18,14 @@ pub struct Injection {
 #[error("`{0}` is not of the form `rip:match=TEXT[,after=CALLS]`")]
 pub struct BadInjection(String);
 
+/// The form that [`Injection::from_str`] reads.
+impl std::fmt::Display for Injection {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let matching = String::from_utf8_lossy(&self.matching);
+        write!(f, "rip:match={matching},after={}", self.after)
+    }
+}
+
 impl FromStr for Injection {
     type Err = BadInjection;
 
@@ -60,6 +68,7 @@ mod tests {
         let parsed: Injection = "rip:match=boom,after=2".parse().unwrap();
         assert!(parsed.strikes(b"set boom", 2) && !parsed.strikes(b"set boom", 1));
         assert!(!parsed.strikes(b"bo", 2));
+        assert_eq!(parsed.to_string().parse(), Ok(parsed));
         for bad in [
             "",
             "rip:",

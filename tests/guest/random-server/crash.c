@@ -31,14 +31,14 @@ static void wreck(void) {
 }
 
 void crash(const char *kind) {
-    volatile int zero = 0;
+    volatile int some = 1000, zero = 0;
     wreck();
     if (!strcmp(kind, "null"))
         *(volatile char *)NULL = 1;
     else if (!strcmp(kind, "abort"))
         abort();
     else if (!strcmp(kind, "divide"))
-        zero = 1 / zero;
+        some = some / zero;
     else if (!strcmp(kind, "invalid"))
         __builtin_trap();
     else if (!strcmp(kind, "stack"))
@@ -53,4 +53,6 @@ void crash(const char *kind) {
         free_arena();
     else if (!strcmp(kind, "readonly"))
         *(volatile char *)(fence + 3 * PAGE) = 1;
+    /* Neither known nor deadly. */
+    die(kind);
 }

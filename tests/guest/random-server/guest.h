@@ -92,7 +92,7 @@ void descriptors_init(void);
 void settle_counters(void);
 
 /* mapping.c */
-void probe_mappings(void (*each)(const char *what, unsigned long address, int readable, int writable));
+void probe_mappings(void (*each)(unsigned long address, int readable, int writable, int protection));
 
 /* signals.c */
 extern volatile uint32_t handler_runs;

@@ -13,12 +13,10 @@
 #define PAGES_MAX 48
 #define READ_WRITE (PROT_READ | PROT_WRITE)
 
-enum { ABSENT = 0xff };
-
 struct slot {
     char *at; /* NULL: free */
     size_t pages;
-    uint8_t protection[PAGES_MAX]; /* or ABSENT */
+    uint8_t protection[PAGES_MAX];
     uint8_t zero_based[PAGES_MAX]; /* private and anonymous */
 };
 
@@ -134,18 +132,27 @@ static void unmap(struct run *run) {
         drop(slot);
 }
 
+/* From the start, the end or the middle; what lies behind becomes a slot of its own. */
 static void unmap_part(struct run *run) {
-    struct slot *slot = used(run);
-    if (!slot)
+    struct slot *slot = used(run), *rest = any(run);
+    if (!slot || rest->at)
         return;
     touch_pages(run, slot);
     size_t from = below(run, slot->pages), count = 1 + below(run, slot->pages - from);
-    if (munmap(slot->at + from * PAGE, count * PAGE) == 0)
-        set_pages(slot, from, count, ABSENT, 0);
-}
-
-static int whole(const struct slot *slot, size_t from, size_t count) {
-    return !memchr(slot->protection + from, ABSENT, count);
+    size_t behind = slot->pages - from - count;
+    if (munmap(slot->at + from * PAGE, count * PAGE)) {
+        expect(run, 0, "munmap");
+        return;
+    }
+    if (behind) {
+        rest->at = slot->at + (from + count) * PAGE;
+        rest->pages = behind;
+        memcpy(rest->protection, slot->protection + from + count, behind);
+        memcpy(rest->zero_based, slot->zero_based + from + count, behind);
+    }
+    slot->pages = from;
+    if (!from)
+        slot->at = NULL;
 }
 
 static void protect(struct run *run) {
@@ -158,7 +165,7 @@ static void protect(struct run *run) {
     size_t from = below(run, slot->pages), count = 1 + below(run, slot->pages - from);
     int protection = choices[below(run, 4)];
     int failed = mprotect(slot->at + from * PAGE, count * PAGE, protection);
-    expect(run, failed == !whole(slot, from, count) * -1, "mprotect");
+    expect(run, !failed, "mprotect");
     if (!failed)
         memset(slot->protection + from, protection, count);
     touch_pages(run, slot);
@@ -281,7 +288,7 @@ static void write_alias_by_call(struct run *run) {
         expect(run, 0, "pwrite to a mapped file");
 }
 
-void probe_mappings(void (*each)(const char *, unsigned long, int, int)) {
+void probe_mappings(void (*each)(unsigned long, int, int, int)) {
     for (size_t i = 0; i < SLOTS; i++)
         for (size_t page = 0; slots[i].at && page < slots[i].pages; page++) {
             char *at = slots[i].at + page * PAGE;
@@ -289,8 +296,7 @@ void probe_mappings(void (*each)(const char *, unsigned long, int, int)) {
                         errno != EFAULT;
             int writes = syscall(SYS_futex, arena, FUTEX_WAKE_OP_PRIVATE, 0, 0, at,
                                  FUTEX_OP(FUTEX_OP_ADD, 0, FUTEX_OP_CMP_EQ, 0)) >= 0;
-            int protection = slots[i].protection[page];
-            each(protection == ABSENT ? "hole" : "page", (unsigned long)at, reads, writes);
+            each((unsigned long)at, reads, writes, slots[i].protection[page]);
         }
 }
 

@@ -106,8 +106,8 @@ static void say_options(const char *title, int fd) {
         idle, nodelay, receive, send, linger.l_onoff, linger.l_linger, (long)limit.tv_sec);
 }
 
-static void say_page(const char *what, unsigned long address, int readable, int writable) {
-    say("%s %lx: readable %d, writable %d\n", what, address, readable, writable);
+static void say_page(unsigned long address, int readable, int writable, int protection) {
+    say("page %lx: readable %d, writable %d, protection %d\n", address, readable, writable, protection);
 }
 
 static void say_process(void) {

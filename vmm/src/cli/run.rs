@@ -56,6 +56,9 @@ pub struct RunArgs {
     /// Make a request fault: `rip:match=TEXT[,after=CALLS]` (for testing)
     #[arg(long, value_name = "SPEC", hide = true)]
     inject: Option<Injection>,
+    /// The program file, where it is not the first argument (for the guest's own exec)
+    #[arg(long, value_name = "FILE", hide = true)]
+    exec: Option<PathBuf>,
     /// The program and its arguments
     #[arg(
         required = true,
@@ -70,6 +73,33 @@ pub struct RunArgs {
 enum Switch {
     On,
     Off,
+}
+
+impl RunArgs {
+    /// The options as they were given, with absolute paths, for a program that takes this one's place.
+    fn given(&self) -> std::io::Result<Vec<OsString>> {
+        let mut given: Vec<OsString> = Vec::new();
+        for (name, path) in [
+            ("--events", &self.events),
+            ("--stats", &self.stats),
+            ("--report-dir", &self.report_dir),
+        ] {
+            if let Some(path) = path {
+                given.push(name.into());
+                given.push(std::path::absolute(path)?.into());
+            }
+        }
+        if self.protect == Switch::Off {
+            given.push("--protect=off".into());
+        }
+        if self.audit {
+            given.push("--audit".into());
+        }
+        if let Some(injection) = &self.inject {
+            given.push(format!("--inject={injection}").into());
+        }
+        Ok(given)
+    }
 }
 
 type AnyError = Box<dyn Error + Send + Sync>;
@@ -98,7 +128,11 @@ fn start(arguments: RunArgs) -> Result<Thread, AnyError> {
     let clock_page = ClockPage::create()?;
     let protect = arguments.protect == Switch::On;
     let name = arguments.command.first().ok_or("no program is given")?;
-    let path = loader::find_program(name, std::env::var_os("PATH").as_deref())?;
+    let path = match &arguments.exec {
+        Some(path) => path.clone(),
+        None => loader::find_program(name, std::env::var_os("PATH").as_deref())?,
+    };
+    let given = arguments.given()?;
     let events = match &arguments.events {
         Some(path) => EventLog::append_options()
             .open(path)
@@ -169,6 +203,7 @@ fn start(arguments: RunArgs) -> Result<Thread, AnyError> {
             audit: arguments.audit,
             stats: stats_path,
             inject: arguments.inject,
+            given,
         },
         stats: Arc::new(Stats::new()),
         reporter,
@@ -186,12 +221,14 @@ fn start(arguments: RunArgs) -> Result<Thread, AnyError> {
         },
     });
     install_signal_handlers()?;
+    // The guest's mask is emulated: the monitor has to see every signal.
+    let blocked = SignalSet(crate::host::set_signal_mask(0));
     // SAFETY: the name is NUL-terminated.
     unsafe { libc::prctl(libc::PR_SET_NAME, loaded.name.as_ptr()) };
     let registers = vcpu.registers();
     registers.rip = loaded.entry;
     registers.rsp = loaded.stack_pointer;
-    let mut thread = Thread::new(Arc::new(process), vcpu, SignalSet::EMPTY);
+    let mut thread = Thread::new(Arc::new(process), vcpu, blocked);
     thread.mark_loaded(&loaded.written);
     Ok(thread)
 }

@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::sys::errno_of;
 use guest_agentless::script::ScriptError;
 use guest_agentless::{ElfError, Errno, GuestRange};
 use thiserror::Error;
@@ -76,6 +77,35 @@ impl LoadError {
             | LoadError::TooManyScripts(_)
             | LoadError::ArgumentsTooLong(_) => NOT_EXECUTABLE,
             LoadError::Monitor { .. } => MONITOR_FAILED,
+        }
+    }
+}
+
+impl LoadError {
+    /// What `execve` answers for it.
+    pub fn errno(&self) -> Errno {
+        match self {
+            LoadError::NotFound(_) => Errno::ENOENT,
+            LoadError::NotExecutable { source, .. } | LoadError::Interpreter { source, .. } => {
+                source.errno()
+            }
+            LoadError::TooManyScripts(_) => Errno::ELOOP,
+            LoadError::ArgumentsTooLong(_) => Errno::E2BIG,
+            LoadError::Monitor { source, .. } => *source,
+        }
+    }
+}
+
+impl Unusable {
+    fn errno(&self) -> Errno {
+        match self {
+            Unusable::Missing => Errno::ENOENT,
+            Unusable::PermissionDenied
+            | Unusable::Unreadable
+            | Unusable::Directory
+            | Unusable::NotRegular => Errno::EACCES,
+            Unusable::Io(error) => errno_of(error),
+            _ => Errno::ENOEXEC,
         }
     }
 }

@@ -66,6 +66,13 @@ pub struct Loaded {
     pub written: Vec<GuestRange>,
 }
 
+/// Whether `program` can be loaded, as far as its files tell.
+pub fn check(program: &Program<'_>) -> Result<(), LoadError> {
+    let target = resolve::follow_scripts(program)?;
+    let refuse = |source| error::refuse(program.path, &target.path, source);
+    target.file.elf().map(drop).map_err(refuse)
+}
+
 /// Loads `program` into `space`, which must be empty. `clock` is the memory file of the clock page and
 /// `vdso` the image that reads it.
 ///

@@ -8,5 +8,7 @@ mod space;
 pub mod window;
 
 pub use monitor::MonitorRegion;
-pub use reserved::{first_reserved, inherited_descriptor_limit, reserved_fd};
+pub use reserved::{
+    first_reserved, inherited_descriptor_limit, reserved_fd, set_soft_descriptor_limit,
+};
 pub use space::{AddressSpace, Attempt, PROGRAM_BASE, Resolution, STACK_TOP, Stash, is_zero_based};

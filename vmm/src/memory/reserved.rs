@@ -41,6 +41,25 @@ fn limits() -> (i32, u64) {
     })
 }
 
+/// Sets the host's soft limit on descriptors, for a program that takes the monitor's place.
+pub fn set_soft_descriptor_limit(soft: u64) -> io::Result<()> {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: `limit` is valid for both calls.
+    let result = unsafe {
+        libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit);
+        limit.rlim_cur = soft.min(limit.rlim_max);
+        libc::setrlimit(libc::RLIMIT_NOFILE, &limit)
+    };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
 /// Moves `fd` to the reserved numbers, close-on-exec.
 pub fn reserved_fd(fd: OwnedFd) -> io::Result<OwnedFd> {
     // SAFETY: `fd` is open; the duplicate is a new descriptor that nobody else owns.

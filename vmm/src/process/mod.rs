@@ -13,6 +13,9 @@ mod tracked;
 mod turn;
 
 use std::collections::BTreeMap;
+use std::ffi::{CString, OsString};
+use std::os::unix::ffi::OsStringExt;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -42,6 +45,24 @@ pub struct Options {
     pub stats: Option<std::path::PathBuf>,
     /// A fault to inject.
     pub inject: Option<Injection>,
+    /// The options of `vmsrs run` that were given, with absolute paths.
+    pub given: Vec<OsString>,
+}
+
+impl Options {
+    /// The monitor's own command line to run the program `path` with `args` in place of this one.
+    pub fn own_arguments(&self, path: &Path, args: Vec<CString>) -> Vec<CString> {
+        let own = ["vmsrs".into(), "run".into()]
+            .into_iter()
+            .chain(self.given.iter().cloned());
+        let file = ["--exec".into(), path.into(), "--".into()];
+        let own = own
+            .chain(file)
+            .filter_map(|arg: OsString| CString::new(arg.into_vec()).ok());
+        // A program without any argument still gets its name.
+        let missing = args.is_empty().then(CString::default);
+        own.chain(args).chain(missing).collect()
+    }
 }
 
 /// What belongs to the holder of the run token.

@@ -6,6 +6,7 @@
 
 pub mod end;
 mod event;
+mod exec;
 mod file;
 mod futex;
 mod io;
@@ -136,6 +137,7 @@ impl Call<'_, '_> {
         let number = i64::from(self.row.number);
         memory::handler(number)
             .or_else(|| process::handler(number))
+            .or_else(|| exec::handler(number))
             .or_else(|| signal::handler(number))
             .or_else(|| thread::handler(number))
             .or_else(|| futex::handler(number))
@@ -304,17 +306,22 @@ impl Call<'_, '_> {
 
     /// Reads a path.
     fn read_path(&self, address: u64) -> Result<Vec<u8>, Errno> {
-        let mut path = Vec::new();
+        self.read_string(address, libc::PATH_MAX as usize)
+    }
+
+    /// Reads a NUL-terminated string of less than `limit` bytes; ENAMETOOLONG if it is longer.
+    fn read_string(&self, address: u64, limit: usize) -> Result<Vec<u8>, Errno> {
+        let mut string = Vec::new();
         let mut at = address;
-        while path.len() < libc::PATH_MAX as usize {
+        while string.len() < limit {
             // Up to the end of the page, which is as far as one can see.
-            let len = (4096 - at % 4096).min((libc::PATH_MAX as usize - path.len()) as u64);
+            let len = (4096 - at % 4096).min((limit - string.len()) as u64);
             let part = self.read_vec(at, len as usize)?;
             if let Some(end) = part.iter().position(|b| *b == 0) {
-                path.extend_from_slice(&part[..end]);
-                return Ok(path);
+                string.extend_from_slice(&part[..end]);
+                return Ok(string);
             }
-            path.extend_from_slice(&part);
+            string.extend_from_slice(&part);
             at = at.checked_add(len).ok_or(Errno::EFAULT)?;
         }
         Err(Errno::ENAMETOOLONG)

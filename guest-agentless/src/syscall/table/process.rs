@@ -8,12 +8,12 @@ super::rows! {
     SYS_clone3(cl_args: In(Len(1)), size: Value) Process Refused "ENOSYS: the C library falls back to clone.";
     SYS_fork() Process Refused "ENOSYS: several processes: not yet carried.";
     SYS_vfork() Process Refused "ENOSYS: several processes: not yet carried.";
-    SYS_execve(pathname: Path, argv: Strings, envp: Strings) Process Refused
-        "ENOSYS: several processes: not yet carried.";
+    SYS_execve(pathname: Path, argv: Strings, envp: Strings) Process Full
+        "The monitor executes itself with the new program.";
     SYS_execveat(dirfd: DirFd, pathname: Path, argv: Strings, envp: Strings, flags: Value) Process Refused
         "ENOSYS: several processes: not yet carried.";
-    SYS_exit(status: Value) Process Full "Ends the thread; inside a domain it is a fault of the request.";
-    SYS_exit_group(status: Value) Process Full "Ends the process; inside a domain it is a fault of the request.";
+    SYS_exit(status: Value) Process Full "The domain commits.";
+    SYS_exit_group(status: Value) Process Full "The domain commits.";
     SYS_wait4(pid: Value, wstatus: Out(Fixed(4)), options: Value, rusage: Out(Fixed(144))) Process Partial
         "ECHILD: the guest has no children, since it has no fork.";
     SYS_waitid(idtype: Value, id: Value, infop: Out(Fixed(128)), options: Value, rusage: Out(Fixed(144)))
