@@ -25,8 +25,8 @@ use crate::{
     variant::Variant,
 };
 
-/// Between two crashes, so that most requests of the user meet none.
-const BREATH: Duration = Duration::from_millis(20);
+/// Before and after each crash, so that a request of the user meets the crash and nothing else.
+const BREATH: Duration = Duration::from_millis(10);
 
 /// How long something took, in microseconds, over all crashes or requests.
 #[derive(Clone, Copy, Debug, Serialize)]
@@ -135,10 +135,10 @@ fn crash(port: u16, times: usize) -> Result<Vec<Span>, Error> {
     let mut crashes = Vec::new();
     for _ in 0..times {
         interrupt::check()?;
-        thread::sleep(BREATH);
         let mut client = Client::connect(port, PATIENCE)?;
-        // So that the connection has been accepted, which takes longer than the crash.
         client.call(&["PING"])?;
+        // To accept a connection delays the user too, and more than a crash does.
+        thread::sleep(BREATH);
         let begin = Instant::now();
         client.send(&encode(&["DEBUG", "SEGFAULT"]))?;
         match client.reply() {
@@ -146,6 +146,7 @@ fn crash(port: u16, times: usize) -> Result<Vec<Span>, Error> {
             Err(error) => return Err(format!("a crashing request: {error}").into()),
             Ok(reply) => return Err(format!("a crashing request got a reply: {reply:?}").into()),
         }
+        thread::sleep(BREATH);
     }
     Ok(crashes)
 }

@@ -4,6 +4,7 @@
 //! A test that needs `/dev/kvm` starts with [`kvm_case`], so that a run in which none of them
 //! executed cannot look green. A missing tool fails a test; no test is skipped.
 
+pub mod audit;
 pub mod error;
 pub mod event;
 pub mod guest;

@@ -73,6 +73,17 @@ pub fn is_readable(fd: i32) -> bool {
     unsafe { libc::poll(&mut entry, 1, 0) > 0 }
 }
 
+/// CPU time of the calling thread, the guest's code included.
+pub fn thread_cpu_time() -> std::time::Duration {
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: `time` is valid for the call to fill in.
+    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut time) };
+    std::time::Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
+
 /// The real user of the process.
 pub fn user() -> u32 {
     // SAFETY: getuid has no preconditions.
@@ -196,6 +207,22 @@ pub fn shutdown(fd: i32, how: i32) -> io::Result<()> {
 pub fn kill(pid: i32, signal: i32) -> io::Result<()> {
     // SAFETY: takes numbers only.
     check(i64::from(unsafe { libc::kill(pid, signal) })).map(drop)
+}
+
+/// Ends the process by `signal`, as its default action does. Returns if that does not end it.
+pub fn die_by(signal: i32) {
+    // SAFETY: sets a default disposition, opens the mask of this thread, and raises the signal.
+    unsafe {
+        libc::signal(signal, libc::SIG_DFL);
+        set_signal_mask(0);
+        libc::kill(libc::getpid(), signal);
+    }
+}
+
+/// Closes all descriptors from `first` on.
+pub fn close_from(first: i32) {
+    // SAFETY: takes numbers only; the caller answers for whoever still holds one of them.
+    unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, 0) };
 }
 
 /// `fcntl` with a number as argument.

@@ -1,4 +1,7 @@
-/* Calls that ask for work without waiting for it: each ends the domain that makes it. */
+/*
+ * Calls that ask for work without waiting for it: each ends the domain that makes it. Those that change what
+ * the kernel knows are among the external ones.
+ */
 #include "guest.h"
 
 #include <netinet/in.h>
@@ -9,6 +12,7 @@
 #include <sys/select.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -66,6 +70,14 @@ static void receive_stream(struct run *run) {
     syscall(SYS_recvfrom, tcp_pair[1], place(run, len), len, MSG_DONTWAIT, NULL, NULL);
 }
 
+/* So that there is always something to peek at. */
+static void send_stream(struct run *run) {
+    char bytes[PAGE];
+    size_t len = below(run, sizeof bytes);
+    memset(bytes, 'q', sizeof bytes);
+    syscall(SYS_sendto, tcp_pair[0], bytes, len, MSG_DONTWAIT, NULL, 0);
+}
+
 static void receive_datagram(struct run *run) {
     struct sockaddr_in own;
     socklen_t own_len = sizeof own;
@@ -81,13 +93,19 @@ static void wait_for_signal(struct run *run) {
     syscall(SYS_rt_sigtimedwait, &set, out(run, 128), no_time(run), 8);
 }
 
+static void wait_for_child(struct run *run) {
+    syscall(SYS_wait4, -1, out(run, 4), WNOHANG, out(run, 144));
+}
+
 const struct operation boundary_operations[] = {
     {"poll", SET_BOUNDARY, do_poll},
     {"select", SET_BOUNDARY, do_select},
     {"epoll_wait", SET_BOUNDARY, do_epoll_wait},
     {"accept", SET_BOUNDARY, do_accept},
-    {"receive_stream", SET_BOUNDARY, receive_stream},
-    {"receive_datagram", SET_BOUNDARY, receive_datagram},
+    {"receive_stream", SET_EXTERNAL, receive_stream},
+    {"send_stream", SET_EXTERNAL, send_stream},
+    {"receive_datagram", SET_EXTERNAL, receive_datagram},
     {"wait_for_signal", SET_BOUNDARY, wait_for_signal},
+    {"wait_for_child", SET_EXTERNAL, wait_for_child},
     {0},
 };

@@ -27,7 +27,7 @@ enum {
     SET_RAISE = 32,       /* signals that the server sends to itself */
     SET_BOUNDARY = 64,    /* asks for work: ends the domain */
     SET_EXTERNAL = 128,   /* cannot be undone: commits the domain early */
-    SET_ALIAS = 256,      /* one page of memory at two addresses */
+    SET_ALIAS = 256,      /* one page of memory, or one interest list, by two names */
 };
 
 /* What a client and the server both compute. */
@@ -81,15 +81,14 @@ void *bad(struct run *run, size_t len);         /* not writable, or not in full 
 void *out(struct run *run, size_t len);         /* for the kernel to write to; one in eight is bad */
 void scribble(struct run *run, char *at, size_t len);
 extern char *arena;
-extern const size_t arena_len;
+extern size_t arena_len; /* bytes; set before place_init */
 extern char *fence;
 extern const size_t fence_len;
 
 /* The server's own descriptors, in descriptors.c */
-extern int data_fd, data_rw_fd, dir_fd, log_fd, scratch_fd, counter_fd, semaphore_fd, spare_epoll,
+extern int data_fd, data_rw_fd, dir_fd, log_fd, scratch_fd, counter_fd, sum_fd, semaphore_fd, spare_epoll,
     spare_timer, udp_fd, tcp_pair[2], idle_listener, quiet_pipe[2];
 void descriptors_init(void);
-void settle_counters(void);
 
 /* mapping.c */
 void probe_mappings(void (*each)(unsigned long address, int readable, int writable, int protection));
@@ -106,7 +105,8 @@ uint64_t model_sum(const struct model *model);
 void run_operations(struct run *run, uint64_t seed, uint32_t from, uint32_t to, unsigned sets,
                     const char *only);
 void expect(struct run *run, int holds, const char *what);
-size_t list_operations(char *into, size_t room);
+size_t list_operations(char *into, size_t room, uint64_t seed, uint32_t from, uint32_t to, unsigned sets,
+                       const char *only);
 
 /* crash.c */
 void crash(const char *kind);

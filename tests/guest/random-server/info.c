@@ -61,7 +61,6 @@ OP(do_rr_interval) { syscall(SYS_sched_rr_get_interval, 0, out(run, 16)); }
 OP(do_getitimer) { syscall(SYS_getitimer, below(run, 3), out(run, 32)); }
 OP(do_timerfd_gettime) { syscall(SYS_timerfd_gettime, spare_timer, out(run, 32)); }
 OP(do_robust_list) { syscall(SYS_get_robust_list, 0, out(run, 8), out(run, 8)); }
-OP(do_wait4) { syscall(SYS_wait4, -1, out(run, 4), 1, out(run, 144)); }
 OP(do_mincore) { syscall(SYS_mincore, arena, 64 * PAGE, out(run, 64)); }
 OP(do_fs_base) { syscall(SYS_arch_prctl, one_in(run, 2) ? ARCH_GET_FS : ARCH_GET_GS, out(run, 8)); }
 OP(do_get_name) { syscall(SYS_prctl, PR_GET_NAME, out(run, 16), 0, 0, 0); }
@@ -131,7 +130,7 @@ const struct operation info_operations[] = {
     ROW(getrusage), ROW(times), ROW(sysinfo), ROW(uname), ROW(clock_gettime), ROW(clock_getres),
     ROW(gettimeofday), ROW(time), ROW(getcpu), ROW(getcwd), ROW(getrandom), ROW(getgroups), ROW(getresuid),
     ROW(getresgid), ROW(capget), ROW(getrlimit), ROW(prlimit), ROW(getaffinity), ROW(getparam), ROW(getattr),
-    ROW(rr_interval), ROW(getitimer), ROW(timerfd_gettime), ROW(robust_list), ROW(wait4), ROW(mincore),
+    ROW(rr_interval), ROW(getitimer), ROW(timerfd_gettime), ROW(robust_list), ROW(mincore),
     ROW(fs_base), ROW(get_name), ROW(get_pdeathsig), ROW(fstat), ROW(stat), ROW(lstat), ROW(fstatat),
     ROW(statx), ROW(statfs), ROW(fstatfs), ROW(readlink), ROW(listxattr), ROW(getxattr), ROW(getsockopt),
     ROW(getsockname), ROW(getpeername), ROW(fionread), ROW(tcgets), ROW(old_signal_stack), ROW(old_action),

@@ -1,5 +1,5 @@
 /*
- * random-server [-t THREADS] PORT
+ * random-server [-t THREADS] [-m MEGABYTES] PORT
  *
  * Serves records of REQUEST_LEN bytes of text on 127.0.0.1:
  *
@@ -9,9 +9,9 @@
  *                                       the number of violated expectations, "none" to wait for the next
  *                                       record, anything else is a way to crash
  *     STATE                             the kernel's view of the process
- *     LIST                              the operations
+ *     NAMES seed from to sets end only  the names of the operations that RUN would execute
  *
- * A reply is one line; to STATE and LIST, the line is the length of the text that follows.
+ * A reply is one line; to STATE and NAMES, the line is the length of the text that follows.
  */
 #include "guest.h"
 
@@ -35,7 +35,7 @@
 void mapping_init(void);
 void signals_init(void);
 
-enum { WAIT_MS = 500 };
+enum { WAIT_MS = 500, STACK = 512 << 10 };
 
 struct connection connections[CONNECTIONS];
 
@@ -98,22 +98,24 @@ static void execute(struct run *run) {
     struct connection *connection = run->connection;
     unsigned long seed;
     unsigned from, to, sets;
-    char end[16], only[32], line[128];
+    char verb[8], end[16], only[32], line[128];
     connection->request[REQUEST_LEN - 1] = 0;
     if (!strncmp(connection->request, "STATE", 5)) {
         send_text(run, connection->fd, describe_state(text, text_room));
         return;
     }
-    if (!strncmp(connection->request, "LIST", 4)) {
-        send_text(run, connection->fd, list_operations(text, text_room));
-        return;
-    }
-    if (sscanf(connection->request, "RUN %lu %u %u %u %15s %31s", &seed, &from, &to, &sets, end, only) != 6) {
+    if (sscanf(connection->request, "%7s %lu %u %u %u %15s %31s", verb, &seed, &from, &to, &sets, end, only) !=
+        7) {
         fprintf(stderr, "not a request: %s\n", connection->request);
         exit(1);
     }
+    const char *name = strcmp(only, "-") ? only : "";
+    if (!strcmp(verb, "NAMES")) {
+        send_text(run, connection->fd, list_operations(text, text_room, seed, from, to, sets, name));
+        return;
+    }
     model_step(&connection->model, seed, to - from);
-    run_operations(run, seed, from, to, sets, strcmp(only, "-") ? only : "");
+    run_operations(run, seed, from, to, sets, name);
     if (!strcmp(end, "none"))
         return;
     if (strcmp(end, "reply"))
@@ -277,12 +279,14 @@ static void listen_on(int port) {
 }
 
 int main(int argc, char **argv) {
-    if (argc == 4 && !strcmp(argv[1], "-t"))
-        worker_count = atoi(argv[2]);
-    else if (argc != 2)
-        worker_count = 0;
-    if (worker_count < 1 || worker_count > WORKERS) {
-        fprintf(stderr, "usage: random-server [-t THREADS] PORT\n");
+    for (int option; (option = getopt(argc, argv, "t:m:")) != -1;) {
+        if (option == 't')
+            worker_count = atoi(optarg);
+        else if (option == 'm')
+            arena_len = (size_t)atoi(optarg) << 20;
+    }
+    if (worker_count < 1 || worker_count > WORKERS || !arena_len || optind != argc - 1) {
+        fprintf(stderr, "usage: random-server [-t THREADS] [-m MEGABYTES] PORT\n");
         return 2;
     }
     struct sigaction action = {.sa_handler = stop};
@@ -304,7 +308,10 @@ int main(int argc, char **argv) {
     pthread_sigmask(SIG_BLOCK, &set, NULL);
     for (int i = 1; i < worker_count; i++) {
         pthread_t thread;
-        if (pthread_create(&thread, NULL, work, &workers[i]))
+        pthread_attr_t attributes;
+        pthread_attr_init(&attributes);
+        pthread_attr_setstacksize(&attributes, STACK);
+        if (pthread_create(&thread, &attributes, work, &workers[i]))
             die("thread");
     }
     pthread_sigmask(SIG_UNBLOCK, &set, NULL);

@@ -17,23 +17,27 @@ void expect(struct run *run, int holds, const char *what) {
         snprintf(run->first_violation, sizeof run->first_violation, "%s", what);
 }
 
+enum { CHOICE = 256 };
+
+static uint64_t first_state(uint64_t seed, uint32_t i) { return seed * 0x2545f4914f6cdd1dull + i; }
+
 /* The operations that may be drawn; stays the same for the same arguments. */
-static size_t choose(unsigned sets, const char *only, const struct operation **into, size_t room) {
+static size_t choose(unsigned sets, const char *only, const struct operation **into) {
     size_t count = 0;
     for (size_t i = 0; i < sizeof tables / sizeof *tables; i++)
         for (const struct operation *op = tables[i]; op->name; op++)
             if (*only ? strcmp(op->name, only) == 0 : (op->set & sets) != 0)
-                if (count < room)
+                if (count < CHOICE)
                     into[count++] = op;
     return count;
 }
 
 void run_operations(struct run *run, uint64_t seed, uint32_t from, uint32_t to, unsigned sets,
                     const char *only) {
-    const struct operation *choice[256];
-    size_t count = choose(sets, only, choice, sizeof choice / sizeof *choice);
+    const struct operation *choice[CHOICE];
+    size_t count = choose(sets, only, choice);
     for (uint32_t i = from; i < to && count; i++) {
-        run->rng = seed * 0x2545f4914f6cdd1dull + i;
+        run->rng = first_state(seed, i);
         const struct operation *op = choice[below(run, count)];
         /* The operations share their tables; those that may wait do not use them. */
         int exclusive = !(op->set & (SET_BOUNDARY | SET_EXTERNAL));
@@ -45,10 +49,13 @@ void run_operations(struct run *run, uint64_t seed, uint32_t from, uint32_t to, 
     }
 }
 
-size_t list_operations(char *into, size_t room) {
-    size_t used = 0;
-    for (size_t i = 0; i < sizeof tables / sizeof *tables; i++)
-        for (const struct operation *op = tables[i]; op->name; op++)
-            used += (size_t)snprintf(into + used, room - used, "%s %u\n", op->name, op->set);
-    return used;
+size_t list_operations(char *into, size_t room, uint64_t seed, uint32_t from, uint32_t to, unsigned sets,
+                       const char *only) {
+    const struct operation *choice[CHOICE];
+    size_t count = choose(sets, only, choice), used = 0;
+    for (uint32_t i = from; i < to && count && used < room; i++) {
+        uint64_t rng = first_state(seed, i);
+        used += (size_t)snprintf(into + used, room - used, "%s ", choice[next_random(&rng) % count]->name);
+    }
+    return used < room ? used : room;
 }

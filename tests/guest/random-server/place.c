@@ -5,7 +5,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
-const size_t arena_len = 64ul << 20;
+size_t arena_len = 64ul << 20;
 const size_t fence_len = 16 * PAGE;
 char *arena, *fence;
 

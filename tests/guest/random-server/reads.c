@@ -59,7 +59,7 @@ static void read_what_is_mapped(struct run *run) {
 }
 
 static void read_counter(struct run *run) {
-    syscall(SYS_read, one_in(run, 2) ? counter_fd : semaphore_fd, place(run, 8), 8);
+    syscall(SYS_read, one_in(run, 2) ? sum_fd : semaphore_fd, place(run, 8), 8);
 }
 
 /* The count is taken although it cannot be delivered. */
@@ -105,9 +105,10 @@ static void zerocopy_receive(struct run *run) {
         int32_t copybuf_len;
         uint32_t flags;
     } value = {.address = (uint64_t)arena, .length = PAGE};
-    enum { OPTION = 35 };
-    value.copybuf_address = (uint64_t)place(run, 4096);
-    value.copybuf_len = 4096;
+    /* Room for all that is waiting: only then does the kernel copy. */
+    enum { OPTION = 35, ROOM = 4 * PAGE };
+    value.copybuf_address = (uint64_t)place(run, ROOM);
+    value.copybuf_len = ROOM;
     socklen_t len = sizeof value;
     syscall(SYS_getsockopt, tcp_pair[1], IPPROTO_TCP, OPTION, &value, &len);
 }

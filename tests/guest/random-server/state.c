@@ -42,7 +42,8 @@ static void say_file(const char *title, const char *path) {
 }
 
 static void say_descriptors(void) {
-    for (int fd = 0; fd < 256; fd++) {
+    /* The standard ones are shared with the monitor, which may have written to them. */
+    for (int fd = 3; fd < 256; fd++) {
         struct stat stat;
         int flags = fcntl(fd, F_GETFD);
         if (flags < 0 || fstat(fd, &stat))
@@ -102,8 +103,9 @@ static void say_options(const char *title, int fd) {
     getsockopt(fd, SOL_SOCKET, SO_LINGER, &linger, &len);
     len = sizeof limit;
     getsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, &len);
-    say("socket %s: keepalive %d %d, nodelay %d, buffers %d %d, linger %d %d, limit %ld\n", title, keepalive,
-        idle, nodelay, receive, send, linger.l_onoff, linger.l_linger, (long)limit.tv_sec);
+    /* The time of a linger that is off means nothing, and cannot be put back. */
+    say("socket %s: keepalive %d %d, nodelay %d, buffers %d %d, linger %d, limit %ld\n", title, keepalive,
+        idle, nodelay, receive, send, linger.l_onoff ? linger.l_linger : -1, (long)limit.tv_sec);
 }
 
 static void say_page(unsigned long address, int readable, int writable, int protection) {
@@ -133,6 +135,7 @@ size_t describe_state(char *into, size_t room) {
     say_descriptors();
     say_descriptor_info("epoll", spare_epoll);
     say_descriptor_info("counter", counter_fd);
+    say_descriptor_info("sum", sum_fd);
     say_descriptor_info("semaphore", semaphore_fd);
     say_options("tcp", tcp_pair[0]);
     say_options("listener", idle_listener);

@@ -60,12 +60,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "FILE", hide = true)]
     exec: Option<PathBuf>,
     /// The program and its arguments
-    #[arg(
-        required = true,
-        trailing_var_arg = true,
-        allow_hyphen_values = true,
-        value_name = "PROGRAM"
-    )]
+    #[arg(required = true, trailing_var_arg = true, value_name = "PROGRAM")]
     command: Vec<OsString>,
 }
 
@@ -155,7 +150,9 @@ fn start(arguments: RunArgs) -> Result<Thread, AnyError> {
             .map_err(|e| format!("cannot write the stats file {}: {e}", path.display()))?;
     }
     let store = match protect {
-        true => Some(ReportStore::open(arguments.report_dir)?),
+        true => Some(ReportStore::open(arguments.report_dir).map_err(|error| {
+            format!("{}; name another one with --report-dir DIR", chain(&error))
+        })?),
         false => None,
     };
 
@@ -200,6 +197,7 @@ fn start(arguments: RunArgs) -> Result<Thread, AnyError> {
         entry_path: probe.path,
         options: Options {
             protect,
+            is_child: false,
             audit: arguments.audit,
             stats: stats_path,
             inject: arguments.inject,

@@ -68,6 +68,15 @@ pub struct Vm {
 impl Vm {
     /// Creates a machine; with `tracking`, slots may report the pages that the guest writes.
     pub fn create(tracking: bool) -> Result<Vm, KvmError> {
+        Self::create_around(Arc::new(MonitorRegion::create()?), tracking)
+    }
+
+    /// Creates a machine for a forked child, which has a copy of its parent's `monitor` region.
+    pub fn create_for_child(monitor: Arc<MonitorRegion>) -> Result<Vm, KvmError> {
+        Self::create_around(monitor, false)
+    }
+
+    fn create_around(monitor: Arc<MonitorRegion>, tracking: bool) -> Result<Vm, KvmError> {
         let device = OpenOptions::new()
             .read(true)
             .write(true)
@@ -101,7 +110,7 @@ impl Vm {
         let mut vm = Vm {
             fd,
             cpuid,
-            monitor: Arc::new(MonitorRegion::create()?),
+            monitor,
             tracking: false,
             slots: RwLock::new(Vec::new()),
             next_vcpu: AtomicU32::new(0),

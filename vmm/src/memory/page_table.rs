@@ -58,6 +58,14 @@ impl PageTable {
         Ok(tables)
     }
 
+    /// The same tables in the copy of the region that a forked child has.
+    pub fn take_over(&self, region: Arc<MonitorRegion>) -> PageTable {
+        PageTable {
+            region,
+            next_free: self.next_free,
+        }
+    }
+
     /// Makes `page` present with `access`.
     pub fn map(&mut self, page: PageNumber, access: Access) -> Result<(), KvmError> {
         let mut entry = PRESENT | USER | ACCESSED | (page.address().0 & ADDRESS);

@@ -102,6 +102,21 @@ impl AddressSpace {
         })
     }
 
+    /// The same address space in the machine of a forked child, whose memory is a copy of the parent's.
+    pub fn take_over(&mut self, vm: &Vm) -> Result<AddressSpace, KvmError> {
+        let slots = std::mem::take(&mut self.slots);
+        let mut space = AddressSpace {
+            vmas: std::mem::take(&mut self.vmas),
+            table: self.table.take_over(vm.monitor().clone()),
+            slots: HashSet::new(),
+            heap: self.heap,
+        };
+        for slot in slots {
+            space.ensure_slot(vm, slot)?;
+        }
+        Ok(space)
+    }
+
     /// The mappings.
     pub fn vmas(&self) -> &VmaMap {
         &self.vmas

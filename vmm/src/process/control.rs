@@ -156,6 +156,13 @@ pub fn post_to_process(info: SignalInfo) {
     ARRIVED.fetch_or(SignalSet::of(info.signal).0, Ordering::AcqRel);
 }
 
+/// In a forked child: the parent's threads and the signals that it has got are not the child's.
+pub fn forget_after_fork() {
+    CURRENT.set(ptr::null());
+    MAIN.store(ptr::null_mut(), Ordering::Release);
+    ARRIVED.store(0, Ordering::Release);
+}
+
 /// What the host does with a signal on behalf of the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum HostAction {

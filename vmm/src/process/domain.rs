@@ -1,5 +1,7 @@
 //! The running domain: from the system call that delivered its work to the one that asks for more.
 
+use std::time::Duration;
+
 use guest_agentless::{GuestRange, SignalSet};
 use kvm_bindings::kvm_xsave;
 use recovery::{Journal, Origin};
@@ -41,8 +43,8 @@ pub struct Domain {
     pub held_bytes: usize,
     /// System calls made.
     pub calls: u64,
-    /// When it began, in units of the time slice: how often it was asked to yield.
-    pub yields_refused: u32,
+    /// CPU time of its thread when it was first asked to yield.
+    pub asked_at: Option<Duration>,
     /// Why it was committed early, if it was: a fault cannot undo what came before.
     pub committed_early: Option<&'static str>,
     /// The events that it began with, if it began with some.
@@ -169,7 +171,7 @@ impl Thread {
             input: Vec::new(),
             held_bytes: 0,
             calls: 0,
-            yields_refused: 0,
+            asked_at: None,
             committed_early: None,
             delivered: self.delivered.take(),
             audit,

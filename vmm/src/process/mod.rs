@@ -41,6 +41,8 @@ pub struct Options {
     pub protect: bool,
     /// Compare all writable memory with a full copy after each abandon.
     pub audit: bool,
+    /// A child that the guest has forked. It is not protected, and its end is told by its wait status.
+    pub is_child: bool,
     /// Where the counters are written at the end; absolute.
     pub stats: Option<std::path::PathBuf>,
     /// A fault to inject.

@@ -16,7 +16,6 @@ mod tests;
 mod writer;
 
 use std::io;
-use std::process;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, SystemTime};
@@ -91,9 +90,6 @@ pub struct Reporter {
     writer: Arc<Writer>,
     queue: Arc<Queue>,
     thread: Mutex<Option<JoinHandle<()>>>,
-    /// The process that has the thread. A forked child has the memory but not the thread, and may find the
-    /// queue locked for good.
-    owner: u32,
 }
 
 impl Reporter {
@@ -111,8 +107,16 @@ impl Reporter {
             writer,
             queue,
             thread: Mutex::new(Some(thread)),
-            owner: process::id(),
         })
+    }
+
+    /// A reporter that says nothing and has no thread, for a guest process that is not protected.
+    pub fn silent() -> Reporter {
+        Reporter {
+            writer: Arc::new(Writer::new(EventLog::disabled(), None)),
+            queue: Arc::new(Queue::ended()),
+            thread: Mutex::new(None),
+        }
     }
 
     /// Writes `event` after everything that was handed over before.
@@ -129,9 +133,6 @@ impl Reporter {
     /// Waits until all that was handed over is written, and ends the thread. What comes later is written by
     /// its caller, at once. To finish again does nothing.
     pub fn finish(&self) {
-        if self.is_foreign() {
-            return;
-        }
         self.queue.close();
         // The lock is held while joining, so that a second caller also waits.
         let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
@@ -143,18 +144,9 @@ impl Reporter {
     }
 
     fn hand_over(&self, item: Item) {
-        let refused = match self.is_foreign() {
-            true => Some(item),
-            false => self.queue.push(item).err(),
-        };
-        if let Some(item) = refused {
+        if let Err(item) = self.queue.push(item) {
             self.writer.write(&mut Symbolizer::default(), item);
         }
-    }
-
-    /// Whether this is a forked child of the process that has the thread.
-    fn is_foreign(&self) -> bool {
-        self.owner != process::id()
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use guest_agentless::{Errno, GuestVa, Signal, SignalSet};
 use recovery::Origin;
@@ -13,10 +14,10 @@ use super::signals::{self, AlternateStack, Delivery, Interrupted, SignalInfo};
 use super::{Process, State, Turn};
 use crate::kvm::{Exit, KvmError, Vcpu};
 use crate::memory::{Attempt, Resolution};
-use crate::sys;
+use crate::{host, sys};
 
-/// How often a client's request may be asked to yield before it is suspended.
-const YIELDS_REFUSED: u32 = 5;
+/// CPU time that a client's request may use while others wait, before it is suspended.
+const CPU_SLICE: Duration = Duration::from_millis(200);
 /// How many faults on the same address without progress make the monitor stop believing in them.
 const SAME_FAULT_LIMIT: u32 = 64;
 
@@ -215,8 +216,10 @@ impl Thread {
     fn give_way(&mut self, turn: &mut Turn<'_>) {
         if let Some(domain) = &mut turn.domain {
             let client = !matches!(domain.origin, Origin::Internal | Origin::Timer);
-            if client && domain.yields_refused < YIELDS_REFUSED {
-                domain.yields_refused += 1;
+            // Its own time, not the wall's: on a busy machine a request is not cut short for the load.
+            let now = host::thread_cpu_time();
+            let used = now.saturating_sub(*domain.asked_at.get_or_insert(now));
+            if client && used < CPU_SLICE {
                 return;
             }
             self.commit_early(turn, Early::Suspended);

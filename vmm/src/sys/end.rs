@@ -6,6 +6,7 @@ use guest_agentless::{Errno, Signal};
 use recovery::event::{Event, signal_name};
 
 use super::Call;
+use crate::host;
 use crate::process::thread::Thread;
 use crate::process::{Process, Turn};
 
@@ -56,6 +57,9 @@ fn finish(process: &Process, status: Option<i32>, signal: Option<Signal>) -> ! {
     });
     process.reporter.finish();
     process.write_stats();
+    if let Some(signal) = signal.filter(|_| process.options.is_child) {
+        host::die_by(signal.raw());
+    }
     let code = match signal {
         Some(signal) => 128 + signal.raw(),
         None => status.unwrap_or(0),

@@ -8,6 +8,7 @@ pub mod end;
 mod event;
 mod exec;
 mod file;
+mod fork;
 mod futex;
 mod io;
 mod memory;
@@ -138,6 +139,7 @@ impl Call<'_, '_> {
         memory::handler(number)
             .or_else(|| process::handler(number))
             .or_else(|| exec::handler(number))
+            .or_else(|| fork::handler(number))
             .or_else(|| signal::handler(number))
             .or_else(|| thread::handler(number))
             .or_else(|| futex::handler(number))

@@ -15,7 +15,6 @@ pub fn handler(number: i64) -> Option<Handler> {
         libc::SYS_setrlimit => setrlimit,
         libc::SYS_prctl => prctl,
         libc::SYS_personality => personality,
-        libc::SYS_wait4 | libc::SYS_waitid => no_children,
         libc::SYS_exit_group => super::end::exit_group,
         _ => return None,
     })
@@ -170,8 +169,4 @@ fn personality(call: &mut Call) -> Result<u64, Errno> {
         0 => Ok(0),
         _ => Err(Errno::EINVAL),
     }
-}
-
-fn no_children(_: &mut Call) -> Result<u64, Errno> {
-    Err(Errno::ECHILD)
 }

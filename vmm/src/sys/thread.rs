@@ -34,18 +34,12 @@ const THREAD_FLAGS: u64 = (libc::CLONE_VM
 
 fn clone(call: &mut Call) -> Result<u64, Errno> {
     let [flags, stack, parent_tid, child_tid, tls, _] = call.args;
-    if flags & THREAD_FLAGS != THREAD_FLAGS {
-        log::info!("the guest tried to make a process, which is not carried yet");
-        return Err(Errno::ENOSYS);
+    check_tid_pointers(flags, parent_tid, child_tid)?;
+    if flags & libc::CLONE_THREAD as u64 == 0 {
+        return super::fork::clone_process(call);
     }
-    for (flag, address) in [
-        (libc::CLONE_PARENT_SETTID, parent_tid),
-        (libc::CLONE_CHILD_SETTID, child_tid),
-        (libc::CLONE_CHILD_CLEARTID, child_tid),
-    ] {
-        if flags & flag as u64 != 0 {
-            window::checked(address, 4).ok_or(Errno::EFAULT)?;
-        }
+    if flags & THREAD_FLAGS != THREAD_FLAGS {
+        return Err(Errno::EINVAL);
     }
     call.commit_early(Early::External);
     let process = Arc::clone(&call.thread.process);
@@ -86,6 +80,20 @@ fn clone(call: &mut Call) -> Result<u64, Errno> {
         call.write(child_tid, &tid.to_ne_bytes())?;
     }
     Ok(tid as u64)
+}
+
+/// The words that a new thread's or process' ID goes to have to be in guest memory.
+fn check_tid_pointers(flags: u64, parent_tid: u64, child_tid: u64) -> Result<(), Errno> {
+    for (flag, address) in [
+        (libc::CLONE_PARENT_SETTID, parent_tid),
+        (libc::CLONE_CHILD_SETTID, child_tid),
+        (libc::CLONE_CHILD_CLEARTID, child_tid),
+    ] {
+        if flags & flag as u64 != 0 {
+            window::checked(address, 4).ok_or(Errno::EFAULT)?;
+        }
+    }
+    Ok(())
 }
 
 /// Starts the host thread; it waits for the run token, which the caller holds.

@@ -2,22 +2,22 @@
 
 super::rows! {
     SYS_clone(flags: Value, stack: Address, parent_tid: Custom, child_tid: Custom, tls: Address) Process Partial
-        "Threads (CLONE_VM and CLONE_THREAD) only; a new process: ENOSYS, as for fork. CLONE_PARENT_SETTID writes 4 \
+        "Threads, and processes as by fork; CLONE_VM without CLONE_THREAD copies memory as fork does. CLONE_PARENT_SETTID writes 4 \
          bytes at parent_tid, CLONE_CHILD_SETTID 4 bytes at child_tid, CLONE_CHILD_CLEARTID 4 bytes there when the \
          thread ends; without these flags the arguments mean nothing.";
     SYS_clone3(cl_args: In(Len(1)), size: Value) Process Refused "ENOSYS: the C library falls back to clone.";
-    SYS_fork() Process Refused "ENOSYS: several processes: not yet carried.";
-    SYS_vfork() Process Refused "ENOSYS: several processes: not yet carried.";
+    SYS_fork() Process Partial "The child is not protected yet.";
+    SYS_vfork() Process Partial "As fork: the parent goes on at once, with memory of its own.";
     SYS_execve(pathname: Path, argv: Strings, envp: Strings) Process Full
         "The monitor executes itself with the new program.";
     SYS_execveat(dirfd: DirFd, pathname: Path, argv: Strings, envp: Strings, flags: Value) Process Refused
         "ENOSYS: several processes: not yet carried.";
     SYS_exit(status: Value) Process Full "The domain commits.";
     SYS_exit_group(status: Value) Process Full "The domain commits.";
-    SYS_wait4(pid: Value, wstatus: Out(Fixed(4)), options: Value, rusage: Out(Fixed(144))) Process Partial
-        "ECHILD: the guest has no children, since it has no fork.";
+    SYS_wait4(pid: Value, wstatus: Out(Fixed(4)), options: Value, rusage: Out(Fixed(144))) Process Full
+        "The domain commits.";
     SYS_waitid(idtype: Value, id: Value, infop: Out(Fixed(128)), options: Value, rusage: Out(Fixed(144)))
-        Process Partial "As wait4.";
+        Process Full "As wait4.";
     SYS_set_tid_address(tidptr: Address) Process Full
         "The monitor writes 4 bytes of zeros there and wakes a waiter when the thread ends.";
     SYS_set_robust_list(head: Address, len: Value) Process Full

@@ -61,6 +61,13 @@ impl Queue {
         }
     }
 
+    /// A queue without a reader: it takes nothing.
+    pub(super) fn ended() -> Queue {
+        let queue = Queue::new();
+        queue.lock().phase = Phase::Ended;
+        queue
+    }
+
     /// Adds `item`, and waits for room first. A closed queue gives it back, but not before the reader has
     /// ended: what the caller then does with it still comes after everything that was queued.
     pub(super) fn push(&self, item: Item) -> Result<(), Item> {

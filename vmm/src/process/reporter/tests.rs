@@ -324,18 +324,6 @@ fn many_threads_lose_nothing() {
 }
 
 #[test]
-fn a_forked_child_writes_by_itself() {
-    let mut fixture = Fixture::new();
-    fixture.reporter.emit(listening(0));
-    fixture.reporter.finish();
-    // Stands for the child: a process that has the memory but not the thread.
-    fixture.reporter.owner = 0;
-    fixture.reporter.emit(listening(1));
-    fixture.reporter.fault(record());
-    assert_eq!(fixture.events().len(), 3);
-}
-
-#[test]
 fn the_thread_has_its_name_and_no_signals() {
     let fixture = Fixture::new();
     let status = || {

@@ -1,0 +1,218 @@
+//! Processes: `fork` forks the monitor, and the child builds a machine of its own around its copy of the
+//! guest's memory.
+//!
+//! A child runs without recovery for now, and a shared address space (`vfork`, `CLONE_VM` without
+//! `CLONE_THREAD`) is a copied one: POSIX lets a `vfork` be a `fork`, and `posix_spawn` only loses the error
+//! of a failed exec, which the child's exit status 127 tells.
+
+use std::sync::Arc;
+
+use guest_agentless::Errno;
+use kvm_bindings::kvm_xsave;
+use recovery::Tracker;
+use recovery::ladder::Ladder;
+use recovery::stats::Stats;
+
+use super::wait::For;
+use super::{Call, Handler, errno_of};
+use crate::host;
+use crate::kvm::{KvmError, Registers, Vm};
+use crate::memory::{first_reserved, reserved_fd};
+use crate::process::control;
+use crate::process::domain::Early;
+use crate::process::reporter::Reporter;
+use crate::process::thread::Thread;
+use crate::process::{Options, Parts, Process, State};
+
+pub fn handler(number: i64) -> Option<Handler> {
+    Some(match number {
+        libc::SYS_fork | libc::SYS_vfork => fork,
+        libc::SYS_wait4 => wait4,
+        libc::SYS_waitid => waitid,
+        _ => return None,
+    })
+}
+
+fn fork(call: &mut Call) -> Result<u64, Errno> {
+    call.args = [libc::SIGCHLD as u64, 0, 0, 0, 0, 0];
+    clone_process(call)
+}
+
+/// What the child starts with.
+struct Start {
+    registers: Registers,
+    extended: Box<kvm_xsave>,
+    bases: (u64, u64),
+}
+
+/// `clone` for a new process. The caller has checked the pointers.
+pub fn clone_process(call: &mut Call) -> Result<u64, Errno> {
+    let [flags, stack, parent_tid, child_tid, tls, _] = call.args;
+    const CARRIED: i32 = 0xff
+        | libc::CLONE_VM
+        | libc::CLONE_VFORK
+        | libc::CLONE_PARENT_SETTID
+        | libc::CLONE_CHILD_SETTID
+        | libc::CLONE_CHILD_CLEARTID
+        | libc::CLONE_SETTLS;
+    if flags & !(CARRIED as u64) != 0 || flags & 0xff != libc::SIGCHLD as u64 {
+        return Err(Errno::EINVAL);
+    }
+    call.commit_early(Early::External);
+    let mut registers = *call.thread.vcpu.registers();
+    registers.rax = 0;
+    if stack != 0 {
+        registers.rsp = stack;
+    }
+    let fs = match flags & libc::CLONE_SETTLS as u64 {
+        0 => call.thread.vcpu.fs_base(),
+        _ => tls,
+    };
+    let extended = call
+        .thread
+        .vcpu
+        .extended_state()
+        .map_err(|_| Errno::EAGAIN)?;
+    let start = Start {
+        registers,
+        extended,
+        bases: (fs, call.thread.vcpu.gs_base()),
+    };
+    // SAFETY: the child goes on with this thread alone. It uses nothing that another thread may have left
+    // locked: it makes its own of everything, and libc takes care of its allocator.
+    match unsafe { libc::fork() } {
+        -1 => Err(errno_of(&std::io::Error::last_os_error())),
+        0 => {
+            let child = become_child(call, start);
+            match child {
+                Ok(thread) => run_child(thread, flags, child_tid),
+                Err(error) => {
+                    log::error!("a forked child cannot go on: {}", crate::cli::chain(&error));
+                    // SAFETY: ends the child without running destructors of what is the parent's.
+                    unsafe { libc::_exit(super::end::MONITOR_FAILED) }
+                }
+            }
+        }
+        pid => {
+            if flags & libc::CLONE_PARENT_SETTID as u64 != 0 {
+                call.write(parent_tid, &pid.to_ne_bytes())?;
+            }
+            Ok(pid as u64)
+        }
+    }
+}
+
+fn run_child(thread: Thread, flags: u64, child_tid: u64) -> ! {
+    let tid = std::process::id() as i32;
+    if flags & libc::CLONE_CHILD_SETTID as u64 != 0 {
+        // The pointer was checked; a page that cannot be written is the guest's loss, as on Linux.
+        let _ = crate::memory::copy::write(child_tid, &tid.to_ne_bytes());
+    }
+    if flags & libc::CLONE_CHILD_CLEARTID as u64 != 0 {
+        thread
+            .control
+            .clear_tid
+            .store(child_tid, std::sync::atomic::Ordering::Relaxed);
+    }
+    thread.run(|_| ());
+    loop {
+        std::thread::park();
+    }
+}
+
+/// In the child: a machine, a process and a thread of its own.
+fn become_child(call: &mut Call, start: Start) -> Result<Thread, KvmError> {
+    control::forget_after_fork();
+    // The parent's machine, vCPUs and files of the monitor.
+    host::close_from(first_reserved());
+    let parent = &call.thread.process;
+    let vm = Vm::create_for_child(parent.vm.monitor().clone())?;
+    let mut vcpu = vm.create_vcpu()?;
+    vcpu.set_entry_path(parent.entry_path);
+    vcpu.set_segment_bases(start.bases.0, start.bases.1)?;
+    vcpu.set_extended_state(&start.extended)?;
+    *vcpu.registers() = start.registers;
+    let own_memory = std::fs::File::options()
+        .read(true)
+        .write(true)
+        .open("/proc/self/mem")
+        .and_then(|file| reserved_fd(file.into()))
+        .map_err(|e| KvmError::Ioctl("opening /proc/self/mem", e))?;
+    let state: &mut State = call.state;
+    let state = State {
+        space: state.space.take_over(&vm)?,
+        tracker: Tracker::new(),
+        files: std::mem::take(&mut state.files),
+        domain: None,
+        dispositions: std::mem::take(&mut state.dispositions),
+        ladder: Ladder::default(),
+        descriptor_limit: state.descriptor_limit,
+    };
+    let options = Options {
+        is_child: true,
+        given: parent.options.given.clone(),
+        ..Options::default()
+    };
+    let process = Process::new(Parts {
+        vm,
+        entry_path: parent.entry_path,
+        options,
+        stats: Arc::new(Stats::new()),
+        reporter: Reporter::silent(),
+        program: parent.program.clone(),
+        executable: parent.executable.clone(),
+        own_memory: own_memory.into(),
+        state,
+    });
+    let mut thread = Thread::new(Arc::new(process), vcpu, call.thread.blocked);
+    thread.alternate_stack = call.thread.alternate_stack;
+    Ok(thread)
+}
+
+fn wait4(call: &mut Call) -> Result<u64, Errno> {
+    let [pid, status, options, usage, ..] = call.args;
+    let mut status_word = 0i32;
+    let mut usage_bytes = [0u8; size_of::<libc::rusage>()];
+    let args = [
+        pid,
+        &raw mut status_word as u64,
+        options,
+        usage_bytes.as_mut_ptr() as u64,
+        0,
+        0,
+    ];
+    // SAFETY: both results are in the monitor and have the sizes that the kernel writes.
+    let child = unsafe { call.block(libc::SYS_wait4, args, For::Midway) }?;
+    if child != 0 {
+        if status != 0 {
+            call.write(status, &status_word.to_ne_bytes())?;
+        }
+        if usage != 0 {
+            call.write(usage, &usage_bytes)?;
+        }
+    }
+    Ok(child)
+}
+
+fn waitid(call: &mut Call) -> Result<u64, Errno> {
+    let [kind, id, info, options, usage, _] = call.args;
+    let mut info_bytes = [0u8; 128];
+    let mut usage_bytes = [0u8; size_of::<libc::rusage>()];
+    let args = [
+        kind,
+        id,
+        info_bytes.as_mut_ptr() as u64,
+        options,
+        usage_bytes.as_mut_ptr() as u64,
+        0,
+    ];
+    // SAFETY: as in `wait4`.
+    let result = unsafe { call.block(libc::SYS_waitid, args, For::Midway) }?;
+    if info != 0 {
+        call.write(info, &info_bytes)?;
+    }
+    if usage != 0 {
+        call.write(usage, &usage_bytes)?;
+    }
+    Ok(result)
+}
