@@ -276,6 +276,15 @@ pub fn mode(fd: i32) -> io::Result<u32> {
     stat(fd).map(|stat| stat.st_mode)
 }
 
+/// Whether a descriptor is open on a file of procfs.
+pub fn is_in_procfs(fd: i32) -> bool {
+    // SAFETY: an all-zero `statfs` is a valid value, and is there for the call to fill in.
+    unsafe {
+        let mut info: libc::statfs = std::mem::zeroed();
+        libc::fstatfs(fd, &mut info) == 0 && info.f_type == libc::PROC_SUPER_MAGIC
+    }
+}
+
 /// Device and inode of a descriptor.
 pub fn identity(fd: i32) -> io::Result<(u64, u64)> {
     let stat = stat(fd)?;

@@ -52,6 +52,7 @@ struct run {
     uint64_t rng; /* of the current operation */
     struct connection *connection;
     struct worker *worker;
+    int alone;   /* no other thread may write where this one does */
     char *stack; /* room on the stack of the thread */
     size_t stack_len;
     uint32_t violations;
@@ -76,7 +77,7 @@ int one_in(struct run *run, uint64_t n);
 
 /* place.c: where to write to */
 void place_init(void);
-char *place(struct run *run, size_t len);       /* writable */
+char *place(struct run *run, size_t len);       /* writable; of the thread itself unless it is alone */
 void *bad(struct run *run, size_t len);         /* not writable, or not in full */
 void *out(struct run *run, size_t len);         /* for the kernel to write to; one in eight is bad */
 void scribble(struct run *run, char *at, size_t len);

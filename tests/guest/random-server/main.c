@@ -171,6 +171,7 @@ static ssize_t receive(struct run *run) {
 static void serve(struct worker *worker, struct connection *connection) {
     char stack[6 * PAGE];
     struct run run = {.connection = connection, .worker = worker, .stack = stack, .stack_len = sizeof stack};
+    run.alone = worker_count == 1;
     run.rng = next_random(&worker->rng);
     ssize_t n = receive(&run);
     if (n < 0 && errno == EAGAIN)
@@ -248,6 +249,7 @@ static void *work(void *argument) {
     while (!stopping) {
         char stack[2 * PAGE];
         struct run run = {.worker = worker, .stack = stack, .stack_len = sizeof stack};
+        run.alone = worker_count == 1;
         await(worker);
         run.rng = next_random(&worker->rng);
         int room = 1 + (int)below(&run, 4);
@@ -278,6 +280,25 @@ static void listen_on(int port) {
     epoll_ctl(workers[0].epoll, EPOLL_CTL_ADD, listening, &event);
 }
 
+/* The first thread only waits for SIGTERM, which the others block; theirs are small stacks. */
+static void start_threads(void) {
+    sigset_t set;
+    pthread_attr_t attributes;
+    sigemptyset(&set);
+    sigaddset(&set, SIGTERM);
+    pthread_sigmask(SIG_BLOCK, &set, NULL);
+    pthread_attr_init(&attributes);
+    pthread_attr_setstacksize(&attributes, STACK);
+    for (int i = 0; i < worker_count; i++) {
+        pthread_t thread;
+        if (pthread_create(&thread, &attributes, work, &workers[i]))
+            die("thread");
+    }
+    pthread_sigmask(SIG_UNBLOCK, &set, NULL);
+    while (!stopping)
+        poll(NULL, 0, WAIT_MS);
+}
+
 int main(int argc, char **argv) {
     for (int option; (option = getopt(argc, argv, "t:m:")) != -1;) {
         if (option == 't')
@@ -301,21 +322,10 @@ int main(int argc, char **argv) {
     for (int i = 0; i < worker_count; i++)
         workers[i] = (struct worker){epoll_create1(EPOLL_CLOEXEC), (uint64_t)i};
     listen_on(atoi(argv[argc - 1]));
-    /* SIGTERM is for the first thread only. */
-    sigset_t set;
-    sigemptyset(&set);
-    sigaddset(&set, SIGTERM);
-    pthread_sigmask(SIG_BLOCK, &set, NULL);
-    for (int i = 1; i < worker_count; i++) {
-        pthread_t thread;
-        pthread_attr_t attributes;
-        pthread_attr_init(&attributes);
-        pthread_attr_setstacksize(&attributes, STACK);
-        if (pthread_create(&thread, &attributes, work, &workers[i]))
-            die("thread");
-    }
-    pthread_sigmask(SIG_UNBLOCK, &set, NULL);
-    work(&workers[0]);
+    if (worker_count == 1)
+        work(&workers[0]);
+    else
+        start_threads();
     /* The other threads end with the process. */
     exit(0);
 }

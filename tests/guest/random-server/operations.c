@@ -39,13 +39,17 @@ void run_operations(struct run *run, uint64_t seed, uint32_t from, uint32_t to, 
     for (uint32_t i = from; i < to && count; i++) {
         run->rng = first_state(seed, i);
         const struct operation *op = choice[below(run, count)];
-        /* The operations share their tables; those that may wait do not use them. */
-        int exclusive = !(op->set & (SET_BOUNDARY | SET_EXTERNAL));
-        if (exclusive)
+        /* The operations share their tables and buffers; those that may wait use neither. */
+        int exclusive = !(op->set & (SET_BOUNDARY | SET_EXTERNAL)), alone = run->alone;
+        if (exclusive) {
             pthread_mutex_lock(&lock);
+            run->alone = 1;
+        }
         op->execute(run);
-        if (exclusive)
+        if (exclusive) {
+            run->alone = alone;
             pthread_mutex_unlock(&lock);
+        }
     }
 }
 

@@ -67,7 +67,15 @@ static char *fresh(struct run *run, size_t len) {
     return at + below(run, PAGE);
 }
 
+static char *own_place(struct run *run, size_t len) {
+    if (len <= sizeof in_thread && one_in(run, 2))
+        return in_area(run, in_thread, sizeof in_thread, len);
+    return in_area(run, run->stack, run->stack_len, len);
+}
+
 char *place(struct run *run, size_t len) {
+    if (!run->alone)
+        return own_place(run, len);
     switch (below(run, 8)) {
     case 0:
         return fresh(run, len);

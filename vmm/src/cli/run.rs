@@ -22,7 +22,7 @@ use crate::clock::{ClockPage, GuestClock, VDSO_IMAGE};
 use crate::inject::Injection;
 use crate::kvm::{self, EntryPath, Vm};
 use crate::loader::{self, Program};
-use crate::memory::{AddressSpace, copy, first_reserved, reserved_fd, window};
+use crate::memory::{AddressSpace, copy, guest_descriptor_limits, reserved_fd, window};
 use crate::process::files::Files;
 use crate::process::reporter::Reporter;
 use crate::process::signals::{Action, Dispositions};
@@ -215,7 +215,7 @@ fn start(arguments: RunArgs) -> Result<Thread, AnyError> {
             domain: None,
             dispositions: inherited_dispositions(),
             ladder: Ladder::default(),
-            descriptor_limit: (descriptor_limit(), first_reserved() as u64),
+            descriptor_limit: guest_descriptor_limits(),
         },
     });
     install_signal_handlers()?;
@@ -255,11 +255,6 @@ fn inherited_dispositions() -> Dispositions {
         }
     }
     dispositions
-}
-
-/// The guest's soft limit on descriptors: what it would be without the monitor.
-fn descriptor_limit() -> u64 {
-    crate::memory::inherited_descriptor_limit().min(first_reserved() as u64)
 }
 
 /// For `vmsrs check`: really enters the guest once.

@@ -8,7 +8,5 @@ mod space;
 pub mod window;
 
 pub use monitor::MonitorRegion;
-pub use reserved::{
-    first_reserved, inherited_descriptor_limit, reserved_fd, set_soft_descriptor_limit,
-};
+pub use reserved::{first_reserved, guest_descriptor_limits, reserved_fd, set_descriptor_limits};
 pub use space::{AddressSpace, Attempt, PROGRAM_BASE, Resolution, STACK_TOP, Stash, is_zero_based};

@@ -7,56 +7,68 @@ use std::sync::OnceLock;
 
 /// Descriptors for the monitor, at most. A vCPU takes one.
 const RESERVED: u64 = 2048;
+/// Descriptors for the guest, at most.
+const MOST: u64 = 1 << 20;
 
-/// The first reserved descriptor, and the soft limit as it was at the start.
-static FIRST: OnceLock<(i32, u64)> = OnceLock::new();
+struct Limits {
+    /// The first reserved descriptor.
+    first: i32,
+    /// The guest's limits, soft and hard: those that the monitor was started with, as far as they go.
+    guest: (u64, u64),
+}
 
-/// The first descriptor that belongs to the monitor; the guest's are below. Raises the soft limit on
-/// descriptors to the hard one on the first call.
+static LIMITS: OnceLock<Limits> = OnceLock::new();
+
+/// The first descriptor that belongs to the monitor; the guest's are below.
 pub fn first_reserved() -> i32 {
-    limits().0
+    limits().first
 }
 
-/// The soft limit on descriptors that the monitor was started with.
-pub fn inherited_descriptor_limit() -> u64 {
-    limits().1
+/// The guest's limits on descriptors at its start, soft and hard.
+pub fn guest_descriptor_limits() -> (u64, u64) {
+    limits().guest
 }
 
-fn limits() -> (i32, u64) {
-    *FIRST.get_or_init(|| {
-        let mut limit = libc::rlimit {
-            rlim_cur: 0,
-            rlim_max: 0,
+/// Makes room for the monitor's descriptors above the guest's on the first call. Who may not raise the hard
+/// limit loses an eighth of it.
+fn limits() -> &'static Limits {
+    LIMITS.get_or_init(|| {
+        let (soft, hard) = descriptor_limits();
+        let hard = hard.min(MOST);
+        let first = match set_descriptor_limits(hard + RESERVED, hard + RESERVED) {
+            Ok(()) => hard,
+            Err(_) => {
+                let _ = set_descriptor_limits(hard, hard);
+                hard - RESERVED.min(hard / 8)
+            }
         };
-        // SAFETY: `limit` is valid for the call to fill in.
-        unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) };
-        let inherited = limit.rlim_cur;
-        limit.rlim_cur = limit.rlim_max.min(1 << 20);
-        // SAFETY: `limit` is initialised.
-        unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) };
-        (
-            (limit.rlim_cur - RESERVED.min(limit.rlim_cur / 2)) as i32,
-            inherited,
-        )
+        Limits {
+            first: first as i32,
+            guest: (soft.min(first), hard.min(first)),
+        }
     })
 }
 
-/// Sets the host's soft limit on descriptors, for a program that takes the monitor's place.
-pub fn set_soft_descriptor_limit(soft: u64) -> io::Result<()> {
+fn descriptor_limits() -> (u64, u64) {
     let mut limit = libc::rlimit {
         rlim_cur: 0,
         rlim_max: 0,
     };
-    // SAFETY: `limit` is valid for both calls.
-    let result = unsafe {
-        libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit);
-        limit.rlim_cur = soft.min(limit.rlim_max);
-        libc::setrlimit(libc::RLIMIT_NOFILE, &limit)
+    // SAFETY: `limit` is valid for the call to fill in.
+    unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) };
+    (limit.rlim_cur, limit.rlim_max)
+}
+
+/// Sets the host's limits on descriptors.
+pub fn set_descriptor_limits(soft: u64, hard: u64) -> io::Result<()> {
+    let limit = libc::rlimit {
+        rlim_cur: soft,
+        rlim_max: hard,
     };
-    if result == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
+    // SAFETY: `limit` is initialised.
+    match unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
     }
 }
 

@@ -45,6 +45,9 @@ thread_local! {
 static ARRIVED: AtomicU64 = AtomicU64::new(0);
 /// Who sent each of them last: process in the lower half, user in the upper.
 static SENDERS: [AtomicU64; 65] = [const { AtomicU64::new(0) }; 65];
+/// The `si_code` and the `si_value` of each of them.
+static CODES: [AtomicI32; 65] = [const { AtomicI32::new(0) }; 65];
+static VALUES: [AtomicU64; 65] = [const { AtomicU64::new(0) }; 65];
 /// A thread to kick when a signal lands on one that is none of the guest's.
 static MAIN: AtomicPtr<ThreadControl> = AtomicPtr::new(ptr::null_mut());
 
@@ -134,12 +137,14 @@ pub fn take_arrived_one(wanted: SignalSet) -> Option<SignalInfo> {
         let signal = arrived().intersection(wanted).lowest()?;
         let bit = SignalSet::of(signal).0;
         if ARRIVED.fetch_and(!bit, Ordering::AcqRel) & bit != 0 {
-            let sender = SENDERS[signal.number() as usize].load(Ordering::Relaxed);
-            return Some(SignalInfo::from_process(
-                signal,
-                sender as u32 as i32,
-                (sender >> 32) as u32,
-            ));
+            let at = signal.number() as usize;
+            let sender = SENDERS[at].load(Ordering::Relaxed);
+            let (pid, uid) = (sender as u32 as i32, (sender >> 32) as u32);
+            return Some(SignalInfo {
+                code: CODES[at].load(Ordering::Relaxed),
+                value: VALUES[at].load(Ordering::Relaxed),
+                ..SignalInfo::from_process(signal, pid, uid)
+            });
         }
     }
 }
@@ -151,9 +156,22 @@ pub fn arrived() -> SignalSet {
 
 /// A signal for the process that comes from the guest itself.
 pub fn post_to_process(info: SignalInfo) {
-    let sender = u64::from(info.pid as u32) | u64::from(info.uid) << 32;
-    SENDERS[info.signal.number() as usize].store(sender, Ordering::Relaxed);
-    ARRIVED.fetch_or(SignalSet::of(info.signal).0, Ordering::AcqRel);
+    arrive(
+        info.signal.raw(),
+        info.code,
+        (info.pid, info.uid),
+        info.value,
+    );
+}
+
+/// Takes note of a signal for the process; async-signal-safe.
+fn arrive(number: i32, code: i32, (pid, uid): (i32, u32), value: u64) {
+    let at = number as usize;
+    let sender = u64::from(pid as u32) | u64::from(uid) << 32;
+    SENDERS[at].store(sender, Ordering::Relaxed);
+    CODES[at].store(code, Ordering::Relaxed);
+    VALUES[at].store(value, Ordering::Relaxed);
+    ARRIVED.fetch_or(1 << (number - 1), Ordering::AcqRel);
 }
 
 /// In a forked child: the parent's threads and the signals that it has got are not the child's.
@@ -196,12 +214,14 @@ extern "C" fn on_signal(number: i32, info: *mut libc::siginfo_t, context: *mut l
     if number != KICK_SIGNAL {
         // SAFETY: the kernel passes a valid `siginfo_t`; the fields are meaningless for some origins of a
         // signal but always initialised.
-        let (pid, uid) = unsafe { ((*info).si_pid(), (*info).si_uid()) };
-        SENDERS[number as usize].store(
-            u64::from(pid as u32) | u64::from(uid) << 32,
-            Ordering::Relaxed,
-        );
-        ARRIVED.fetch_or(1 << (number - 1), Ordering::AcqRel);
+        let (sender, value) = unsafe {
+            (
+                ((*info).si_pid(), (*info).si_uid()),
+                (*info).si_value().sival_ptr as u64,
+            )
+        };
+        // SAFETY: as above.
+        arrive(number, unsafe { (*info).si_code }, sender, value);
     }
     let current = CURRENT.get();
     if current.is_null() {

@@ -1,6 +1,7 @@
 //! The guest process: what its threads share, and who may touch it when.
 
 pub mod control;
+mod decode;
 pub mod domain;
 pub mod effects;
 pub mod files;

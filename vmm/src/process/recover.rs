@@ -88,13 +88,14 @@ impl Fault {
     }
 
     /// The host could not back an access: a mapped file has become shorter.
-    pub fn host() -> Fault {
+    pub fn host(registers: &Registers) -> Fault {
+        let address = super::decode::inaccessible_operand(registers);
         Fault {
             signal: Signal::SIGBUS,
             kind: FaultKind::BusError,
-            address: None,
+            address,
             code: libc::BUS_ADRERR,
-            trap: (14, 0, 0),
+            trap: (14, 0, address.unwrap_or(0)),
         }
     }
 
@@ -309,11 +310,9 @@ impl Thread {
         }
         *self.vcpu.registers() = *registers;
         let info = SignalInfo {
-            signal: fault.signal,
             code: fault.code,
-            pid: std::process::id() as i32,
-            uid: 0,
             address: fault.address,
+            ..SignalInfo::from_process(fault.signal, std::process::id() as i32, host::user())
         };
         // A blocked or ignored signal that the CPU raised ends the process, as on Linux.
         let ignored = turn.dispositions.delivery(fault.signal) == super::signals::Delivery::Ignore;

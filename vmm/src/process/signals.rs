@@ -20,6 +20,8 @@ pub struct SignalInfo {
     pub pid: i32,
     /// `si_uid`.
     pub uid: u32,
+    /// `si_value`, of `sigqueue` and timers.
+    pub value: u64,
     /// `si_addr`, for signals that a fault raises.
     pub address: Option<u64>,
 }
@@ -29,9 +31,10 @@ impl SignalInfo {
     pub fn from_process(signal: Signal, pid: i32, uid: u32) -> SignalInfo {
         SignalInfo {
             signal,
-            code: 0,
+            code: libc::SI_USER,
             pid,
             uid,
+            value: 0,
             address: None,
         }
     }
@@ -41,8 +44,20 @@ impl SignalInfo {
         SignalInfo {
             signal,
             code: libc::SI_TKILL,
-            pid,
-            uid,
+            ..SignalInfo::from_process(signal, pid, uid)
+        }
+    }
+
+    /// From what the guest passes to `rt_sigqueueinfo`.
+    pub fn from_bytes(signal: Signal, bytes: &[u8; 128]) -> SignalInfo {
+        let word =
+            |i: usize| u32::from_ne_bytes([bytes[i], bytes[i + 1], bytes[i + 2], bytes[i + 3]]);
+        SignalInfo {
+            signal,
+            code: word(8) as i32,
+            pid: word(16) as i32,
+            uid: word(20),
+            value: u64::from(word(24)) | u64::from(word(28)) << 32,
             address: None,
         }
     }
@@ -57,6 +72,7 @@ impl SignalInfo {
             None => {
                 bytes[16..20].copy_from_slice(&self.pid.to_ne_bytes());
                 bytes[20..24].copy_from_slice(&self.uid.to_ne_bytes());
+                bytes[24..32].copy_from_slice(&self.value.to_ne_bytes());
             }
         }
         bytes

@@ -157,7 +157,8 @@ impl Thread {
             }
             Exit::HostFault => {
                 stats.exits.other.inc();
-                self.fault(turn, Fault::host())
+                let registers = *self.vcpu.registers();
+                self.fault(turn, Fault::host(&registers))
             }
             Exit::Invalid(what) => {
                 stats.exits.other.inc();

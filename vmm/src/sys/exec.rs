@@ -50,8 +50,9 @@ fn execve(call: &mut Call) -> Result<u64, Errno> {
     }
     call.thread.process.reporter.finish();
     call.pass_on_signal_state();
-    // The next monitor raises the limit again; what it finds is the guest's.
-    let _ = memory::set_soft_descriptor_limit(call.state.descriptor_limit.0);
+    // The next monitor makes room for itself again; what it finds is the guest's.
+    let (soft, hard) = call.state.descriptor_limit;
+    let _ = memory::set_descriptor_limits(soft, hard);
     let error = run_self(
         call.thread.process.options.own_arguments(&path, args),
         environment,

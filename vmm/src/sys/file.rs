@@ -23,6 +23,7 @@ pub fn handler(number: i64) -> Option<Handler> {
         libc::SYS_close => close,
         libc::SYS_close_range => close_range,
         libc::SYS_open | libc::SYS_openat | libc::SYS_openat2 => open,
+        libc::SYS_getdents64 => list_directory,
         libc::SYS_creat => creates_descriptor,
         libc::SYS_dup => creates_descriptor,
         libc::SYS_dup2 | libc::SYS_dup3 => dup_to,
@@ -221,9 +222,6 @@ fn close_range(call: &mut Call) -> Result<u64, Errno> {
 }
 
 fn open(call: &mut Call) -> Result<u64, Errno> {
-    if let Some(opened) = call.open_own_file() {
-        return call.made_descriptor(opened);
-    }
     let flags = match i64::from(call.row.number) {
         libc::SYS_open => call.args[1],
         libc::SYS_openat => call.args[2],
@@ -236,7 +234,12 @@ fn open(call: &mut Call) -> Result<u64, Errno> {
         call.commit_early(Early::External);
     }
     let opened = call.pass();
-    call.made_descriptor(opened)
+    let checked = call.checked_opening(opened);
+    call.made_descriptor(checked)
+}
+
+fn list_directory(call: &mut Call) -> Result<u64, Errno> {
+    call.list_directory()
 }
 
 fn creates_descriptor(call: &mut Call) -> Result<u64, Errno> {
@@ -246,7 +249,8 @@ fn creates_descriptor(call: &mut Call) -> Result<u64, Errno> {
 
 fn dup_to(call: &mut Call) -> Result<u64, Errno> {
     let (old, new) = (call.int(0), call.int(1));
-    if new >= first_reserved() || new < 0 {
+    let limit = call.state.descriptor_limit.0.min(first_reserved() as u64);
+    if new < 0 || new as u64 >= limit {
         return Err(Errno::EBADF);
     }
     let was_open = old != new && call.state.files.kind(new) != Kind::Closed;

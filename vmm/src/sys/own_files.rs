@@ -3,25 +3,40 @@
 use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
+use std::sync::OnceLock;
 
 use guest_agentless::Errno;
 
-use super::{Call, errno_of};
+use super::{BOUNCE, Call, errno_of};
 use crate::host;
+use crate::memory::first_reserved;
 
-/// The part of a path behind `/proc/self/`, `/proc/<own pid>/` or `/proc/thread-self/`.
+/// The part of a canonical path behind `/proc/<own pid>/`, or behind the thread's directory in it.
 fn own(path: &[u8]) -> Option<&[u8]> {
-    let rest = path.strip_prefix(b"/proc/")?;
-    let slash = rest.iter().position(|b| *b == b'/')?;
-    let (process, file) = (&rest[..slash], &rest[slash + 1..]);
-    let pid = std::process::id().to_string();
-    let is_own = process == b"self" || process == b"thread-self" || process == pid.as_bytes();
-    is_own.then_some(file)
+    let prefix = format!("/proc/{}/", std::process::id());
+    let rest = path.strip_prefix(prefix.as_bytes())?;
+    match rest.strip_prefix(b"task/") {
+        None => Some(rest),
+        Some(thread) => {
+            let slash = thread.iter().position(|b| *b == b'/')?;
+            Some(&thread[slash + 1..])
+        }
+    }
 }
 
-/// Whether `path` is the link to the program's own file.
+/// Whether `path` names the program's own file, in the two forms that are in use.
 pub fn is_executable_link(path: &[u8]) -> bool {
-    own(path) == Some(b"exe")
+    path == b"/proc/self/exe" || own(path) == Some(b"exe")
+}
+
+/// The canonical path of an open descriptor if it is in procfs.
+fn in_procfs(fd: i32) -> Option<Vec<u8>> {
+    if !host::is_in_procfs(fd) {
+        return None;
+    }
+    let link = std::fs::read_link(format!("/proc/self/fd/{fd}")).ok()?;
+    Some(link.into_os_string().into_vec())
 }
 
 impl Call<'_, '_> {
@@ -35,36 +50,64 @@ impl Call<'_, '_> {
         self.read_path(self.args[at])
     }
 
-    /// Opens a file that shows the guest where the host's would show the monitor; none for all others.
-    pub(super) fn open_own_file(&mut self) -> Option<Result<u64, Errno>> {
-        let path = match self.path_argument() {
-            Ok(path) => path,
-            Err(error) => return Some(Err(error)),
+    /// Looks at what an `open` has opened, by whatever path: what would show the monitor instead of the
+    /// guest is replaced or refused.
+    pub(super) fn checked_opening(&mut self, opened: Result<u64, Errno>) -> Result<u64, Errno> {
+        let fd = opened? as i32;
+        let replacement = match in_procfs(fd) {
+            Some(path) => match own(&path) {
+                Some(b"maps") => {
+                    let mut text = String::new();
+                    self.state.space.vmas().render_maps(&mut text);
+                    Some(text_file(text.as_bytes()).map_err(|e| errno_of(&e)))
+                }
+                // The monitor's memory, and what it has mapped.
+                Some(
+                    b"mem" | b"pagemap" | b"smaps" | b"smaps_rollup" | b"numa_maps" | b"clear_refs"
+                    | b"syscall" | b"stack" | b"auxv",
+                ) => Some(Err(Errno::EACCES)),
+                Some(file) if file.starts_with(b"map_files") => Some(Err(Errno::EACCES)),
+                _ => None,
+            },
+            None if is_monitor(fd) && self.path_argument()?.ends_with(b"exe") => {
+                Some(open_readable(&self.thread.process.executable).map_err(|e| errno_of(&e)))
+            }
+            None => None,
         };
-        match own(&path)? {
-            b"maps" => {
-                let mut text = String::new();
-                self.state.space.vmas().render_maps(&mut text);
-                Some(text_file(text.as_bytes()).map_err(|e| errno_of(&e)))
+        match replacement {
+            None => Ok(fd as u64),
+            Some(replacement) => {
+                let _ = host::close(fd);
+                replacement
             }
-            // The monitor's memory, and what it has mapped.
-            b"mem" | b"pagemap" | b"smaps" | b"numa_maps" | b"clear_refs" => {
-                Some(Err(Errno::EACCES))
+        }
+    }
+
+    /// `getdents64`, without the monitor's descriptors in the guest's own list of descriptors.
+    pub(super) fn list_directory(&mut self) -> Result<u64, Errno> {
+        let fd = self.int(0);
+        let own_list =
+            in_procfs(fd).is_some_and(|path| matches!(own(&path), Some(b"fd" | b"fdinfo")));
+        if !own_list {
+            return self.pass();
+        }
+        let mut entries = vec![0u8; (self.args[2] as u32 as usize).min(BOUNCE)];
+        loop {
+            let args = [
+                fd as u64,
+                entries.as_mut_ptr() as u64,
+                entries.len() as u64,
+                0,
+                0,
+                0,
+            ];
+            // SAFETY: the buffer is the monitor's and has that length.
+            let n = unsafe { host::syscall(libc::SYS_getdents64 as u64, args) }? as usize;
+            let kept = without_reserved(&entries[..n]);
+            if n == 0 || !kept.is_empty() {
+                self.write(self.args[1], &kept)?;
+                return Ok(kept.len() as u64);
             }
-            file if file.starts_with(b"map_files") => Some(Err(Errno::EACCES)),
-            b"exe" => {
-                let program = CString::new(self.thread.process.executable.clone());
-                let Ok(program) = program else {
-                    return Some(Err(Errno::ENOENT));
-                };
-                // SAFETY: a NUL-terminated string that outlives the call.
-                let fd = unsafe { libc::open(program.as_ptr(), libc::O_RDONLY | libc::O_CLOEXEC) };
-                Some(match fd {
-                    -1 => Err(errno_of(&io::Error::last_os_error())),
-                    fd => Ok(fd as u64),
-                })
-            }
-            _ => None,
         }
     }
 
@@ -87,6 +130,48 @@ impl Call<'_, '_> {
     }
 }
 
+/// The entries (`struct linux_dirent64`) whose names are not numbers of the monitor's descriptors.
+fn without_reserved(mut entries: &[u8]) -> Vec<u8> {
+    const NAME: usize = 19;
+    let mut kept = Vec::with_capacity(entries.len());
+    while entries.len() > NAME {
+        let len = usize::from(u16::from_ne_bytes([entries[16], entries[17]]));
+        if len <= NAME || len > entries.len() {
+            break;
+        }
+        let (entry, rest) = entries.split_at(len);
+        let name = entry[NAME..].split(|b| *b == 0).next().unwrap_or_default();
+        let number = std::str::from_utf8(name)
+            .ok()
+            .and_then(|name| name.parse::<i32>().ok());
+        if number.is_none_or(|number| number < first_reserved()) {
+            kept.extend_from_slice(entry);
+        }
+        entries = rest;
+    }
+    kept
+}
+
+/// Whether `fd` is the monitor's own program file.
+fn is_monitor(fd: i32) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    static MONITOR: OnceLock<Option<(u64, u64)>> = OnceLock::new();
+    let monitor = MONITOR.get_or_init(|| {
+        let metadata = std::fs::metadata("/proc/self/exe").ok()?;
+        Some((metadata.dev(), metadata.ino()))
+    });
+    monitor.is_some() && host::identity(fd).ok() == *monitor
+}
+
+fn open_readable(path: &str) -> io::Result<u64> {
+    let path = CString::new(path)?;
+    // SAFETY: a NUL-terminated string that outlives the call.
+    match unsafe { libc::open(path.as_ptr(), libc::O_RDONLY | libc::O_CLOEXEC) } {
+        -1 => Err(io::Error::last_os_error()),
+        fd => Ok(fd as u64),
+    }
+}
+
 /// A read-only file with `text`, at the lowest free descriptor.
 fn text_file(text: &[u8]) -> io::Result<u64> {
     // SAFETY: a NUL-terminated name.
@@ -105,12 +190,33 @@ mod tests {
     use super::*;
 
     #[test]
-    fn own_files_are_recognised_by_any_name_of_the_process() {
-        let by_pid = format!("/proc/{}/maps", std::process::id());
-        assert_eq!(own(by_pid.as_bytes()), Some(&b"maps"[..]));
-        assert_eq!(own(b"/proc/self/exe"), Some(&b"exe"[..]));
+    fn own_files_are_recognised_in_canonical_paths() {
+        let path = |file: &str| format!("/proc/{}/{file}", std::process::id()).into_bytes();
+        assert_eq!(own(&path("maps")), Some(&b"maps"[..]));
+        assert_eq!(own(&path("task/17/mem")), Some(&b"mem"[..]));
+        assert_eq!(own(&path("task/17")), None);
         assert_eq!(own(b"/proc/1/maps"), None);
-        assert_eq!(own(b"/proc/self"), None);
         assert_eq!(own(b"/etc/passwd"), None);
+    }
+
+    #[test]
+    fn the_monitors_descriptors_are_left_out_of_a_listing() {
+        let entry = |name: &str| {
+            let len = (19 + name.len() + 1).next_multiple_of(8);
+            let mut bytes = vec![0u8; len];
+            bytes[16..18].copy_from_slice(&(len as u16).to_ne_bytes());
+            bytes[19..19 + name.len()].copy_from_slice(name.as_bytes());
+            bytes
+        };
+        let reserved = first_reserved().to_string();
+        let all = [entry("."), entry("3"), entry(&reserved), entry("4")].concat();
+        assert_eq!(
+            without_reserved(&all),
+            [entry("."), entry("3"), entry("4")].concat()
+        );
+        assert_eq!(without_reserved(&all[..10]), [] as [u8; 0]);
+        let mut torn = entry("3");
+        torn[16] = 3;
+        assert_eq!(without_reserved(&torn), [] as [u8; 0]);
     }
 }

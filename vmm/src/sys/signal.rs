@@ -6,7 +6,7 @@ use super::event::sanitized;
 use super::wait::For;
 use super::{Call, Handler, errno_of};
 use crate::host;
-use crate::process::control::{self, HostAction};
+use crate::process::control::{self, HostAction, ThreadControl};
 use crate::process::effects::{Deferred, Undo};
 use crate::process::recover::Fault;
 use crate::process::signals::{Action, AlternateStack, Delivery, SignalInfo};
@@ -273,22 +273,29 @@ fn tgkill(call: &mut Call) -> Result<u64, Errno> {
 }
 
 fn send_to_thread(call: &mut Call, tid: i32, number: i32) -> Result<u64, Errno> {
-    let control = call
-        .thread
+    if number == 0 {
+        return control_of(call, tid).map(|_| 0);
+    }
+    let signal = Signal::new(number as u32).ok_or(Errno::EINVAL)?;
+    let info = SignalInfo::from_thread(signal, std::process::id() as i32, host::user());
+    send_info(call, tid, info)
+}
+
+fn control_of(call: &Call, tid: i32) -> Result<&'static ThreadControl, Errno> {
+    call.thread
         .process
         .threads()
         .get(&tid)
         .copied()
-        .ok_or(Errno::ESRCH)?;
-    if number == 0 {
-        return Ok(0);
-    }
-    let signal = Signal::new(number as u32).ok_or(Errno::EINVAL)?;
+        .ok_or(Errno::ESRCH)
+}
+
+fn send_info(call: &mut Call, tid: i32, info: SignalInfo) -> Result<u64, Errno> {
+    let control = control_of(call, tid)?;
     let own = tid == call.thread.tid();
-    if own && is_fatal(signal) && call.in_domain() {
-        return call.fault(Fault::raised(signal));
+    if own && is_fatal(info.signal) && call.in_domain() {
+        return call.fault(Fault::raised(info.signal));
     }
-    let info = SignalInfo::from_thread(signal, std::process::id() as i32, host::user());
     if own {
         control.send(info);
     } else {
@@ -298,22 +305,17 @@ fn send_to_thread(call: &mut Call, tid: i32, number: i32) -> Result<u64, Errno> 
 }
 
 fn queue_info(call: &mut Call) -> Result<u64, Errno> {
-    let at = if i64::from(call.row.number) == libc::SYS_rt_tgsigqueueinfo {
-        1
-    } else {
-        0
-    };
+    let to_thread = i64::from(call.row.number) == libc::SYS_rt_tgsigqueueinfo;
+    let at = if to_thread { 2 } else { 1 };
     if call.int(0) != std::process::id() as i32 {
         return Err(Errno::ESRCH);
     }
-    match at {
-        1 => send_to_thread(call, call.int(1), call.int(2)),
-        _ => {
-            let signal = Signal::new(call.args[1] as u32).ok_or(Errno::EINVAL)?;
-            let own = std::process::id() as i32;
-            control::post_to_process(SignalInfo::from_process(signal, own, host::user()));
-            call.thread.control.request_attention();
-            Ok(0)
-        }
+    let signal = Signal::new(call.args[at] as u32).ok_or(Errno::EINVAL)?;
+    let info = SignalInfo::from_bytes(signal, &call.read(call.args[at + 1])?);
+    if to_thread {
+        return send_info(call, call.int(1), info);
     }
+    control::post_to_process(info);
+    call.thread.control.request_attention();
+    Ok(0)
 }

@@ -1,0 +1,59 @@
+//! Which address an instruction was about to access, where KVM does not say.
+
+use iced_x86::{Decoder, DecoderOptions, OpKind, Register};
+
+use crate::kvm::Registers;
+use crate::memory::copy;
+
+/// Bytes of the longest instruction (SDM volume 2, 2.3.11).
+const LONGEST: usize = 15;
+
+/// The address of the first memory operand of the instruction at RIP that the host cannot access.
+pub fn inaccessible_operand(registers: &Registers) -> Option<u64> {
+    let mut code = [0u8; LONGEST];
+    // An instruction at the end of a mapping is shorter.
+    let len = (1..=LONGEST)
+        .rev()
+        .find(|len| copy::read(registers.rip, &mut code[..*len]).is_ok());
+    let Some(len) = len else {
+        return Some(registers.rip);
+    };
+    let instruction =
+        Decoder::with_ip(64, &code[..len], registers.rip, DecoderOptions::NONE).decode();
+    (0..instruction.op_count())
+        .filter(|operand| {
+            matches!(
+                instruction.op_kind(*operand),
+                OpKind::Memory | OpKind::MemorySegRSI | OpKind::MemorySegRDI | OpKind::MemoryESRDI
+            )
+        })
+        .filter_map(|operand| {
+            instruction.virtual_address(operand, 0, |register, _, _| value(registers, register))
+        })
+        .find(|address| copy::read(*address, &mut [0]).is_err())
+}
+
+/// The value of a register in an address; segment bases other than FS and GS are zero, and those two are
+/// not used for mapped files.
+fn value(r: &Registers, register: Register) -> Option<u64> {
+    Some(match register.full_register() {
+        Register::RAX => r.rax,
+        Register::RBX => r.rbx,
+        Register::RCX => r.rcx,
+        Register::RDX => r.rdx,
+        Register::RSI => r.rsi,
+        Register::RDI => r.rdi,
+        Register::RBP => r.rbp,
+        Register::RSP => r.rsp,
+        Register::R8 => r.r8,
+        Register::R9 => r.r9,
+        Register::R10 => r.r10,
+        Register::R11 => r.r11,
+        Register::R12 => r.r12,
+        Register::R13 => r.r13,
+        Register::R14 => r.r14,
+        Register::R15 => r.r15,
+        Register::CS | Register::DS | Register::ES | Register::SS => 0,
+        _ => return None,
+    })
+}
