@@ -19,6 +19,9 @@ pub struct Machine {
     pub date: String,
     /// The commit of the working tree, with `-dirty` if that differs from it.
     pub commit: Option<String>,
+    /// Whether the monitor was built from that working tree; otherwise `VMSRS_BIN` named it, and
+    /// the commit says nothing about it.
+    pub monitor_built_here: bool,
     /// The processor's name for itself.
     pub cpu: String,
     /// Processors that this process may use.
@@ -38,13 +41,14 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Looks at this machine.
-    pub fn look() -> Result<Self, Error> {
+    /// Looks at this machine, on which `monitor_built_here` is true or not.
+    pub fn look(monitor_built_here: bool) -> Result<Self, Error> {
         let cpus = fs::read_to_string("/proc/cpuinfo")?;
         let load_average_before = load_average();
         Ok(Self {
             date: humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
             commit: commit(),
+            monitor_built_here,
             cpu: cpu_model(&cpus).unwrap_or("unknown").to_owned(),
             cores: thread::available_parallelism()?.get(),
             kernel: fs::read_to_string("/proc/sys/kernel/osrelease")?
@@ -121,7 +125,7 @@ mod tests {
 
     #[test]
     fn this_machine_can_be_looked_at() {
-        let machine = Machine::look().unwrap();
+        let machine = Machine::look(true).unwrap();
         assert!(machine.cores > 0 && !machine.kernel.is_empty());
         assert_eq!(machine.load_average_before.split(' ').count(), 3);
     }

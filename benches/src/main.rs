@@ -80,7 +80,7 @@ fn run(args: &Args) -> Result<(), Error> {
     if let Some(path) = &args.json {
         create_for(path)?;
     }
-    let mut machine = Machine::look()?;
+    let mut machine = Machine::look(tools.built_here)?;
     let exit_cost = exit_cost::measure(&tools)?;
     let measured = rounds::measure(&settings, &tools)?;
     let recovery = recovery::measure(&settings, &tools)?;
@@ -129,11 +129,13 @@ fn find_tools() -> Result<Tools, Error> {
         return Err(format!("not installed: {programs}; as root, run `{command}`").into());
     }
     kvm::usable()?;
-    if std::env::var_os(paths::VMSRS_BIN).is_none() {
+    let built_here = std::env::var_os(paths::VMSRS_BIN).is_none();
+    if built_here {
         runner::cargo::build_monitor()?;
     }
     Ok(Tools {
         vmsrs: paths::vmsrs()?,
+        built_here,
     })
 }
 

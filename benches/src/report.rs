@@ -44,7 +44,11 @@ impl fmt::Display for Report {
         let unknown = || "unknown".to_owned();
         writeln!(f, "- date: {}", machine.date)?;
         let commit = machine.commit.clone().unwrap_or_else(unknown);
-        writeln!(f, "- commit: {commit}")?;
+        let monitor = match machine.monitor_built_here {
+            true => "",
+            false => " (the monitor is the one that VMSRS_BIN names)",
+        };
+        writeln!(f, "- commit: {commit}{monitor}")?;
         writeln!(f, "- machine: {} cores, {}", machine.cores, machine.cpu)?;
         let entry = machine.entry_path.clone().unwrap_or_else(unknown);
         let (kernel, kvm) = (&machine.kernel, machine.kvm.join(", "));
@@ -62,7 +66,7 @@ impl fmt::Display for Report {
         )?;
         writeln!(
             f,
-            "- {} rounds; medians, with the least and the greatest in parentheses",
+            "- rounds: {}; medians, with the least and the greatest in parentheses",
             self.rounds
         )?;
         for summary in &self.summaries {
@@ -106,7 +110,7 @@ fn write_service(f: &mut fmt::Formatter<'_>, summary: &Summary) -> fmt::Result {
         Some(spread(&v.cpu_us_per_request))
     });
     type Count = fn(&PerRequest) -> f64;
-    let counts: [(&str, Count); 8] = [
+    let counts: [(&str, Count); 9] = [
         ("exits/request", |p| p.exits),
         ("– of these page faults", |p| p.page_fault_exits),
         ("system calls/request", |p| p.syscalls),
@@ -115,6 +119,7 @@ fn write_service(f: &mut fmt::Formatter<'_>, summary: &Summary) -> fmt::Result {
         }),
         ("pages written by the host/request", |p| p.host_written),
         ("domains/request", |p| p.domains),
+        ("pages compared at commit/request", |p| p.pages_compared),
         ("pages copied at commit/request", |p| p.pages_copied),
         ("waits for the run token/request", |p| p.run_token_waits),
     ];

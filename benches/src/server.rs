@@ -193,6 +193,7 @@ mod tests {
     fn a_native_server_is_started_timed_and_stopped() {
         let tools = Tools {
             vmsrs: "unused".into(),
+            built_here: false,
         };
         let mut server = Server::start(Service::Memcached, Variant::Native, &tools).unwrap();
         assert!(server.startup > Duration::ZERO && server.startup < PATIENCE);

@@ -46,4 +46,6 @@ impl Settings {
 pub struct Tools {
     /// The monitor.
     pub vmsrs: PathBuf,
+    /// Whether it was built from the working tree just now.
+    pub built_here: bool,
 }

@@ -74,7 +74,9 @@ pub struct PerRequest {
     pub host_written: f64,
     /// Domains that were committed.
     pub domains: f64,
-    /// Pages copied to their shadow at commits.
+    /// Pages compared with their shadow at commits.
+    pub pages_compared: f64,
+    /// Pages found changed by that, and copied.
     pub pages_copied: f64,
     /// Waits for the run token.
     pub run_token_waits: f64,
@@ -179,6 +181,7 @@ fn per_request(these: &[&Sample]) -> Option<PerRequest> {
         })?,
         host_written: over(&|c| c.get("pages.host_written"))?,
         domains: over(&|c| c.get("domains.committed"))?,
+        pages_compared: over(&|c| c.get("pages.compared"))?,
         pages_copied: over(&|c| c.get("pages.copied"))?,
         run_token_waits: over(&|c| c.get("run_token_waits"))?,
         frequent_calls: frequent.collect::<Option<_>>()?,

@@ -116,7 +116,7 @@ fn others_do_not_notice_crashes_over_a_unix_socket() {
 #[test]
 fn others_do_not_notice_crashes_with_io_threads() {
     kvm_case("others_do_not_notice_crashes_with_io_threads");
-    let server = start(&["--io-threads", "4", "--io-threads-do-reads", "yes"]);
+    let server = start(&["--io-threads", "4"]);
     let duration = Duration::from_secs(3);
     assert_good(
         &CrashScenario {

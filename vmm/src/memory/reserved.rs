@@ -13,7 +13,7 @@ const MOST: u64 = 1 << 20;
 struct Limits {
     /// The first reserved descriptor.
     first: i32,
-    /// The guest's limits, soft and hard: those that the monitor was started with, as far as they go.
+    /// The guest's limits, soft and hard: those that the monitor was started with.
     guest: (u64, u64),
 }
 
@@ -29,12 +29,12 @@ pub fn guest_descriptor_limits() -> (u64, u64) {
     limits().guest
 }
 
-/// Makes room for the monitor's descriptors above the guest's on the first call. Who may not raise the hard
-/// limit loses an eighth of it.
+/// Makes room for the monitor's descriptors above the guest's on the first call. Where the hard limit may
+/// not be raised, the guest gets EMFILE an eighth before it.
 fn limits() -> &'static Limits {
     LIMITS.get_or_init(|| {
-        let (soft, hard) = descriptor_limits();
-        let hard = hard.min(MOST);
+        let guest = descriptor_limits();
+        let hard = guest.1.min(MOST);
         let first = match set_descriptor_limits(hard + RESERVED, hard + RESERVED) {
             Ok(()) => hard,
             Err(_) => {
@@ -44,7 +44,7 @@ fn limits() -> &'static Limits {
         };
         Limits {
             first: first as i32,
-            guest: (soft.min(first), hard.min(first)),
+            guest,
         }
     })
 }

@@ -1,7 +1,5 @@
 //! The running domain: from the system call that delivered its work to the one that asks for more.
 
-use std::time::Duration;
-
 use guest_agentless::{GuestRange, SignalSet};
 use kvm_bindings::kvm_xsave;
 use recovery::{Journal, Origin};
@@ -43,8 +41,6 @@ pub struct Domain {
     pub held_bytes: usize,
     /// System calls made.
     pub calls: u64,
-    /// CPU time of its thread when it was first asked to yield.
-    pub asked_at: Option<Duration>,
     /// Why it was committed early, if it was: a fault cannot undo what came before.
     pub committed_early: Option<&'static str>,
     /// The events that it began with, if it began with some.
@@ -59,6 +55,11 @@ impl Domain {
         let room = INPUT_KEPT.saturating_sub(self.input.len());
         self.input
             .extend_from_slice(&bytes[..bytes.len().min(room)]);
+    }
+
+    /// Whether it is charged to a client.
+    pub fn is_request(&self) -> bool {
+        !matches!(self.origin, Origin::Internal | Origin::Timer)
     }
 
     /// Whether it has output or other effects that wait for its commit.
@@ -171,7 +172,6 @@ impl Thread {
             input: Vec::new(),
             held_bytes: 0,
             calls: 0,
-            asked_at: None,
             committed_early: None,
             delivered: self.delivered.take(),
             audit,
@@ -190,6 +190,7 @@ impl Thread {
             tracker.note_written(&mut memory);
             return;
         }
+        self.asked_at = None;
         let Some(mut domain) = state.domain.take() else {
             return;
         };
@@ -222,10 +223,7 @@ impl Thread {
         };
         let origin = domain.origin;
         let input = domain.input.clone();
-        if matches!(
-            origin,
-            Origin::Stream(_) | Origin::Accept(_) | Origin::Datagram(_)
-        ) {
+        if domain.is_request() {
             let counters = &self.process.stats.domains.early_committed;
             match why {
                 Early::External => counters.external.inc(),

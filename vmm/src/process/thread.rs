@@ -8,7 +8,7 @@ use guest_agentless::{Errno, GuestVa, Signal, SignalSet};
 use recovery::Origin;
 
 use super::control::{self, KICK_SIGNAL, ThreadControl};
-use super::domain::{Continuation, Early};
+use super::domain::{Continuation, Domain, Early};
 use super::recover::Fault;
 use super::signals::{self, AlternateStack, Delivery, Interrupted, SignalInfo};
 use super::{Process, State, Turn};
@@ -17,7 +17,10 @@ use crate::memory::{Attempt, Resolution};
 use crate::{host, sys};
 
 /// CPU time that a client's request may use while others wait, before it is suspended.
-const CPU_SLICE: Duration = Duration::from_millis(200);
+const REQUEST_SLICE: Duration = Duration::from_millis(200);
+/// Likewise for everything else, before it gives way. CPU time and not wall time, so that a thread is not
+/// stopped in the middle of a critical section only because the machine is busy.
+const SLICE: Duration = Duration::from_millis(5);
 /// How many faults on the same address without progress make the monitor stop believing in them.
 const SAME_FAULT_LIMIT: u32 = 64;
 
@@ -58,6 +61,8 @@ pub struct Thread {
     pub bounce: Vec<u8>,
     /// The call that a handler interrupted may be restarted (`SA_RESTART`).
     pub restart: Option<u64>,
+    /// CPU time of the thread when it was first asked to yield in this domain.
+    pub asked_at: Option<Duration>,
     /// Signals wait for the end of the request.
     signals_postponed: bool,
     last_fault: (u64, u32),
@@ -81,6 +86,7 @@ impl Thread {
             undo_failures: 0,
             bounce: vec![0; sys::BOUNCE],
             restart: None,
+            asked_at: None,
             signals_postponed: false,
             last_fault: (0, 0),
         }
@@ -215,18 +221,14 @@ impl Thread {
     }
 
     fn give_way(&mut self, turn: &mut Turn<'_>) {
-        if let Some(domain) = &mut turn.domain {
-            let client = !matches!(domain.origin, Origin::Internal | Origin::Timer);
-            // Its own time, not the wall's: on a busy machine a request is not cut short for the load.
-            let now = host::thread_cpu_time();
-            let used = now.saturating_sub(*domain.asked_at.get_or_insert(now));
-            if client && used < CPU_SLICE {
-                return;
-            }
-            self.commit_early(turn, Early::Suspended);
-        } else {
-            self.commit(turn);
+        let now = host::thread_cpu_time();
+        let used = now.saturating_sub(*self.asked_at.get_or_insert(now));
+        let in_request = turn.domain.as_ref().is_some_and(Domain::is_request);
+        if used < if in_request { REQUEST_SLICE } else { SLICE } {
+            return;
         }
+        self.asked_at = None;
+        self.commit_early(turn, Early::Suspended);
         turn.released(|| ());
     }
 
@@ -246,10 +248,7 @@ impl Thread {
 
     /// Delivers the signals that wait for this thread, unless it is in the middle of a client's request.
     pub fn deliver_signals(&mut self, turn: &mut Turn<'_>) {
-        let in_request = turn
-            .domain
-            .as_ref()
-            .is_some_and(|d| !matches!(d.origin, Origin::Internal | Origin::Timer));
+        let in_request = turn.domain.as_ref().is_some_and(Domain::is_request);
         self.signals_postponed = in_request;
         if in_request {
             return;

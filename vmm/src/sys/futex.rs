@@ -55,7 +55,7 @@ fn futex(call: &mut Call) -> Result<u64, Errno> {
     if fourth != 0 {
         timeout = call.read(fourth)?;
         args[3] = timeout.as_ptr() as u64;
-    } else if call.waits_for_own_effect() {
+    } else if call.waits_for_own_effect(word) {
         return call.fault(Fault::crash_path());
     }
     // SAFETY: the word is in a guest window, of which the host reads it; the timeout is a copy.

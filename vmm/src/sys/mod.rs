@@ -190,10 +190,7 @@ impl Call<'_, '_> {
 
     /// Whether the running domain is charged to a client.
     fn in_request(&self) -> bool {
-        self.state
-            .domain
-            .as_ref()
-            .is_some_and(|d| !matches!(d.origin, Origin::Internal | Origin::Timer))
+        self.state.domain.as_ref().is_some_and(Domain::is_request)
     }
 
     /// A call without a handler of its own: it is done at once, after a commit if it cannot be undone.

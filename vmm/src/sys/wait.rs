@@ -1,5 +1,7 @@
 //! Calls that wait: how a thread gives up the run token and comes back.
 
+use std::sync::atomic::Ordering;
+
 use guest_agentless::Errno;
 use recovery::Origin;
 
@@ -81,14 +83,25 @@ impl Call<'_, '_> {
         self.thread.next_origin = origin;
     }
 
-    /// A request that is about to wait, without a limit, for another thread to act on a signal that it has
-    /// sent itself can never go on: the signal waits for its commit. Servers do this on their crash path.
-    pub(super) fn waits_for_own_effect(&self) -> bool {
-        self.in_request()
-            && self.state.domain.as_ref().is_some_and(|domain| {
-                let mut effects = domain.journal.deferred().iter();
-                effects.any(|effect| matches!(effect, Deferred::SignalThread { .. }))
-            })
+    /// Whether a request that is about to wait for `word`, without a limit, would wait for an effect of its
+    /// own that only its commit makes real, and so can never go on: it has sent a signal to another
+    /// thread, or it waits for the end of a thread that is older than itself. Servers do this on their crash
+    /// path: they cancel their threads and join them (`docs/decisions/0004`).
+    pub(super) fn waits_for_own_effect(&self, word: u64) -> bool {
+        let Some(domain) = self
+            .state
+            .domain
+            .as_ref()
+            .filter(|domain| domain.is_request())
+        else {
+            return false;
+        };
+        let mut effects = domain.journal.deferred().iter();
+        let threads = self.thread.process.threads();
+        effects.any(|effect| matches!(effect, Deferred::SignalThread { .. }))
+            // A request that has made a thread has been committed for that.
+            || domain.committed_early.is_none()
+                && threads.values().any(|t| t.clear_tid.load(Ordering::Relaxed) == word)
     }
 
     /// Ends the request as faulted.
