@@ -68,13 +68,18 @@ impl Domain {
     }
 }
 
-/// What an `epoll_wait` returned: the connections that a fault before any of them is read may belong to.
+/// What a wait returned: the connections that a fault before any of them is read may belong to.
 #[derive(Debug, Clone)]
-pub struct Delivered {
-    /// The epoll descriptor.
-    pub epoll: i32,
-    /// The `data` members of the events.
-    pub data: Vec<u64>,
+pub enum Delivered {
+    /// By `epoll_wait`.
+    Events {
+        /// The epoll descriptor.
+        epoll: i32,
+        /// The `data` members of the events.
+        data: Vec<u64>,
+    },
+    /// By `poll` or `select`: descriptors.
+    Descriptors(Vec<i32>),
 }
 
 /// Why a domain is committed before it has ended.

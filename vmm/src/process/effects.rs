@@ -6,6 +6,7 @@ use guest_agentless::{GuestRange, Vma};
 use recovery::tracker::SavedPages;
 
 use super::State;
+use super::control;
 use super::signals::{Action, SignalInfo};
 use super::thread::Thread;
 use crate::host;
@@ -34,7 +35,9 @@ pub enum Deferred {
     Close { fd: i32 },
     /// `shutdown`.
     Shutdown { fd: i32, how: i32 },
-    /// A signal to another thread of the guest.
+    /// A signal to the guest process itself.
+    SignalSelf { info: SignalInfo },
+    /// A signal to a thread of the guest.
     SignalThread { tid: i32, info: SignalInfo },
     /// A signal to another process.
     SignalProcess { pid: i32, signal: i32 },
@@ -139,6 +142,7 @@ impl Deferred {
             Deferred::Sync { fd, .. } => format!("sync of {fd}"),
             Deferred::Close { fd } => format!("close of {fd}"),
             Deferred::Shutdown { fd, .. } => format!("shutdown of {fd}"),
+            Deferred::SignalSelf { info } => format!("{:?} to itself", info.signal),
             Deferred::SignalThread { tid, info } => format!("{:?} to thread {tid}", info.signal),
             Deferred::SignalProcess { pid, signal } => format!("signal {signal} to process {pid}"),
             Deferred::Discard { range } => format!("discard of {range:?}"),
@@ -190,6 +194,10 @@ impl Thread {
                 state.files.close(fd);
             }
             Deferred::Shutdown { fd, how } => state.files.shutdown(fd, how),
+            Deferred::SignalSelf { info } => {
+                control::post_to_process(info);
+                self.control.request_attention();
+            }
             Deferred::SignalThread { tid, info } => {
                 if let Some(control) = self.process.threads().get(&tid) {
                     control.send(info);

@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 
+use super::domain::Delivered;
 use crate::host;
 
 /// What a descriptor stands for, as far as recovery tells them apart.
@@ -192,16 +193,18 @@ impl Files {
         })
     }
 
-    /// The connections that `events` of `epoll` are about.
-    pub fn connections_of(&mut self, epoll: i32, data: &[u64]) -> Vec<i32> {
-        let members: Vec<i32> = self
-            .interests
-            .iter()
-            .filter(|((_, of), event)| *of == epoll && data.contains(&{ event.u64 }))
-            .map(|((fd, _), _)| *fd)
-            .collect();
-        members
-            .into_iter()
+    /// The connections that a wake-up was about.
+    pub fn connections(&mut self, delivered: &Delivered) -> Vec<i32> {
+        let fds: Vec<i32> = match delivered {
+            Delivered::Descriptors(fds) => fds.clone(),
+            Delivered::Events { epoll, data } => self
+                .interests
+                .iter()
+                .filter(|((_, of), event)| of == epoll && data.contains(&{ event.u64 }))
+                .map(|((fd, _), _)| *fd)
+                .collect(),
+        };
+        fds.into_iter()
             .filter(|fd| self.kind(*fd) == Kind::Stream)
             .collect()
     }

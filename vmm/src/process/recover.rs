@@ -9,7 +9,6 @@ use recovery::ladder::{FaultSite, Rung};
 use recovery::tracker::{PageContent, RestoredPage};
 use recovery::{Origin, stats};
 
-use super::domain::Delivered;
 use super::reporter::FaultRecord;
 use super::signals::SignalInfo;
 use super::thread::{Flow, Thread};
@@ -166,9 +165,7 @@ impl Thread {
             }
             Rung::ResetDelivered => {
                 let delivered = turn.domain.as_ref().and_then(|d| d.delivered.clone());
-                let suspects = delivered.map_or(Vec::new(), |Delivered { epoll, data }| {
-                    turn.files.connections_of(epoll, &data)
-                });
+                let suspects = delivered.map_or(Vec::new(), |d| turn.files.connections(&d));
                 if suspects.is_empty() {
                     let reason = format!("the fault at {:#x} belongs to no client", registers.rip);
                     self.give_up(turn, fault, &registers, reason);

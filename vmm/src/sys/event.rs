@@ -105,7 +105,7 @@ fn epoll_wait(call: &mut Call) -> Result<u64, Errno> {
     call.woken(&result);
     let n = result?;
     let events = &events[..n as usize * EVENT_SIZE];
-    call.thread.delivered = Some(Delivered {
+    call.thread.delivered = Some(Delivered::Events {
         epoll: call.int(0),
         data: data_of(events),
     });
@@ -171,8 +171,32 @@ fn poll(call: &mut Call) -> Result<u64, Errno> {
         call.write(call.args[2], &timeout)?;
     }
     let n = result?;
+    call.thread.delivered = Some(Delivered::Descriptors(ready_entries(&entries)));
     call.write(call.args[0], &entries)?;
     Ok(n)
+}
+
+/// The descriptors of an array of `struct pollfd` for which something was returned.
+fn ready_entries(entries: &[u8]) -> Vec<i32> {
+    let ready = entries.chunks_exact(8).filter(|entry| entry[6..] != [0, 0]);
+    ready
+        .map(|entry| i32::from_ne_bytes(entry[..4].try_into().unwrap_or([0xff; 4])))
+        .collect()
+}
+
+/// The members of the sets that `select` returned.
+fn ready_members(sets: &[Vec<u8>]) -> Vec<i32> {
+    let longest = sets.iter().map(Vec::len).max().unwrap_or(0);
+    let is_member = |fd: &usize| {
+        sets.iter().any(|set| {
+            set.get(fd / 8)
+                .is_some_and(|byte| byte >> (fd % 8) & 1 != 0)
+        })
+    };
+    (0..longest * 8)
+        .filter(is_member)
+        .map(|fd| fd as i32)
+        .collect()
 }
 
 fn select(call: &mut Call) -> Result<u64, Errno> {
@@ -209,6 +233,7 @@ fn select(call: &mut Call) -> Result<u64, Errno> {
         call.write(call.args[4], &timeout)?;
     }
     let n = result?;
+    call.thread.delivered = Some(Delivered::Descriptors(ready_members(&sets)));
     for (i, set) in sets.iter().enumerate() {
         if !set.is_empty() {
             call.write(call.args[i + 1], set)?;
@@ -222,4 +247,26 @@ pub fn sanitized(mut mask: SignalSet) -> SignalSet {
     mask.remove(Signal::SIGKILL);
     mask.remove(Signal::SIGSTOP);
     mask
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ready_descriptors_are_found_in_what_the_kernel_returns() {
+        let entry = |fd: i32, revents: u16| {
+            [&fd.to_ne_bytes()[..], &[1, 0], &revents.to_ne_bytes()].concat()
+        };
+        assert_eq!(
+            ready_entries(&[entry(7, 0), entry(9, 1), entry(3, 16)].concat()),
+            [9, 3]
+        );
+        let sets = [
+            vec![0b10, 0, 0, 0, 0, 0, 0, 0],
+            Vec::new(),
+            vec![0, 0b1, 0, 0, 0, 0, 0, 0],
+        ];
+        assert_eq!(ready_members(&sets), [1, 8]);
+    }
 }

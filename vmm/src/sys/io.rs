@@ -129,17 +129,11 @@ impl Call<'_, '_> {
         if self.state.files.is_poisoned(fd) {
             return Err(Errno::ECONNRESET);
         }
-        // The kernel's own EAGAIN, and its event when there is room again.
-        if !self.state.files.flush(fd) && !wait {
-            return Err(Errno::EAGAIN);
-        }
-        if self
-            .state
-            .domain
-            .as_ref()
-            .is_some_and(|d| d.held_bytes + len > HOLD_LIMIT)
-        {
+        self.await_room(fd, wait)?;
+        if self.would_exceed_limit(len) {
             self.commit_early(Early::HoldLimit);
+            // What has just been committed may fill the socket.
+            self.await_room(fd, wait)?;
         }
         let Some(domain) = &mut self.state.domain else {
             return self.send_now(fd, &bytes, wait);
@@ -155,6 +149,33 @@ impl Call<'_, '_> {
             _ => domain.journal.defer(Deferred::Send { fd, bytes }),
         }
         Ok(len as u64)
+    }
+
+    /// Whether so much more output has to be kept from being held.
+    fn would_exceed_limit(&self, len: usize) -> bool {
+        self.state
+            .domain
+            .as_ref()
+            .is_some_and(|d| d.held_bytes + len > HOLD_LIMIT)
+    }
+
+    /// Output that was committed before comes first: waits until the socket has taken it, or answers EAGAIN
+    /// as the kernel does, whose event comes when there is room again.
+    fn await_room(&mut self, fd: i32, wait: bool) -> Result<(), Errno> {
+        while !self.state.files.flush(fd) {
+            if !wait {
+                return Err(Errno::EAGAIN);
+            }
+            let mut entry = libc::pollfd {
+                fd,
+                events: libc::POLLOUT,
+                revents: 0,
+            };
+            let args = [&raw mut entry as u64, 1, u64::MAX, 0, 0, 0];
+            // SAFETY: one entry, which is in the monitor.
+            unsafe { self.block(libc::SYS_poll, args, For::Midway) }?;
+        }
+        Ok(())
     }
 
     fn send_now(&mut self, fd: i32, bytes: &[u8], wait: bool) -> Result<u64, Errno> {
@@ -270,12 +291,7 @@ impl Call<'_, '_> {
         if flags & libc::O_ACCMODE == libc::O_RDONLY {
             return Err(Errno::EBADF);
         }
-        if self
-            .state
-            .domain
-            .as_ref()
-            .is_some_and(|d| d.held_bytes + len > HOLD_LIMIT)
-        {
+        if self.would_exceed_limit(len) {
             self.commit_early(Early::HoldLimit);
         }
         let Some(domain) = &mut self.state.domain else {

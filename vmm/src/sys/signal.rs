@@ -255,8 +255,10 @@ fn kill(call: &mut Call) -> Result<u64, Errno> {
     if !signal.is_catchable() {
         return call.pass();
     }
-    control::post_to_process(SignalInfo::from_process(signal, own, host::user()));
-    call.thread.control.request_attention();
+    call.defer(Deferred::SignalSelf {
+        info: SignalInfo::from_process(signal, own, host::user()),
+    });
+    call.settle_signals();
     Ok(0)
 }
 
@@ -291,15 +293,14 @@ fn control_of(call: &Call, tid: i32) -> Result<&'static ThreadControl, Errno> {
 }
 
 fn send_info(call: &mut Call, tid: i32, info: SignalInfo) -> Result<u64, Errno> {
-    let control = control_of(call, tid)?;
+    control_of(call, tid)?;
     let own = tid == call.thread.tid();
     if own && is_fatal(info.signal) && call.in_domain() {
         return call.fault(Fault::raised(info.signal));
     }
+    call.defer(Deferred::SignalThread { tid, info });
     if own {
-        control.send(info);
-    } else {
-        call.defer(Deferred::SignalThread { tid, info });
+        call.settle_signals();
     }
     Ok(0)
 }
@@ -315,7 +316,18 @@ fn queue_info(call: &mut Call) -> Result<u64, Errno> {
     if to_thread {
         return send_info(call, call.int(1), info);
     }
-    control::post_to_process(info);
-    call.thread.control.request_attention();
+    call.defer(Deferred::SignalSelf { info });
+    call.settle_signals();
     Ok(0)
+}
+
+impl Call<'_, '_> {
+    /// A signal that the thread has sent to itself is delivered before its call returns, unless it is part of
+    /// a client's request: then when that has ended.
+    fn settle_signals(&mut self) {
+        if !self.in_request() {
+            self.commit();
+            self.thread.control.request_attention();
+        }
+    }
 }

@@ -98,7 +98,8 @@ impl Call<'_, '_> {
         };
         let mut effects = domain.journal.deferred().iter();
         let threads = self.thread.process.threads();
-        effects.any(|effect| matches!(effect, Deferred::SignalThread { .. }))
+        let own = self.thread.tid();
+        effects.any(|effect| matches!(effect, Deferred::SignalThread { tid, .. } if *tid != own))
             // A request that has made a thread has been committed for that.
             || domain.committed_early.is_none()
                 && threads.values().any(|t| t.clear_tid.load(Ordering::Relaxed) == word)
