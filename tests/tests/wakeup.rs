@@ -30,6 +30,9 @@ fn the_delivered_connection_is_reset(how: &str) {
     assert_eq!(error.kind(), ErrorKind::ConnectionReset);
     ask("still there?");
     assert_eq!(server.try_wait().unwrap(), None, "{}", server.output_tail());
+    // Events are written by a thread of their own; all of them are there at the end.
+    let status = server.terminate().unwrap();
+    assert_eq!(status.code(), Some(128 + libc::SIGTERM));
     let peer = culprit.local_addr().unwrap().to_string();
     let recovered = server.events_of("recovered").unwrap();
     assert!(
