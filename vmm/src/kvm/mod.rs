@@ -8,7 +8,7 @@ mod vcpu;
 use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use guest_agentless::{PAGE_SIZE, PageNumber};
@@ -63,6 +63,8 @@ pub struct Vm {
     /// First guest-physical address of each slot, by slot number.
     slots: RwLock<Vec<u64>>,
     next_vcpu: AtomicU32,
+    /// Entries of dirty rings that were harvested and not reset yet.
+    harvested: AtomicU64,
 }
 
 impl Vm {
@@ -114,6 +116,7 @@ impl Vm {
             tracking: false,
             slots: RwLock::new(Vec::new()),
             next_vcpu: AtomicU32::new(0),
+            harvested: AtomicU64::new(0),
         };
         if tracking {
             vm.enable_dirty_ring(&kvm)?;
@@ -212,19 +215,33 @@ impl Vm {
     /// Takes what KVM has reported as written through `vcpu` since the last call.
     pub fn harvest(&self, vcpu: &mut Vcpu, mut each: impl FnMut(PageNumber)) {
         let slots = self.slots.read().unwrap_or_else(PoisonError::into_inner);
+        let mut count = 0;
         vcpu.harvest(|dirty| {
+            count += 1;
             // The upper half of the slot field is the address space, of which there is one.
             if let Some(base) = slots.get((dirty.slot & 0xffff) as usize) {
                 each(PageNumber(base / PAGE_SIZE + dirty.offset));
             }
         });
+        self.harvested.fetch_add(count, Ordering::Relaxed);
     }
 
     /// Write-protects every page that was harvested from a dirty ring since the last call, so that the
     /// next write to it is reported again.
     pub fn reset_dirty_rings(&self) -> Result<(), KvmError> {
-        dirty_ring::reset(self.fd.as_raw_fd())
-            .map_err(|e| KvmError::Ioctl("KVM_RESET_DIRTY_RINGS", e))
+        // A page that is left writable would be written unnoticed, so a call that a signal has cut short is
+        // made again: the signal is delivered when it returns.
+        while self.harvested.load(Ordering::Relaxed) > 0 {
+            match dirty_ring::reset(self.fd.as_raw_fd()) {
+                Ok(n) => {
+                    let left = self.harvested.load(Ordering::Relaxed).saturating_sub(n);
+                    self.harvested.store(left, Ordering::Relaxed);
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(KvmError::Ioctl("KVM_RESET_DIRTY_RINGS", error)),
+            }
+        }
+        Ok(())
     }
 }
 
