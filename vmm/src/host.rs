@@ -90,6 +90,21 @@ pub fn user() -> u32 {
     unsafe { libc::getuid() }
 }
 
+/// Sets the name of the calling thread, cut to 15 bytes.
+pub fn set_thread_name(name: &[u8]) {
+    let mut bytes = [0u8; 16];
+    let len = name.len().min(15);
+    bytes[..len].copy_from_slice(&name[..len]);
+    // SAFETY: a NUL-terminated string of at most 16 bytes.
+    unsafe { libc::prctl(libc::PR_SET_NAME, bytes.as_ptr()) };
+}
+
+/// `prctl` with an option that takes a number or nothing.
+pub fn prctl(option: i32, value: u64) -> Result<u64, Errno> {
+    // SAFETY: the options that come here take numbers only.
+    unsafe { syscall(libc::SYS_prctl as u64, [option as u64, value, 0, 0, 0, 0]) }
+}
+
 /// The name of the calling thread.
 pub fn thread_name() -> String {
     let mut name = [0u8; 16];

@@ -88,6 +88,10 @@ pub enum Undo {
         signal: guest_agentless::Signal,
         action: Action,
     },
+    /// The thread was renamed.
+    ThreadName { name: Vec<u8> },
+    /// An attribute of the thread or process was set.
+    Prctl { option: i32, value: u64 },
     /// The guest's limit on descriptors was changed.
     DescriptorLimit { limit: (u64, u64) },
 }
@@ -125,6 +129,8 @@ impl Undo {
             }
             Undo::Heap { .. } => "the heap was resized".into(),
             Undo::Disposition { signal, .. } => format!("the action for {signal:?} was changed"),
+            Undo::ThreadName { .. } => "the thread was renamed".into(),
+            Undo::Prctl { option, .. } => format!("attribute {option} of the process was set"),
             Undo::DescriptorLimit { .. } => "the descriptor limit was changed".into(),
         }
     }
@@ -264,6 +270,13 @@ impl Thread {
                 state.dispositions.set(signal, action);
                 Ok(())
             }
+            Undo::ThreadName { name } => {
+                host::set_thread_name(&name);
+                Ok(())
+            }
+            Undo::Prctl { option, value } => host::prctl(option, value)
+                .map(drop)
+                .map_err(|e| io::Error::from_raw_os_error(e.raw())),
             Undo::DescriptorLimit { limit } => {
                 state.descriptor_limit = limit;
                 Ok(())

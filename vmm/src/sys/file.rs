@@ -19,6 +19,7 @@ pub fn handler(number: i64) -> Option<Handler> {
         libc::SYS_pwrite64 => pwrite,
         libc::SYS_lseek => lseek,
         libc::SYS_fstat => fstat,
+        libc::SYS_stat | libc::SYS_lstat | libc::SYS_newfstatat | libc::SYS_statx => stat,
         libc::SYS_fsync | libc::SYS_fdatasync => sync,
         libc::SYS_close => close,
         libc::SYS_close_range => close_range,
@@ -158,15 +159,29 @@ fn pwrite(call: &mut Call) -> Result<u64, Errno> {
 
 fn lseek(call: &mut Call) -> Result<u64, Errno> {
     let fd = call.int(0);
-    call.settle_writes(fd);
+    call.settle_own_writes(fd);
     if let (true, Some(offset)) = (call.in_domain(), host::offset(fd)) {
         call.compensate(Undo::Offset { fd, offset });
     }
     call.pass()
 }
 
+fn stat(call: &mut Call) -> Result<u64, Errno> {
+    let by_descriptor = matches!(
+        i64::from(call.row.number),
+        libc::SYS_newfstatat | libc::SYS_statx
+    );
+    // glibc's fstat is newfstatat with an empty path.
+    if by_descriptor && call.read::<1>(call.args[1])? == [0] {
+        call.settle_own_writes(call.int(0));
+    } else {
+        call.settle_files();
+    }
+    call.pass()
+}
+
 fn fstat(call: &mut Call) -> Result<u64, Errno> {
-    call.settle_writes(call.int(0));
+    call.settle_own_writes(call.int(0));
     call.pass()
 }
 

@@ -200,6 +200,7 @@ impl Call<'_, '_> {
     pub(super) fn read_event(&mut self, fd: i32, parts: &[GuestRange]) -> Result<u64, Errno> {
         let room: u64 = parts.iter().map(|part| part.len()).sum();
         let len = room.min(BOUNCE as u64) as usize;
+        self.settle_pipes();
         let is_event = self.state.files.kind(fd) == Kind::Anonymous;
         if self.in_request() {
             // An eventfd can be given its count back; what else was read cannot be put back.
@@ -319,15 +320,55 @@ impl Call<'_, '_> {
         unsafe { self.block(number, args, For::Midway) }
     }
 
-    /// A call that would see the difference between a write that is deferred and one that is done: makes
-    /// the deferred ones real.
+    /// A call that would see the difference between a write that is deferred and one that is done makes
+    /// the deferred ones real: this one looks at the file behind `fd`.
     pub(super) fn settle_writes(&mut self, fd: i32) {
-        let pending = self.state.domain.as_ref().is_some_and(|domain| {
-            let mut effects = domain.journal.deferred().iter();
-            effects.any(|e| matches!(e, Deferred::Write { fd: to, .. } if *to == fd))
-        });
-        if pending {
+        let pending = self.pending_writes();
+        if pending.is_empty() {
+            return;
+        }
+        let file = host::identity(fd).ok();
+        let same = |to: &i32| *to == fd || host::identity(*to).ok() == file;
+        if pending.iter().any(same) {
             self.commit_early(Early::External);
         }
+    }
+
+    /// Likewise, for the size and offset of the file through `fd`, as far as it was written through `fd`. A
+    /// log that is opened anew for each line asks for them each time, to no effect: it appends.
+    pub(super) fn settle_own_writes(&mut self, fd: i32) {
+        if self.pending_writes().contains(&fd) {
+            self.commit_early(Early::External);
+        }
+    }
+
+    /// Likewise, for a call that looks at a file by name.
+    pub(super) fn settle_files(&mut self) {
+        let mut pending = self.pending_writes().into_iter();
+        if pending.any(|to| self.state.files.kind(to) == Kind::File) {
+            self.commit_early(Early::External);
+        }
+    }
+
+    /// Likewise, for a read from what is no file: the other end of a pipe has another number.
+    fn settle_pipes(&mut self) {
+        let mut pending = self.pending_writes().into_iter();
+        if pending.any(|to| self.state.files.kind(to) != Kind::File) {
+            self.commit_early(Early::External);
+        }
+    }
+
+    fn pending_writes(&self) -> Vec<i32> {
+        let effects = self
+            .state
+            .domain
+            .iter()
+            .flat_map(|domain| domain.journal.deferred());
+        effects
+            .filter_map(|effect| match effect {
+                Deferred::Write { fd, .. } => Some(*fd),
+                _ => None,
+            })
+            .collect()
     }
 }

@@ -348,12 +348,13 @@ fn discard(call: &mut Call, range: GuestRange) -> Result<u64, Errno> {
     if !call.state.space.vmas().is_covered(range) {
         return Err(Errno::ENOMEM);
     }
+    let can_be_zeroed = |vma: &Vma| is_zero_based(vma) && vma.protection.is_writable();
     let zero_based = call
         .state
         .space
         .vmas()
         .overlapping(range)
-        .all(is_zero_based);
+        .all(can_be_zeroed);
     if call.in_domain() && zero_based && range.len() <= DISCARD_LIMIT {
         for page in range.pages() {
             let mut content = PageContent::boxed();

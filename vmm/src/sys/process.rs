@@ -124,11 +124,10 @@ fn prctl(call: &mut Call) -> Result<u64, Errno> {
     let [option, address, ..] = call.args;
     match option as i32 {
         libc::PR_SET_NAME => {
-            let mut name: Vec<u8> = call.read_path(address)?;
-            name.truncate(15);
-            name.push(0);
-            // SAFETY: a NUL-terminated string of at most 16 bytes.
-            unsafe { libc::prctl(libc::PR_SET_NAME, name.as_ptr()) };
+            let name: Vec<u8> = call.read_path(address)?;
+            let old = crate::host::thread_name().into_bytes();
+            crate::host::set_thread_name(&name);
+            call.compensate(Undo::ThreadName { name: old });
             Ok(0)
         }
         libc::PR_GET_NAME => {
@@ -136,18 +135,34 @@ fn prctl(call: &mut Call) -> Result<u64, Errno> {
             name.resize(16, 0);
             call.write(address, &name).map(|()| 0)
         }
-        libc::PR_SET_DUMPABLE
-        | libc::PR_GET_DUMPABLE
+        set @ (libc::PR_SET_DUMPABLE
         | libc::PR_SET_KEEPCAPS
-        | libc::PR_GET_KEEPCAPS
         | libc::PR_SET_TIMERSLACK
+        | libc::PR_SET_THP_DISABLE) => {
+            let get = match set {
+                libc::PR_SET_DUMPABLE => libc::PR_GET_DUMPABLE,
+                libc::PR_SET_KEEPCAPS => libc::PR_GET_KEEPCAPS,
+                libc::PR_SET_TIMERSLACK => libc::PR_GET_TIMERSLACK,
+                _ => libc::PR_GET_THP_DISABLE,
+            };
+            let old = crate::host::prctl(get, 0)?;
+            let result = crate::host::prctl(set, address)?;
+            call.compensate(Undo::Prctl {
+                option: set,
+                value: old,
+            });
+            Ok(result)
+        }
+        libc::PR_SET_NO_NEW_PRIVS | libc::PR_SET_PDEATHSIG => {
+            call.commit_early(Early::External);
+            crate::host::prctl(option as i32, address)
+        }
+        libc::PR_GET_DUMPABLE
+        | libc::PR_GET_KEEPCAPS
         | libc::PR_GET_TIMERSLACK
-        | libc::PR_SET_NO_NEW_PRIVS
         | libc::PR_GET_NO_NEW_PRIVS
-        | libc::PR_SET_THP_DISABLE
         | libc::PR_GET_THP_DISABLE
-        | libc::PR_CAPBSET_READ
-        | libc::PR_SET_PDEATHSIG => {
+        | libc::PR_CAPBSET_READ => {
             let args = [
                 call.args[0],
                 call.args[1],
