@@ -14,7 +14,7 @@ fn the_delivered_connection_is_reset(how: &str) {
     let program = guest::program("wakeup").unwrap();
     let command = [program.to_str().unwrap(), &port.to_string(), how].map(str::to_owned);
     let mut server = Monitored::start(port, command).unwrap();
-    let mut connect = || net::connect(port, PATIENCE).unwrap();
+    let connect = || net::connect(port, PATIENCE).unwrap();
     let (mut healthy, mut culprit) = (connect(), connect());
     let mut ask = |text: &str| {
         healthy.write_all(text.as_bytes()).unwrap();
