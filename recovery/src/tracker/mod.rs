@@ -228,8 +228,8 @@ impl Tracker {
                 frame
             });
             let shadow = self.shadows.get_mut(frame);
-            machine.read(entry.page, &mut self.scratch);
-            if self.scratch.bytes() != shadow.bytes() {
+            let readable = machine.read(entry.page, &mut self.scratch);
+            if readable && self.scratch.bytes() != shadow.bytes() {
                 shadow.clone_from(&self.scratch);
                 copied += 1;
             }
