@@ -306,6 +306,18 @@ pub fn identity(fd: i32) -> io::Result<(u64, u64)> {
     Ok((stat.st_dev, stat.st_ino))
 }
 
+/// Device and inode of the file at `path`.
+pub fn identity_at(dir: i32, path: Vec<u8>, flags: i32) -> io::Result<(u64, u64)> {
+    let path = std::ffi::CString::new(path)?;
+    // SAFETY: an all-zero `stat` is a valid value.
+    let mut stat: libc::stat = unsafe { std::mem::zeroed() };
+    // SAFETY: the path is NUL-terminated, and `stat` is valid for the call to fill in.
+    check(i64::from(unsafe {
+        libc::fstatat(dir, path.as_ptr(), &mut stat, flags)
+    }))?;
+    Ok((stat.st_dev, stat.st_ino))
+}
+
 fn stat(fd: i32) -> io::Result<libc::stat> {
     // SAFETY: an all-zero `stat` is a valid value.
     let mut stat: libc::stat = unsafe { std::mem::zeroed() };

@@ -280,7 +280,8 @@ impl Tracker {
         self.host_written.clear();
         self.take_harvest(machine);
         let mut outcome = Abandoned::default();
-        for entry in &self.active {
+        // Newest first: where two pages are one in memory, the older base is the one of the checkpoint.
+        for entry in self.active.iter().rev() {
             let base = match entry.frame {
                 Some(frame) => self.shadows.get(frame),
                 None => PageContent::zero(),

@@ -108,12 +108,24 @@ impl Drop for DirtyRing {
     }
 }
 
-/// `KVM_RESET_DIRTY_RINGS` on the machine behind `vm`: the number of entries that were reset. Since Linux 6.16
-/// it stops in the middle when a signal is pending, without an error.
+/// `KVM_RESET_DIRTY_RINGS` on the machine behind `vm`: the number of entries that were reset.
+///
+/// No signal may be pending meanwhile. Since Linux 6.16 one ends the reset in the middle, without an error,
+/// and the pages that the kernel had gathered at that point (up to 64) stay writable although their entries
+/// are gone: no later reset protects them, and writes to them are never reported again.
 pub fn reset(vm: RawFd) -> io::Result<u64> {
-    // SAFETY: the ioctl takes no argument and changes only KVM's own state.
-    match unsafe { libc::ioctl(vm, KVM_RESET_DIRTY_RINGS()) } {
-        n if n < 0 => Err(io::Error::last_os_error()),
-        n => Ok(n as u64),
+    // SAFETY: an all-zero set is valid for the calls to fill in. The ioctl takes no argument and changes
+    // only KVM's own state; the thread gets back the mask that it had.
+    unsafe {
+        let mut all: libc::sigset_t = std::mem::zeroed();
+        let mut old: libc::sigset_t = std::mem::zeroed();
+        libc::sigfillset(&mut all);
+        libc::pthread_sigmask(libc::SIG_SETMASK, &all, &mut old);
+        let result = match libc::ioctl(vm, KVM_RESET_DIRTY_RINGS()) {
+            n if n < 0 => Err(io::Error::last_os_error()),
+            n => Ok(n as u64),
+        };
+        libc::pthread_sigmask(libc::SIG_SETMASK, &old, std::ptr::null_mut());
+        result
     }
 }

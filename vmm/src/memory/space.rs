@@ -343,6 +343,17 @@ impl AddressSpace {
         }
     }
 
+    /// Runs `action` while the host may write `page`, whatever the guest's protection of it is.
+    pub fn with_write_access(&mut self, page: PageNumber, action: impl FnOnce() -> bool) -> bool {
+        let Some(vma) = self.vmas.find(page.address().0) else {
+            return false;
+        };
+        let one = GuestRange::from_bounds(page.address().0, page.address().0 + PAGE_SIZE);
+        host_protect(one, Protection::WRITE).is_ok()
+            && action()
+            && host_protect(one, vma.protection).is_ok()
+    }
+
     /// The pages that the guest can write without an exit now.
     pub fn writable_pages(&self) -> Vec<PageNumber> {
         let writable = self.vmas.iter().filter(|vma| vma.protection.is_writable());

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
-use guest_agentless::{GuestRange, PageNumber};
+use guest_agentless::{Backing, GuestRange, PageNumber};
 use recovery::tracker::{Machine, PageContent};
 
 use crate::kvm::{Vcpu, Vm};
@@ -32,6 +32,8 @@ impl Machine for TrackedMemory<'_> {
         let address = page.address().0;
         copy::write(address, from.bytes()).is_ok()
             || self.own_memory.write_all_at(from.bytes(), address).is_ok()
+            // Not even the kernel writes to a shared mapping without write access.
+            || self.space.with_write_access(page, || copy::write(address, from.bytes()).is_ok())
     }
 
     fn set_writable(&mut self, page: PageNumber, writable: bool) {
@@ -61,6 +63,8 @@ pub fn mapped_parts(space: &AddressSpace, range: GuestRange) -> Vec<GuestRange> 
     space
         .vmas()
         .overlapping(range)
+        // The clock page changes by itself, and nothing that the guest asks for is written to it.
+        .filter(|vma| vma.backing != Backing::Vvar)
         .filter_map(|vma| vma.range.intersection(range))
         .collect()
 }

@@ -175,7 +175,13 @@ fn stat(call: &mut Call) -> Result<u64, Errno> {
     if by_descriptor && call.read::<1>(call.args[1])? == [0] {
         call.settle_own_writes(call.int(0));
     } else {
-        call.settle_files();
+        let (dir, path, flags) = match i64::from(call.row.number) {
+            libc::SYS_stat => (libc::AT_FDCWD, call.args[0], 0),
+            libc::SYS_lstat => (libc::AT_FDCWD, call.args[0], libc::AT_SYMLINK_NOFOLLOW),
+            libc::SYS_statx => (call.int(0), call.args[1], call.int(2)),
+            _ => (call.int(0), call.args[1], call.int(3)),
+        };
+        call.settle_path(dir, path, flags)?;
     }
     call.pass()
 }

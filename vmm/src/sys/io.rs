@@ -33,12 +33,11 @@ impl Call<'_, '_> {
         }
         let peeks = flags & libc::MSG_PEEK != 0;
         let origin = Origin::Stream(fd);
-        // More bytes of the same request, unless it has answered already.
-        let continues = self
-            .state
-            .domain
-            .as_ref()
-            .is_some_and(|d| d.origin == origin && !d.has_deferred());
+        // More bytes of the same request, unless it has answered already. After an early commit they are
+        // where a fault can be undone to.
+        let continues = self.state.domain.as_ref().is_some_and(|d| {
+            d.origin == origin && !d.has_deferred() && d.committed_early.is_none()
+        });
         let goes_on = self
             .state
             .domain
@@ -200,7 +199,7 @@ impl Call<'_, '_> {
     pub(super) fn read_event(&mut self, fd: i32, parts: &[GuestRange]) -> Result<u64, Errno> {
         let room: u64 = parts.iter().map(|part| part.len()).sum();
         let len = room.min(BOUNCE as u64) as usize;
-        self.settle_pipes();
+        self.settle_event(fd);
         let is_event = self.state.files.kind(fd) == Kind::Anonymous;
         if self.in_request() {
             // An eventfd can be given its count back; what else was read cannot be put back.
@@ -213,7 +212,6 @@ impl Call<'_, '_> {
         let mut bounce = std::mem::take(&mut self.thread.bounce);
         let result = self.read_ready(fd, &mut bounce[..len]);
         let done = result.and_then(|n| {
-            self.scatter(parts, &bounce[..n])?;
             let count = bounce
                 .first_chunk()
                 .filter(|_| is_event && n == 8 && self.in_request());
@@ -223,6 +221,8 @@ impl Call<'_, '_> {
                     count: u64::from_ne_bytes(*count),
                 });
             }
+            // Taken even if it cannot be delivered.
+            self.scatter(parts, &bounce[..n])?;
             Ok(n as u64)
         });
         self.thread.bounce = bounce;
@@ -342,19 +342,26 @@ impl Call<'_, '_> {
         }
     }
 
-    /// Likewise, for a call that looks at a file by name.
-    pub(super) fn settle_files(&mut self) {
-        let mut pending = self.pending_writes().into_iter();
-        if pending.any(|to| self.state.files.kind(to) == Kind::File) {
+    /// Likewise, for a call that looks at the file at `path`.
+    pub(super) fn settle_path(&mut self, dir: i32, path: u64, flags: i32) -> Result<(), Errno> {
+        let pending = self.pending_writes();
+        if pending.is_empty() {
+            return Ok(());
+        }
+        let path = self.read_path(path)?;
+        let file = host::identity_at(dir, path, flags & libc::AT_SYMLINK_NOFOLLOW).ok();
+        if file.is_some() && pending.iter().any(|to| host::identity(*to).ok() == file) {
             self.commit_early(Early::External);
         }
+        Ok(())
     }
 
-    /// Likewise, for a read from what is no file: the other end of a pipe has another number.
-    fn settle_pipes(&mut self) {
-        let mut pending = self.pending_writes().into_iter();
-        if pending.any(|to| self.state.files.kind(to) != Kind::File) {
-            self.commit_early(Early::External);
+    /// Likewise, for a read from what is no file. The other end of a pipe has another number, but the same
+    /// inode; an eventfd shares its inode with all others of its kind.
+    fn settle_event(&mut self, fd: i32) {
+        match self.state.files.kind(fd) {
+            Kind::Anonymous => self.settle_own_writes(fd),
+            _ => self.settle_writes(fd),
         }
     }
 

@@ -6,8 +6,10 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use guest_agentless::vma::FileBacking;
-use guest_agentless::{Backing, Errno, GuestRange, GuestVa, PAGE_SIZE, Protection, Vma};
-use recovery::tracker::PageContent;
+use guest_agentless::{
+    Backing, Errno, GuestRange, GuestVa, PAGE_SIZE, PageNumber, Protection, Vma,
+};
+use recovery::tracker::{Machine, PageContent};
 
 use super::{Call, Handler, errno_of};
 use crate::host;
@@ -64,14 +66,22 @@ impl Call<'_, '_> {
             return Ok(());
         }
         if self.in_domain() {
+            // While the mapping is there: what its pages were before their first write depends on it.
+            let (tracker, mut memory) = self
+                .state
+                .tracking(&self.thread.process, &mut self.thread.vcpu);
+            let saved = tracker.save(&mut memory, range);
             if let Ok(stash) = self.state.space.stash(range) {
-                let (tracker, mut memory) = self
-                    .state
-                    .tracking(&self.thread.process, &mut self.thread.vcpu);
-                let pages = vec![tracker.save(&mut memory, range)];
-                self.compensate(Undo::Remap { stash, pages });
+                self.compensate(Undo::Remap {
+                    stash,
+                    pages: vec![saved],
+                });
                 return Ok(());
             }
+            let (tracker, mut memory) = self
+                .state
+                .tracking(&self.thread.process, &mut self.thread.vcpu);
+            tracker.put_back(&mut memory, saved);
             // What the host cannot move (it is in several pieces there) cannot be undone.
             self.commit_early(Early::External);
         }
@@ -322,6 +332,31 @@ impl Call<'_, '_> {
     }
 }
 
+impl Call<'_, '_> {
+    /// Fills a page with zeros, whatever the guest itself may do with it.
+    fn zero(&mut self, page: PageNumber) -> Result<(), Errno> {
+        let range = GuestRange::from_bounds(page.address().0, page.address().0 + PAGE_SIZE);
+        let mut content = PageContent::boxed();
+        let (_, mut memory) = self
+            .state
+            .tracking(&self.thread.process, &mut self.thread.vcpu);
+        if !memory.read(page, &mut content) {
+            return Err(Errno::EFAULT);
+        }
+        if content.bytes() == PageContent::zero().bytes() {
+            return Ok(());
+        }
+        self.thread.mark_written(self.state, range);
+        let (_, mut memory) = self
+            .state
+            .tracking(&self.thread.process, &mut self.thread.vcpu);
+        match memory.write(page, PageContent::zero()) {
+            true => Ok(()),
+            false => Err(Errno::EFAULT),
+        }
+    }
+}
+
 fn madvise(call: &mut Call) -> Result<u64, Errno> {
     let [address, len, advice, ..] = call.args;
     if len == 0 {
@@ -348,21 +383,15 @@ fn discard(call: &mut Call, range: GuestRange) -> Result<u64, Errno> {
     if !call.state.space.vmas().is_covered(range) {
         return Err(Errno::ENOMEM);
     }
-    let can_be_zeroed = |vma: &Vma| is_zero_based(vma) && vma.protection.is_writable();
     let zero_based = call
         .state
         .space
         .vmas()
         .overlapping(range)
-        .all(can_be_zeroed);
+        .all(is_zero_based);
     if call.in_domain() && zero_based && range.len() <= DISCARD_LIMIT {
         for page in range.pages() {
-            let mut content = PageContent::boxed();
-            let written = copy::read(page.address().0, content.bytes_mut()).is_ok()
-                && content.bytes() != PageContent::zero().bytes();
-            if written {
-                call.write(page.address().0, PageContent::zero().bytes())?;
-            }
+            call.zero(page)?;
         }
         call.defer(Deferred::Discard { range });
         return Ok(0);

@@ -253,6 +253,8 @@ impl Call<'_, '_> {
                         })
                         .collect();
                     args.values[i] = host.as_ptr() as u64;
+                    // Elements without bytes are left out.
+                    args.values[usize::from(count)] = host.len() as u64;
                     args._vectors.push(host);
                 }
                 // Only the call's own handler knows what to check.
@@ -297,7 +299,11 @@ impl Call<'_, '_> {
     }
 
     /// Reads `len` bytes of guest memory; the caller has bounded `len`.
+    /// No bytes are read from nowhere: `poll(NULL, 0, ...)` is a way to sleep.
     fn read_vec(&self, address: u64, len: usize) -> Result<Vec<u8>, Errno> {
+        if len == 0 {
+            return Ok(Vec::new());
+        }
         let mut bytes = vec![0u8; len];
         copy::read(address, &mut bytes).map_err(|_| Errno::EFAULT)?;
         Ok(bytes)
@@ -328,6 +334,9 @@ impl Call<'_, '_> {
 
     /// Writes to guest memory, as a result of the call.
     fn write(&mut self, address: u64, bytes: &[u8]) -> Result<(), Errno> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
         let range = window::checked(address, bytes.len() as u64).ok_or(Errno::EFAULT)?;
         self.thread.mark_written(self.state, range);
         copy::write(address, bytes).map_err(|_| Errno::EFAULT)

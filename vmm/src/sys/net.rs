@@ -25,6 +25,7 @@ pub fn handler(number: i64) -> Option<Handler> {
         libc::SYS_sendmsg => sendmsg,
         libc::SYS_shutdown => shutdown,
         libc::SYS_setsockopt => setsockopt,
+        libc::SYS_getsockopt => getsockopt,
         _ => return None,
     })
 }
@@ -343,6 +344,17 @@ fn shutdown(call: &mut Call) -> Result<u64, Errno> {
     }
     call.defer(Deferred::Shutdown { fd, how });
     Ok(0)
+}
+
+/// `TCP_ZEROCOPY_RECEIVE` of `linux/tcp.h`, which the libc crate leaves out: its value holds addresses at
+/// which the kernel writes.
+const TCP_ZEROCOPY_RECEIVE: i32 = 35;
+
+fn getsockopt(call: &mut Call) -> Result<u64, Errno> {
+    if (call.int(1), call.int(2)) == (libc::IPPROTO_TCP, TCP_ZEROCOPY_RECEIVE) {
+        return Err(Errno::ENOPROTOOPT);
+    }
+    call.pass()
 }
 
 fn setsockopt(call: &mut Call) -> Result<u64, Errno> {
