@@ -229,8 +229,7 @@ impl Vm {
     /// Write-protects every page that was harvested from a dirty ring since the last call, so that the
     /// next write to it is reported again.
     pub fn reset_dirty_rings(&self) -> Result<(), KvmError> {
-        // A page that is left writable would be written unnoticed, so a call that a signal has cut short is
-        // made again: the signal is delivered when it returns.
+        // A page that is left writable would be written unnoticed, so this ends only when all are reset.
         while self.harvested.load(Ordering::Relaxed) > 0 {
             match dirty_ring::reset(self.fd.as_raw_fd()) {
                 Ok(n) => {

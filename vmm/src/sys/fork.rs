@@ -59,15 +59,7 @@ pub fn clone_process(call: &mut Call) -> Result<u64, Errno> {
         return Err(Errno::EINVAL);
     }
     call.commit_early(Early::External);
-    let mut registers = *call.thread.vcpu.registers();
-    registers.rax = 0;
-    if stack != 0 {
-        registers.rsp = stack;
-    }
-    let fs = match flags & libc::CLONE_SETTLS as u64 {
-        0 => call.thread.vcpu.fs_base(),
-        _ => tls,
-    };
+    let (registers, fs) = call.child_registers(flags, stack, tls);
     let extended = call
         .thread
         .vcpu

@@ -7,6 +7,7 @@ use std::sync::mpsc;
 use guest_agentless::{Errno, GuestRange, GuestVa};
 
 use super::{Call, Handler};
+use crate::kvm::Registers;
 use crate::memory::{copy, window};
 use crate::process::State;
 use crate::process::domain::Early;
@@ -47,16 +48,8 @@ fn clone(call: &mut Call) -> Result<u64, Errno> {
         log::error!("{error}");
         Errno::EAGAIN
     })?;
-    let mut registers = *call.thread.vcpu.registers();
-    registers.rax = 0;
-    if stack != 0 {
-        registers.rsp = stack;
-    }
+    let (registers, fs) = call.child_registers(flags, stack, tls);
     *vcpu.registers() = registers;
-    let fs = match flags & libc::CLONE_SETTLS as u64 {
-        0 => call.thread.vcpu.fs_base(),
-        _ => tls,
-    };
     let prepared = vcpu
         .set_segment_bases(fs, call.thread.vcpu.gs_base())
         .and_then(|()| {
@@ -80,6 +73,22 @@ fn clone(call: &mut Call) -> Result<u64, Errno> {
         call.write(child_tid, &tid.to_ne_bytes())?;
     }
     Ok(tid as u64)
+}
+
+impl Call<'_, '_> {
+    /// The registers and the FS base with which a `clone` child begins.
+    pub(super) fn child_registers(&mut self, flags: u64, stack: u64, tls: u64) -> (Registers, u64) {
+        let mut registers = *self.thread.vcpu.registers();
+        registers.rax = 0;
+        if stack != 0 {
+            registers.rsp = stack;
+        }
+        let fs = match flags & libc::CLONE_SETTLS as u64 {
+            0 => self.thread.vcpu.fs_base(),
+            _ => tls,
+        };
+        (registers, fs)
+    }
 }
 
 /// The words that a new thread's or process' ID goes to have to be in guest memory.
