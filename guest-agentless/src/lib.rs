@@ -9,6 +9,7 @@ pub mod errno;
 pub mod script;
 pub mod signal;
 pub mod symbols;
+pub mod sync;
 pub mod syscall;
 pub mod unwind;
 pub mod vma;

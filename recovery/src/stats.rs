@@ -13,7 +13,7 @@
 //! | `exits` | vCPU exits by reason: `syscall`, `page_fault`, `other_exception`, `kick`, `dirty_ring_full`, `other` |
 //! | `syscalls` | system calls by name; those without a name as `syscall_N`, numbers past the table as `out_of_range` |
 //! | `unsupported` | likewise, calls answered with ENOSYS |
-//! | `domains` | `committed`, `abandoned`, `rerun`; `early_committed` by reason |
+//! | `domains` | `committed`, `abandoned`, `rerun`, `suspended`; `early_committed` by reason |
 //! | `pages` | see [`PageCounters`] |
 //! | `held` | `bytes_sent`, `bytes_dropped` |
 //! | `deferred` | `done`, `forgotten` |
@@ -128,6 +128,8 @@ pub struct DomainCounters {
     pub abandoned: Counter,
     /// Faulted, were undone and run again.
     pub rerun: Counter,
+    /// Suspended in the middle, because they waited or had used up their time slice.
+    pub suspended: Counter,
     /// Committed before they ended.
     pub early_committed: EarlyCommitCounters,
 }
@@ -209,6 +211,7 @@ impl Stats {
                 "committed": self.domains.committed.get(),
                 "abandoned": self.domains.abandoned.get(),
                 "rerun": self.domains.rerun.get(),
+                "suspended": self.domains.suspended.get(),
                 "early_committed": self.domains.early_committed.to_json(),
             },
             "pages": self.pages.to_json(),

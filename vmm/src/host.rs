@@ -212,6 +212,17 @@ pub fn close(fd: i32) -> io::Result<()> {
     check(i64::from(unsafe { libc::close(fd) })).map(drop)
 }
 
+/// Wakes up to `count` waiters of the futex at `word`, which lies in guest memory.
+pub fn wake_futex(word: u64, count: u32) {
+    for operation in [
+        libc::FUTEX_WAKE,
+        libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG,
+    ] {
+        // SAFETY: the word is not written; that nothing may be there is an error.
+        unsafe { libc::syscall(libc::SYS_futex, word, operation, count, 0, 0, 0) };
+    }
+}
+
 /// `shutdown`.
 pub fn shutdown(fd: i32, how: i32) -> io::Result<()> {
     // SAFETY: takes numbers only.

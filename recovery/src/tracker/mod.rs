@@ -252,6 +252,58 @@ impl Tracker {
         }
     }
 
+    /// The running domain is suspended: a commit as far as everybody else is concerned. `each` is told what it
+    /// has changed: page, base, and content now. False, and nothing is done, if that is more than `limit`
+    /// pages.
+    pub fn suspend(
+        &mut self,
+        machine: &mut impl Machine,
+        limit: usize,
+        mut each: impl FnMut(PageNumber, &PageContent, &PageContent),
+    ) -> bool {
+        self.take_harvest(machine);
+        let mut changed = 0;
+        for entry in &self.active {
+            let base = entry
+                .frame
+                .map_or(PageContent::zero(), |frame| self.shadows.get(frame));
+            if machine.read(entry.page, &mut self.scratch) && self.scratch.bytes() != base.bytes() {
+                changed += 1;
+                if changed > limit {
+                    return false;
+                }
+                each(entry.page, base, &self.scratch);
+            }
+        }
+        self.commit(machine);
+        true
+    }
+
+    /// Gives `page` the content and the base `content`, between two domains. False if it cannot be written.
+    pub fn rebase(
+        &mut self,
+        machine: &mut impl Machine,
+        page: PageNumber,
+        content: &PageContent,
+    ) -> bool {
+        if !machine.write(page, content) {
+            return false;
+        }
+        match self.pages.get(page).map(|state| state.base) {
+            Some(Base::Shadow(frame)) => self.shadows.get_mut(frame).clone_from(content),
+            Some(Base::Itself) => {}
+            None | Some(Base::Zero) => {
+                let frame = self.shadows.allocate();
+                self.shadows.get_mut(frame).clone_from(content);
+                self.pages.set_base(page, Base::Shadow(frame));
+                if let Some(entry) = self.active.iter_mut().rfind(|entry| entry.page == page) {
+                    entry.frame = Some(frame);
+                }
+            }
+        }
+        true
+    }
+
     /// What the host has written since the last commit belongs to the base: the results of the call that
     /// the next domain begins with. No guest code has run in between.
     pub fn settle(&mut self, machine: &mut impl Machine) {

@@ -213,6 +213,7 @@ fn start(arguments: RunArgs) -> Result<Thread, AnyError> {
             tracker: Tracker::new(),
             files: Files::default(),
             domain: None,
+            suspended: Default::default(),
             dispositions: inherited_dispositions(),
             ladder: Ladder::default(),
             descriptor_limit: guest_descriptor_limits(),

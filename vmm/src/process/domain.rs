@@ -2,11 +2,12 @@
 
 use guest_agentless::{GuestRange, SignalSet};
 use kvm_bindings::kvm_xsave;
-use recovery::{Journal, Origin};
+use recovery::{Journal, Origin, SuspendedPages};
 
 use super::effects::{Deferred, Undo};
 use super::thread::Thread;
 use super::tracked::{TrackedMemory, mapped_parts};
+use super::withdraw::Waits;
 use super::{Process, State};
 use crate::kvm::{KvmError, Registers, Vcpu};
 
@@ -45,6 +46,10 @@ pub struct Domain {
     pub committed_early: Option<&'static str>,
     /// The events that it began with, if it began with some.
     pub delivered: Option<Delivered>,
+    /// What it had written when it was suspended last, if it was.
+    pub pages: SuspendedPages,
+    /// The futexes that it has waited for.
+    pub waits: Waits,
     /// All writable memory at the checkpoint, when audited.
     pub audit: Option<super::recover::Image>,
 }
@@ -126,6 +131,7 @@ impl Thread {
         if !self.process.options.protect {
             return;
         }
+        self.touch(state, range);
         for part in mapped_parts(&state.space, range) {
             let (tracker, mut memory) = state.tracking(&self.process, &mut self.vcpu);
             let pages = tracker.host_write(&mut memory, part);
@@ -179,6 +185,8 @@ impl Thread {
             calls: 0,
             committed_early: None,
             delivered: self.delivered.take(),
+            pages: SuspendedPages::default(),
+            waits: Waits::default(),
             audit,
         });
         Ok(())

@@ -3,6 +3,7 @@
 use std::io;
 
 use guest_agentless::{GuestRange, Vma};
+use recovery::SuspendedPages;
 use recovery::tracker::SavedPages;
 
 use super::State;
@@ -78,11 +79,18 @@ pub enum Undo {
     Remap {
         stash: Vec<Stash>,
         pages: Vec<SavedPages>,
+        /// What the domain had written there when it was suspended.
+        suspended: SuspendedPages,
     },
     /// Protections were changed.
     Protect { old: Vec<Vma> },
     /// The end of the heap was moved.
-    Heap { heap: (u64, u64) },
+    Heap {
+        /// First address and end before.
+        heap: (u64, u64),
+        /// The end since then.
+        end: u64,
+    },
     /// A signal disposition was changed.
     Disposition {
         signal: guest_agentless::Signal,
@@ -217,7 +225,9 @@ impl Thread {
     }
 
     /// Undoes an effect.
-    pub fn undo(&mut self, state: &mut State, inverse: Undo) {
+    ///
+    /// `suspended` is what the domain had written when it was suspended.
+    pub fn undo(&mut self, state: &mut State, suspended: &mut SuspendedPages, inverse: Undo) {
         let outcome: io::Result<()> = match inverse {
             Undo::Close { fd } => {
                 state.files.close(fd);
@@ -243,6 +253,8 @@ impl Thread {
             Undo::Offset { fd, offset } => host::seek(fd, offset),
             Undo::EventCount { fd, count } => host::write_all(fd, &count.to_ne_bytes(), None),
             Undo::Unmap { range } => {
+                self.touch(state, range);
+                drop(suspended.take(range));
                 let (tracker, mut memory) = state.tracking(&self.process, &mut self.vcpu);
                 tracker.forget(&mut memory, range);
                 state
@@ -250,9 +262,14 @@ impl Thread {
                     .unmap(range)
                     .map_err(|e| io::Error::from_raw_os_error(e.raw()))
             }
-            Undo::Remap { stash, pages } => {
+            Undo::Remap {
+                stash,
+                pages,
+                suspended: written,
+            } => {
                 state.space.unstash(stash);
                 let (tracker, mut memory) = state.tracking(&self.process, &mut self.vcpu);
+                suspended.put_back(written);
                 for saved in pages {
                     tracker.put_back(&mut memory, saved);
                 }
@@ -262,7 +279,7 @@ impl Thread {
                 state.space.restore_protection(old);
                 Ok(())
             }
-            Undo::Heap { heap } => {
+            Undo::Heap { heap, .. } => {
                 state.space.set_heap(heap);
                 Ok(())
             }
@@ -290,7 +307,7 @@ impl Thread {
 
     /// Lets go of what was kept to undo an effect, since the domain has committed.
     pub fn release_undo(&mut self, state: &mut State, inverse: Undo) {
-        if let Undo::Remap { stash, pages } = inverse {
+        if let Undo::Remap { stash, pages, .. } = inverse {
             AddressSpace::drop_stash(stash);
             for saved in pages {
                 state.tracker.drop_saved(saved);

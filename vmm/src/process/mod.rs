@@ -9,9 +9,12 @@ mod flusher;
 pub mod recover;
 pub mod reporter;
 pub mod signals;
+mod suspend;
 pub mod thread;
+mod touch;
 mod tracked;
 mod turn;
+mod withdraw;
 
 use std::collections::BTreeMap;
 use std::ffi::{CString, OsString};
@@ -78,6 +81,8 @@ pub struct State {
     pub files: Files,
     /// The running domain; none while the process is not tracked yet, and between two domains.
     pub domain: Option<Domain>,
+    /// The suspended domains, by thread.
+    pub suspended: BTreeMap<i32, Domain>,
     /// Signal dispositions.
     pub dispositions: Dispositions,
     /// Which recovery strategy comes next.

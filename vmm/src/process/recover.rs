@@ -7,11 +7,13 @@ use guest_agentless::{Errno, PageNumber, Signal, Vma};
 use recovery::event::{Access, FaultKind, Outcome};
 use recovery::ladder::{FaultSite, Rung};
 use recovery::tracker::{PageContent, RestoredPage};
-use recovery::{Origin, stats};
+use recovery::{Journal, Origin, stats};
 
+use super::effects::{Deferred, Undo};
 use super::reporter::FaultRecord;
 use super::signals::SignalInfo;
 use super::thread::{Flow, Thread};
+use super::withdraw::{self, Withdrawal};
 use super::{State, Turn};
 use crate::kvm::{KvmError, Registers};
 use crate::memory::{Attempt, Resolution, copy};
@@ -194,10 +196,17 @@ impl Thread {
         record.peer = domain.origin.fd().and_then(host::peer_name);
 
         self.undo_failures = 0;
-        let (inverses, dropped) = domain.journal.abandon();
+        let withdrawal = withdraw::decide(state, &mut domain);
+        let kept_words = withdraw::kept_words(&domain);
+        let mut journal = std::mem::take(&mut domain.journal);
+        let mut last = match withdrawal {
+            Withdrawal::Entangled => journal.split_at_mark(),
+            _ => std::mem::take(&mut journal),
+        };
+        let (inverses, dropped) = last.abandon();
         for inverse in inverses {
             record.undone.push(inverse.describe());
-            self.undo(state, inverse);
+            self.undo(state, &mut domain.pages, inverse);
         }
         for effect in dropped {
             self.process.stats.deferred.forgotten.inc();
@@ -223,6 +232,9 @@ impl Thread {
             .map(|RestoredPage { page, bytes }| (*page, *bytes))
             .collect();
         self.process.stats.pages.restored.add(record.pages_restored);
+        let not_withdrawn = self.withdraw(state, &domain, withdrawal, &kept_words);
+        record.pages_restored += domain.pages.iter().count() as u64;
+        self.keep(state, domain.origin, journal, &mut record.kept);
         if let Some(image) = domain.audit.take() {
             self.check_audit(state, &image);
         }
@@ -262,10 +274,14 @@ impl Thread {
             self.vcpu.registers().rax = guest_agentless::to_rax(Err(error));
         }
 
-        let broken = undone.lost.len() as u32 + self.undo_failures;
-        (record.outcome, record.reason) = match (domain.committed_early, broken) {
+        let broken = undone.lost.len() as u32 + not_withdrawn + self.undo_failures;
+        let lessened = domain
+            .committed_early
+            .map(str::to_owned)
+            .or_else(|| withdrawal.reason());
+        (record.outcome, record.reason) = match (lessened, broken) {
             (None, 0) => (Outcome::Recovered, None),
-            (Some(reason), 0) => (Outcome::Degraded, Some(reason.to_owned())),
+            (Some(reason), 0) => (Outcome::Degraded, Some(reason)),
             (_, n) => (
                 Outcome::Degraded,
                 Some(format!("{n} effects could not be undone")),
@@ -278,6 +294,31 @@ impl Thread {
             .record(stats::micros(record.pause));
         self.process.reporter.fault(record);
         Ok(Flow::Continue)
+    }
+
+    /// What an entangled domain did before it was suspended last stays done, except for what it had to say to
+    /// the client whose connection is reset.
+    fn keep(
+        &mut self,
+        state: &mut State,
+        origin: Origin,
+        mut journal: Journal<Deferred, Undo>,
+        kept: &mut Vec<String>,
+    ) {
+        let (deferred, undo) = journal.commit();
+        for effect in deferred {
+            if let Deferred::Send { fd, .. } = &effect
+                && origin == Origin::Stream(*fd)
+            {
+                continue;
+            }
+            kept.push(effect.describe());
+            self.perform(state, effect);
+        }
+        for inverse in undo {
+            kept.push(inverse.describe());
+            self.release_undo(state, inverse);
+        }
     }
 
     /// There is nothing left to try: the fault takes its course as it would without the monitor.

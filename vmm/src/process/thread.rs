@@ -4,11 +4,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use guest_agentless::{Errno, GuestVa, Signal, SignalSet};
+use guest_agentless::{Errno, GuestRange, GuestVa, Signal, SignalSet};
 use recovery::Origin;
 
 use super::control::{self, KICK_SIGNAL, ThreadControl};
-use super::domain::{Continuation, Domain, Early};
+use super::domain::{Continuation, Domain};
 use super::recover::Fault;
 use super::signals::{self, AlternateStack, Delivery, Interrupted, SignalInfo};
 use super::{Process, State, Turn};
@@ -192,6 +192,13 @@ impl Thread {
                 let (tracker, mut memory) = state.tracking(&self.process, &mut self.vcpu);
                 tracker.first_write(&mut memory, GuestVa(address).page())
             }
+            Resolution::Guarded => {
+                self.touch(
+                    state,
+                    GuestRange::from_bounds(address, address.saturating_add(1)),
+                );
+                true
+            }
             Resolution::NotMapped | Resolution::Forbidden => false,
         };
         if !resolved {
@@ -228,8 +235,9 @@ impl Thread {
             return;
         }
         self.asked_at = None;
-        self.commit_early(turn, Early::Suspended);
+        self.suspend(turn);
         turn.released(|| ());
+        self.resume(turn);
     }
 
     /// Signals that could be delivered to this thread now, before a blocking call is entered or restarted.
@@ -332,8 +340,10 @@ impl Thread {
     }
 
     /// `rt_sigreturn`.
-    pub fn return_from_handler(&mut self) -> Result<(), Errno> {
+    pub fn return_from_handler(&mut self, state: &mut State) -> Result<(), Errno> {
         let registers = *self.vcpu.registers();
+        // The frame is smaller than a page: what lies above the stack pointer is read.
+        self.touch_string(state, registers.rsp);
         let restored = signals::read_frame(registers.rsp, &registers).ok_or(Errno::EFAULT)?;
         if let Some(extended) = &restored.extended {
             self.vcpu

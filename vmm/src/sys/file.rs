@@ -57,7 +57,7 @@ impl Call<'_, '_> {
         ))
     }
 
-    fn gather(&self, parts: &[GuestRange]) -> Result<Vec<u8>, Errno> {
+    fn gather(&mut self, parts: &[GuestRange]) -> Result<Vec<u8>, Errno> {
         let mut bytes = Vec::new();
         for part in parts {
             let room = TRANSFER - bytes.len() as u64;
@@ -70,8 +70,9 @@ impl Call<'_, '_> {
         Ok(bytes)
     }
 
-    pub(super) fn gather_vector(&self, address: u64, count: u64) -> Result<Vec<u8>, Errno> {
-        self.gather(&self.vector(address, count)?)
+    pub(super) fn gather_vector(&mut self, address: u64, count: u64) -> Result<Vec<u8>, Errno> {
+        let parts = self.vector(address, count)?;
+        self.gather(&parts)
     }
 
     fn read_parts(&mut self, fd: i32, parts: &[GuestRange]) -> Result<u64, Errno> {

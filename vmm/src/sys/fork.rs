@@ -17,7 +17,7 @@ use super::wait::For;
 use super::{Call, Handler, errno_of};
 use crate::host;
 use crate::kvm::{KvmError, Registers, Vm};
-use crate::memory::{first_reserved, reserved_fd};
+use crate::memory::{first_reserved, reserved_fd, window};
 use crate::process::control;
 use crate::process::domain::Early;
 use crate::process::reporter::Reporter;
@@ -59,6 +59,10 @@ pub fn clone_process(call: &mut Call) -> Result<u64, Errno> {
         return Err(Errno::EINVAL);
     }
     call.commit_early(Early::External);
+    // The child has a copy of everything.
+    for window in window::windows() {
+        call.thread.touch(call.state, window);
+    }
     let (registers, fs) = call.child_registers(flags, stack, tls);
     let extended = call
         .thread
@@ -136,6 +140,7 @@ fn become_child(call: &mut Call, start: Start) -> Result<Thread, KvmError> {
         tracker: Tracker::new(),
         files: std::mem::take(&mut state.files),
         domain: None,
+        suspended: Default::default(),
         dispositions: std::mem::take(&mut state.dispositions),
         ladder: Ladder::default(),
         descriptor_limit: state.descriptor_limit,

@@ -7,7 +7,7 @@ use guest_agentless::Errno;
 
 use super::wait::For;
 use super::{Call, Handler};
-use crate::memory::{copy, window};
+use crate::memory::window;
 use crate::process::domain::Early;
 use crate::process::recover::Fault;
 
@@ -26,7 +26,7 @@ fn futex(call: &mut Call) -> Result<u64, Errno> {
         libc::FUTEX_REQUEUE | libc::FUTEX_CMP_REQUEUE => {
             // A requeued waiter could not be put back, so all are woken.
             window::checked(word2, 4).ok_or(Errno::EFAULT)?;
-            if command == libc::FUTEX_CMP_REQUEUE && current(word)? != value3 as u32 {
+            if command == libc::FUTEX_CMP_REQUEUE && current(call, word)? != value3 as u32 {
                 return Err(Errno::EAGAIN);
             }
             let wake = (operation as i32 & libc::FUTEX_PRIVATE_FLAG) | libc::FUTEX_WAKE;
@@ -48,7 +48,7 @@ fn futex(call: &mut Call) -> Result<u64, Errno> {
         _ => return Err(Errno::ENOSYS),
     }
     // Without giving up the token if there is nothing to wait for.
-    if current(word)? != value as u32 {
+    if current(call, word)? != value as u32 {
         return Err(Errno::EAGAIN);
     }
     let timeout: [u8; 16];
@@ -58,14 +58,19 @@ fn futex(call: &mut Call) -> Result<u64, Errno> {
     } else if call.waits_for_own_effect(word) {
         return call.fault(Fault::crash_path());
     }
+    if let Some(domain) = &mut call.state.domain {
+        domain.waits.begin(word, command == libc::FUTEX_WAIT);
+    }
     // SAFETY: the word is in a guest window, of which the host reads it; the timeout is a copy.
-    unsafe { call.block(libc::SYS_futex, args, For::Midway) }
+    let result = unsafe { call.block(libc::SYS_futex, args, For::Midway) };
+    if let Some(domain) = &mut call.state.domain {
+        domain.waits.end();
+    }
+    result
 }
 
-fn current(word: u64) -> Result<u32, Errno> {
-    let mut bytes = [0u8; 4];
-    copy::read(word, &mut bytes).map_err(|_| Errno::EFAULT)?;
-    Ok(u32::from_ne_bytes(bytes))
+fn current(call: &mut Call, word: u64) -> Result<u32, Errno> {
+    Ok(u32::from_ne_bytes(call.read(word)?))
 }
 
 fn host_futex(args: [u64; 6]) -> Result<u64, Errno> {

@@ -9,6 +9,7 @@ use guest_agentless::vma::FileBacking;
 use guest_agentless::{
     Backing, Errno, GuestRange, GuestVa, PAGE_SIZE, PageNumber, Protection, Vma,
 };
+use recovery::SuspendedPages;
 use recovery::tracker::{Machine, PageContent};
 
 use super::{Call, Handler, errno_of};
@@ -62,6 +63,7 @@ fn page_range(address: u64, len: u64) -> Result<GuestRange, Errno> {
 impl Call<'_, '_> {
     /// Makes `range` free. In a domain, what was there is kept to be put back.
     fn make_free(&mut self, range: GuestRange) -> Result<(), Errno> {
+        self.thread.touch(self.state, range);
         if self.state.space.vmas().overlapping(range).next().is_none() {
             return Ok(());
         }
@@ -72,9 +74,12 @@ impl Call<'_, '_> {
                 .tracking(&self.thread.process, &mut self.thread.vcpu);
             let saved = tracker.save(&mut memory, range);
             if let Ok(stash) = self.state.space.stash(range) {
+                let domain = self.state.domain.as_mut();
+                let suspended = domain.map_or(SuspendedPages::default(), |d| d.pages.take(range));
                 self.compensate(Undo::Remap {
                     stash,
                     pages: vec![saved],
+                    suspended,
                 });
                 return Ok(());
             }
@@ -205,6 +210,7 @@ fn mprotect(call: &mut Call) -> Result<u64, Errno> {
     }
     let range = page_range(address, len)?;
     let protection = Protection::from_bits(bits).ok_or(Errno::EINVAL)?;
+    call.thread.touch(call.state, range);
     let old = call.state.space.protect(range, protection)?;
     call.compensate(Undo::Protect { old });
     Ok(0)
@@ -234,7 +240,10 @@ fn brk(call: &mut Call) -> Result<u64, Errno> {
     } else if new_top < old_top {
         call.make_free(GuestRange::from_bounds(new_top, old_top))?;
     }
-    call.compensate(Undo::Heap { heap: (start, end) });
+    call.compensate(Undo::Heap {
+        heap: (start, end),
+        end: wanted,
+    });
     call.state.space.set_heap((start, wanted));
     Ok(wanted)
 }
@@ -321,6 +330,7 @@ fn mremap(call: &mut Call) -> Result<u64, Errno> {
 impl Call<'_, '_> {
     /// Copies as much of `from` as `to` has room for. Pages of zeros are left untouched.
     fn copy_pages(&mut self, from: GuestRange, to: GuestRange) -> Result<(), Errno> {
+        self.thread.touch(self.state, from);
         let mut content = PageContent::boxed();
         for (source, target) in from.pages().zip(to.pages()) {
             copy::read(source.address().0, content.bytes_mut()).map_err(|_| Errno::EFAULT)?;
@@ -380,6 +390,7 @@ fn madvise(call: &mut Call) -> Result<u64, Errno> {
 }
 
 fn discard(call: &mut Call, range: GuestRange) -> Result<u64, Errno> {
+    call.thread.touch(call.state, range);
     if !call.state.space.vmas().is_covered(range) {
         return Err(Errno::ENOMEM);
     }

@@ -19,7 +19,7 @@ mod signal;
 mod thread;
 mod wait;
 
-use guest_agentless::syscall::{self, ArgKind, Effect, Support, Syscall};
+use guest_agentless::syscall::{self, ArgKind, Effect, Size, Support, Syscall};
 use guest_agentless::{Errno, GuestRange, Signal, to_rax};
 use recovery::Origin;
 
@@ -225,11 +225,13 @@ impl Call<'_, '_> {
             values: self.args,
             _vectors: Vec::new(),
         };
+        self.touch_lengths();
         for span in self.row.spans(self.args, copy_u32) {
             let span = span?;
             let range = window::checked(span.address, span.len).ok_or(Errno::EFAULT)?;
-            if span.access.writes() {
-                self.thread.mark_written(self.state, range);
+            match span.access.writes() {
+                true => self.thread.mark_written(self.state, range),
+                false => self.thread.touch(self.state, range),
             }
         }
         for (i, arg) in self.row.args.iter().enumerate() {
@@ -237,12 +239,16 @@ impl Call<'_, '_> {
             match arg.kind {
                 ArgKind::Path | ArgKind::Strings if address != 0 => {
                     window::checked(address, 1).ok_or(Errno::EFAULT)?;
+                    self.thread.touch_string(self.state, address);
                 }
                 ArgKind::IovecIn { count } | ArgKind::IovecOut { count } => {
                     let vector = self.vector(address, self.args[usize::from(count)])?;
-                    if matches!(arg.kind, ArgKind::IovecOut { .. }) {
-                        for part in &vector {
-                            self.thread.mark_written(self.state, *part);
+                    for part in &vector {
+                        match arg.kind {
+                            ArgKind::IovecOut { .. } => {
+                                self.thread.mark_written(self.state, *part);
+                            }
+                            _ => self.thread.touch(self.state, *part),
                         }
                     }
                     let host: Vec<libc::iovec> = vector
@@ -267,13 +273,24 @@ impl Call<'_, '_> {
         Ok(args)
     }
 
+    /// The lengths that a pointer leads to (`socklen_t *`) are read before the spans are known.
+    fn touch_lengths(&mut self) {
+        for arg in self.row.args {
+            if let ArgKind::Out(Size::Pointee(at)) | ArgKind::InOut(Size::Pointee(at)) = arg.kind
+                && let Some(address) = self.args.get(usize::from(at))
+                && let Some(range) = window::checked(*address, 4)
+            {
+                self.thread.touch(self.state, range);
+            }
+        }
+    }
+
     /// Reads an array of `struct iovec` and checks its elements.
-    fn vector(&self, address: u64, count: u64) -> Result<Vec<GuestRange>, Errno> {
+    fn vector(&mut self, address: u64, count: u64) -> Result<Vec<GuestRange>, Errno> {
         if count > IOV_MAX {
             return Err(Errno::EINVAL);
         }
-        let mut bytes = vec![0u8; count as usize * 16];
-        copy::read(address, &mut bytes).map_err(|_| Errno::EFAULT)?;
+        let bytes = self.read_vec(address, count as usize * 16)?;
         let mut total = 0u64;
         let mut parts = Vec::with_capacity(count as usize);
         for element in bytes.chunks_exact(16) {
@@ -292,30 +309,37 @@ impl Call<'_, '_> {
     }
 
     /// Reads `N` bytes of guest memory.
-    fn read<const N: usize>(&self, address: u64) -> Result<[u8; N], Errno> {
+    fn read<const N: usize>(&mut self, address: u64) -> Result<[u8; N], Errno> {
         let mut bytes = [0u8; N];
-        copy::read(address, &mut bytes).map_err(|_| Errno::EFAULT)?;
+        self.read_into(address, &mut bytes)?;
         Ok(bytes)
+    }
+
+    /// Fills `into` from guest memory.
+    fn read_into(&mut self, address: u64, into: &mut [u8]) -> Result<(), Errno> {
+        let range = window::checked(address, into.len() as u64).ok_or(Errno::EFAULT)?;
+        self.thread.touch(self.state, range);
+        copy::read(address, into).map_err(|_| Errno::EFAULT)
     }
 
     /// Reads `len` bytes of guest memory; the caller has bounded `len`.
     /// No bytes are read from nowhere: `poll(NULL, 0, ...)` is a way to sleep.
-    fn read_vec(&self, address: u64, len: usize) -> Result<Vec<u8>, Errno> {
+    fn read_vec(&mut self, address: u64, len: usize) -> Result<Vec<u8>, Errno> {
         if len == 0 {
             return Ok(Vec::new());
         }
         let mut bytes = vec![0u8; len];
-        copy::read(address, &mut bytes).map_err(|_| Errno::EFAULT)?;
+        self.read_into(address, &mut bytes)?;
         Ok(bytes)
     }
 
     /// Reads a path.
-    fn read_path(&self, address: u64) -> Result<Vec<u8>, Errno> {
+    fn read_path(&mut self, address: u64) -> Result<Vec<u8>, Errno> {
         self.read_string(address, libc::PATH_MAX as usize)
     }
 
     /// Reads a NUL-terminated string of less than `limit` bytes; ENAMETOOLONG if it is longer.
-    fn read_string(&self, address: u64, limit: usize) -> Result<Vec<u8>, Errno> {
+    fn read_string(&mut self, address: u64, limit: usize) -> Result<Vec<u8>, Errno> {
         let mut string = Vec::new();
         let mut at = address;
         while string.len() < limit {

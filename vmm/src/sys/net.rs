@@ -275,7 +275,7 @@ const NAME_LEN: u64 = 8;
 const CONTROL_LEN: u64 = 40;
 const FLAGS: u64 = 48;
 
-fn header(call: &Call) -> Result<Header, Errno> {
+fn header(call: &mut Call) -> Result<Header, Errno> {
     let bytes: [u8; 56] = call.read(call.args[1])?;
     let word = |i: usize| u64::from_ne_bytes(bytes[i..i + 8].try_into().unwrap_or([0; 8]));
     Ok(Header {

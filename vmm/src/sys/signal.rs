@@ -112,7 +112,7 @@ fn sigreturn(call: &mut Call) -> Result<u64, Errno> {
     if !call.in_request() {
         call.commit();
     }
-    match call.thread.return_from_handler() {
+    match call.thread.return_from_handler(call.state) {
         Ok(()) => {
             call.done = Some(Ok(crate::process::thread::Flow::Continue));
             Ok(0)

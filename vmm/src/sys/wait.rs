@@ -47,32 +47,47 @@ impl Call<'_, '_> {
     ) -> Result<u64, Errno> {
         match what {
             For::Work => self.commit(),
-            For::Midway => self.commit_early(Early::Suspended),
+            For::Midway => self.thread.suspend(self.state),
         }
+        // SAFETY: the caller answers for the arguments.
+        let result = unsafe { self.wait_released(number, args) };
+        self.thread.resume(self.state);
+        match result {
+            Some(result) => result,
+            None => self.interrupted(),
+        }
+    }
+
+    /// The host call without the run token; none if a signal is to be delivered first.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Call::block`].
+    unsafe fn wait_released(&mut self, number: i64, args: [u64; 6]) -> Option<Result<u64, Errno>> {
         let control = self.thread.control;
         loop {
             if control.take_attention() {
                 self.thread.vcpu.clear_kick();
             }
             if self.thread.has_deliverable(self.state) {
-                return self.interrupted();
+                return None;
             }
             // SAFETY: the caller answers for the arguments.
             let result = self
                 .state
                 .released(|| unsafe { blocking_syscall(control, number, args) });
             match result {
-                Err(Errno::EINTR) if self.thread.has_deliverable(self.state) => {
-                    return self.interrupted();
-                }
+                Err(Errno::EINTR) if self.thread.has_deliverable(self.state) => return None,
                 Err(Errno::EINTR) => {}
-                other => return other,
+                other => return Some(other),
             }
         }
     }
 
     /// A signal is delivered before the guest goes on.
     pub(super) fn interrupted(&mut self) -> Result<u64, Errno> {
+        // The request may well wait for what the handler does, so it cannot be put off until its end.
+        self.commit_early(Early::Suspended);
         self.thread.restart = Some(u64::from(self.row.number));
         self.thread.control.request_attention();
         Err(Errno::EINTR)
@@ -80,7 +95,9 @@ impl Call<'_, '_> {
 
     /// Says what the domain that begins when this call returns is charged to.
     pub(super) fn next_is(&mut self, origin: Origin) {
-        self.thread.next_origin = origin;
+        if self.state.domain.is_none() {
+            self.thread.next_origin = origin;
+        }
     }
 
     /// Whether a request that is about to wait for `word`, without a limit, would wait for an effect of its
