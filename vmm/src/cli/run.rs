@@ -214,6 +214,7 @@ fn start(arguments: RunArgs) -> Result<Thread, AnyError> {
             files: Files::default(),
             domain: None,
             suspended: Default::default(),
+            wait_words: Default::default(),
             dispositions: inherited_dispositions(),
             ladder: Ladder::default(),
             descriptor_limit: guest_descriptor_limits(),

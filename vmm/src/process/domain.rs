@@ -217,6 +217,7 @@ impl Thread {
         stats.pages.reprotected.add(u64::from(done.reprotected));
         stats.shadow_bytes.raise(tracker.shadow_bytes());
         stats.domains.committed.inc();
+        self.tell_suspended(state);
         for effect in deferred {
             self.perform(state, effect);
         }

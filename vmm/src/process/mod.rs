@@ -16,7 +16,7 @@ mod tracked;
 mod turn;
 mod withdraw;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{CString, OsString};
 use std::os::unix::ffi::OsStringExt;
 use std::path::Path;
@@ -83,6 +83,8 @@ pub struct State {
     pub domain: Option<Domain>,
     /// The suspended domains, by thread.
     pub suspended: BTreeMap<i32, Domain>,
+    /// Futexes that threads have waited for, other than those of mutexes; bounded.
+    pub wait_words: BTreeSet<u64>,
     /// Signal dispositions.
     pub dispositions: Dispositions,
     /// Which recovery strategy comes next.

@@ -196,10 +196,10 @@ impl Thread {
         record.peer = domain.origin.fd().and_then(host::peer_name);
 
         self.undo_failures = 0;
-        let withdrawal = withdraw::decide(state, &mut domain);
+        let decision = withdraw::decide(state, &domain, self.tid());
         let kept_words = withdraw::kept_words(&domain);
         let mut journal = std::mem::take(&mut domain.journal);
-        let mut last = match withdrawal {
+        let mut last = match decision.withdrawal {
             Withdrawal::Entangled => journal.split_at_mark(),
             _ => std::mem::take(&mut journal),
         };
@@ -232,7 +232,7 @@ impl Thread {
             .map(|RestoredPage { page, bytes }| (*page, *bytes))
             .collect();
         self.process.stats.pages.restored.add(record.pages_restored);
-        let not_withdrawn = self.withdraw(state, &domain, withdrawal, &kept_words);
+        let not_withdrawn = self.withdraw(state, &domain, &decision, &kept_words);
         record.pages_restored += domain.pages.iter().count() as u64;
         self.keep(state, domain.origin, journal, &mut record.kept);
         if let Some(image) = domain.audit.take() {
@@ -278,7 +278,7 @@ impl Thread {
         let lessened = domain
             .committed_early
             .map(str::to_owned)
-            .or_else(|| withdrawal.reason());
+            .or_else(|| decision.withdrawal.reason());
         (record.outcome, record.reason) = match (lessened, broken) {
             (None, 0) => (Outcome::Recovered, None),
             (Some(reason), 0) => (Outcome::Degraded, Some(reason)),

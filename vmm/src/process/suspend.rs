@@ -96,6 +96,20 @@ impl Thread {
         state.domain = Some(domain);
     }
 
+    /// A domain of this thread has been committed: what it wrote in pages that suspended domains have written
+    /// is told apart from what they did. Now and not when they are resumed: several domains together may write
+    /// a word and put it back.
+    pub fn tell_suspended(&mut self, state: &mut State) {
+        if state.suspended.is_empty() {
+            return;
+        }
+        let mut suspended = std::mem::take(&mut state.suspended);
+        for domain in suspended.values_mut() {
+            self.take_over_changes(state, domain);
+        }
+        state.suspended = suspended;
+    }
+
     fn take_over_changes(&mut self, state: &mut State, domain: &mut Domain) {
         if domain.pages.shared().next().is_none() {
             return;
@@ -115,6 +129,7 @@ impl Thread {
             let bytes = page.bytes().get(at..at + 4)?;
             Some(u32::from_ne_bytes(bytes.try_into().ok()?))
         };
+        let waits = &domain.waits;
         domain.pages.resume(
             |page, into| match content.get(&page) {
                 Some(now) => {
@@ -124,7 +139,12 @@ impl Thread {
                 None => false,
             },
             |address, left, now| {
-                if sync::is_mutex(&word, address) {
+                let rwlock = sync::rwlock_around(&word, address);
+                // Its count of readers, at its start, is a number.
+                let is_lock = waits.has_lock(address)
+                    || sync::is_held_mutex(&word, address)
+                    || rwlock.is_some_and(|lock| lock != address);
+                if is_lock {
                     Merge::Keep
                 } else if is_address(left) || is_address(now) {
                     Merge::Entangle

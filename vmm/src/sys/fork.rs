@@ -141,6 +141,7 @@ fn become_child(call: &mut Call, start: Start) -> Result<Thread, KvmError> {
         files: std::mem::take(&mut state.files),
         domain: None,
         suspended: Default::default(),
+        wait_words: Default::default(),
         dispositions: std::mem::take(&mut state.dispositions),
         ladder: Ladder::default(),
         descriptor_limit: state.descriptor_limit,

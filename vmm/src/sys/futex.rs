@@ -11,6 +11,9 @@ use crate::memory::window;
 use crate::process::domain::Early;
 use crate::process::recover::Fault;
 
+/// Futexes of which the process remembers that somebody has waited for them.
+const WAIT_WORDS_LIMIT: usize = 4096;
+
 pub fn handler(number: i64) -> Option<Handler> {
     (number == libc::SYS_futex).then_some(futex as Handler)
 }
@@ -58,8 +61,12 @@ fn futex(call: &mut Call) -> Result<u64, Errno> {
     } else if call.waits_for_own_effect(word) {
         return call.fault(Fault::crash_path());
     }
+    let plain = command == libc::FUTEX_WAIT;
+    if !plain && call.state.wait_words.len() < WAIT_WORDS_LIMIT {
+        call.state.wait_words.insert(word);
+    }
     if let Some(domain) = &mut call.state.domain {
-        domain.waits.begin(word, command == libc::FUTEX_WAIT);
+        domain.waits.begin(word, plain);
     }
     // SAFETY: the word is in a guest window, of which the host reads it; the timeout is a copy.
     let result = unsafe { call.block(libc::SYS_futex, args, For::Midway) };
