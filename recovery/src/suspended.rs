@@ -166,7 +166,7 @@ impl SuspendedPages {
                             is
                         }
                         Merge::Entangle => {
-                            self.entangled |= is != without;
+                            self.entangled = true;
                             is
                         }
                     }
