@@ -173,12 +173,13 @@ impl Vcpu {
             limit: 0xfff,
             ..Default::default()
         };
-        const PE_MP_ET_NE_WP_PG: u64 = 0x8001_0033;
+        // With AM, as under Linux: a program may ask for alignment checks.
+        const PE_MP_ET_NE_WP_AM_PG: u64 = 0x8005_0033;
         const PAE_OSFXSR_OSXMMEXCPT: u64 = 0x620;
         const OSXSAVE: u64 = 1 << 18;
         const SCE_LME_LMA_NXE: u64 = 0xd01;
         let xsave = has_xsave(cpuid);
-        sregs.cr0 = PE_MP_ET_NE_WP_PG;
+        sregs.cr0 = PE_MP_ET_NE_WP_AM_PG;
         sregs.cr3 = layout::PAGE_TABLES;
         sregs.cr4 = PAE_OSFXSR_OSXMMEXCPT | if xsave { OSXSAVE } else { 0 };
         sregs.efer = SCE_LME_LMA_NXE;

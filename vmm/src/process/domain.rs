@@ -204,6 +204,10 @@ impl Thread {
             return;
         }
         self.asked_at = None;
+        if self.continues.is_none() {
+            self.control.request.end();
+            self.memory_waived = false;
+        }
         let Some(mut domain) = state.domain.take() else {
             return;
         };

@@ -69,6 +69,12 @@ impl Call<'_, '_> {
             if control.take_attention() {
                 self.thread.vcpu.clear_kick();
             }
+            if self.thread.overdue(self.state) {
+                // If nothing can be done about it, the call is made again.
+                let registers = self.thread.vcpu.registers();
+                registers.rip = registers.rip.wrapping_sub(2);
+                return self.fault(Fault::timeout());
+            }
             if self.thread.has_deliverable(self.state) {
                 return None;
             }
