@@ -151,7 +151,11 @@ impl Vcpu {
         };
         sregs.cs = segment(layout::USER_CODE, 0xb, 3, true);
         sregs.ss = segment(layout::USER_DATA, 0x3, 3, false);
-        sregs.ds = segment(layout::USER_DATA, 0x3, 3, false);
+        // As under Linux, which keeps null selectors in them; the bases of FS and GS work all the same.
+        sregs.ds = kvm_segment {
+            unusable: 1,
+            ..Default::default()
+        };
         sregs.es = sregs.ds;
         sregs.fs = sregs.ds;
         sregs.gs = sregs.ds;

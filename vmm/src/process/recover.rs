@@ -76,6 +76,13 @@ impl Fault {
     /// Any other CPU exception at `rip` (SDM volume 3, table 6-1; signals as Linux sends them).
     pub fn from_exception(vector: u8, error_code: u64, rip: u64) -> Fault {
         const SI_KERNEL: i32 = 0x80;
+        const INVALID_OPCODE: u8 = 6;
+        const GENERAL_PROTECTION: u8 = 13;
+        // PVM cannot emulate `int n`, and says that there is no such instruction.
+        let vector = match vector {
+            INVALID_OPCODE if super::decode::is_interrupt(rip) => GENERAL_PROTECTION,
+            other => other,
+        };
         let (signal, code, address) = match vector {
             0 => (Signal::SIGFPE, FPE_INTDIV, Some(rip)),
             1 => (Signal::SIGTRAP, libc::TRAP_TRACE, Some(rip)),

@@ -376,7 +376,9 @@ impl Call<'_, '_> {
         if !self.in_request() || self.thread.blocked.contains(signal) {
             return false;
         }
-        self.compensate(Undo::Disposition { signal, action });
+        if action.flags & libc::SA_RESETHAND as u32 as u64 != 0 {
+            self.compensate(Undo::Disposition { signal, action });
+        }
         self.thread.vcpu.registers().rax = 0;
         self.thread.run_handler(self.state, info, action, (0, 0, 0));
         self.done = Some(Ok(crate::process::thread::Flow::Continue));
