@@ -55,18 +55,6 @@ static void corrupt_top(void)
         hidden = malloc(100000);
 }
 
-static void corrupt_tcache(void)
-{
-    void **a = malloc(40), **b = malloc(40);
-    hidden = b;
-    free(a);
-    free(b);
-    *(void *volatile *)hidden = (void *)0x4141414141414141;
-    hidden = malloc(40);
-    hidden = malloc(40);
-    hidden = malloc(40);
-}
-
 __attribute__((noinline, optimize("no-tree-dse"))) static void fill(char *target)
 {
     for (unsigned long i = 0; i < length; i++)
@@ -97,7 +85,6 @@ const struct fault library_faults[] = {
     {"free-invalid", free_invalid},
     {"heap-overflow", heap_overflow},
     {"corrupt-top", corrupt_top},
-    {"corrupt-tcache", corrupt_tcache},
     {"stack-smash", stack_smash},
     {"fortify", fortify},
     {"fortify-string", fortify_string},

@@ -8,6 +8,7 @@
  * add N       adds to the connection's sum: "sum COUNT SUM"
  * state       what must be the same before and after a fault, ended by a line "."
  * pointers    as above, in a request; the answer is "done"
+ * hang NAME   commits the fault without more ado
  * commit NAME makes a mess, sends a part of an answer, and commits the fault; "survived" if it had no effect */
 #include "faults.h"
 
@@ -63,6 +64,9 @@ static void serve_line(int fd, struct connection *connection, const char *line)
         make_a_mess();
         say(fd, "a part of");
         commit_fault(line + 7);
+        say(fd, "survived\n");
+    } else if (strncmp(line, "hang ", 5) == 0) {
+        commit_fault(line + 5);
         say(fd, "survived\n");
     } else {
         say(fd, "what?\n");

@@ -74,16 +74,21 @@ __attribute__((noinline)) static int deeper(int depth)
 }
 static void stack_recursion(void) { sink = (char)deeper(0); }
 
-/* One frame that is larger than what is left, and than the guard is. */
+/* One frame that is larger than what is left: the stack pointer is beyond before anything is touched. */
 __attribute__((noinline)) static void stack_huge_frame(void)
 {
-    unsigned long size = 512UL << 20;
+    pthread_attr_t attributes;
+    void *lowest;
+    size_t size;
+    if (pthread_getattr_np(pthread_self(), &attributes) != 0
+        || pthread_attr_getstack(&attributes, &lowest, &size) != 0)
+        return;
     __asm__ volatile("mov %%rsp, %%rbx\n\t"
-                     "sub %0, %%rsp\n\t"
-                     "movb $1, 64(%%rsp)\n\t"
+                     "mov %0, %%rsp\n\t"
+                     "movb $1, 1000(%%rsp)\n\t"
                      "mov %%rbx, %%rsp"
                      :
-                     : "r"(size)
+                     : "r"((char *)lowest - 3000)
                      : "rbx", "memory");
 }
 

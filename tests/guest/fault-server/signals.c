@@ -114,6 +114,13 @@ static void exit_with_handlers(void)
     exit(6);
 }
 
+/* What came before the unlink cannot be undone. */
+static void exit_after_unlink(void)
+{
+    if (unlink("no-such-file") != 0)
+        exit(9);
+}
+
 const struct fault signal_faults[] = {
     {"abort", abort_plain},
     {"abort-blocked", abort_blocked},
@@ -142,5 +149,6 @@ const struct fault signal_faults[] = {
     {"exit-quick", exit_quick},
     {"exit-group", exit_group_raw},
     {"exit-with-handlers", exit_with_handlers},
+    {"exit-after-unlink", exit_after_unlink},
     {NULL, NULL},
 };

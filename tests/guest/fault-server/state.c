@@ -119,7 +119,8 @@ static void put_processor(struct text *text)
     __asm__("mov %%ss, %0" : "=r"(ss));
     /* Trap, direction, I/O privilege, nested task, alignment, identification. */
     put(text, "flags %lx\n", flags & 0x247500);
-    put(text, "segments %x %x %x %x %x %x self %lx\n", cs, ds, es, fs, gs, ss, self);
+    put(text, "code %x stack %x self %lx\n", cs, ss, self);
+    put(text, "selectors %x %x %x %x\n", ds, es, fs, gs);
     unsigned mxcsr;
     unsigned short control;
     __asm__("stmxcsr %0" : "=m"(mxcsr));

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant, SystemTime};
 
-use guest_agentless::{Errno, PageNumber, Signal, Vma};
+use guest_agentless::{Errno, PAGE_SIZE, PageNumber, Signal, Vma};
 use recovery::event::{Access, FaultKind, Outcome};
 use recovery::ladder::{FaultSite, Rung};
 use recovery::tracker::{PageContent, RestoredPage};
@@ -238,6 +238,7 @@ impl Thread {
             return Ok(Flow::Continue);
         };
         self.control.request.end();
+        let written = state.tracker.written_bytes() / PAGE_SIZE;
         let mut record = self.describe(state, fault, domain.origin);
         record.input = std::mem::take(&mut domain.input);
         record.peer = domain.origin.fd().and_then(host::peer_name);
@@ -271,7 +272,8 @@ impl Thread {
         }
         let (tracker, mut memory) = state.tracking(&self.process, &mut self.vcpu);
         let undone = tracker.abandon(&mut memory, |_, _| {});
-        record.pages_written = tracker.active_pages().count() as u64;
+        // Pages of mappings that the domain has made are gone already.
+        record.pages_written = written.max(tracker.active_pages().count() as u64);
         record.pages_restored = undone.restored.len() as u64;
         record.written = undone
             .restored

@@ -70,9 +70,8 @@ impl Call<'_, '_> {
                 self.thread.vcpu.clear_kick();
             }
             if self.thread.overdue(self.state) {
-                // If nothing can be done about it, the call is made again.
-                let registers = self.thread.vcpu.registers();
-                registers.rip = registers.rip.wrapping_sub(2);
+                // What the thread sees if the request goes on all the same.
+                self.thread.vcpu.registers().rax = guest_agentless::to_rax(Err(Errno::EINTR));
                 return self.fault(Fault::timeout());
             }
             if self.thread.has_deliverable(self.state) {
