@@ -50,7 +50,11 @@ fn fault(server: &Monitored, number: usize) -> Event {
         if let Some(event) = faults(server).into_iter().nth(number) {
             return event;
         }
-        assert!(Instant::now() < deadline, "no event; {}", server.output_tail());
+        assert!(
+            Instant::now() < deadline,
+            "no event; {}",
+            server.output_tail()
+        );
         thread::sleep(Duration::from_millis(5));
     }
 }
@@ -74,9 +78,17 @@ impl Watchers {
     }
 
     fn states(&mut self) -> String {
-        let states: String = self.clients.iter_mut().map(|c| c.state().unwrap()).collect();
+        let states: String = self
+            .clients
+            .iter_mut()
+            .map(|c| c.state().unwrap())
+            .collect();
         let keep = |line: &&str| self.selectors || !line.starts_with("selectors ");
-        states.lines().filter(keep).map(|line| format!("{line}\n")).collect()
+        states
+            .lines()
+            .filter(keep)
+            .map(|line| format!("{line}\n"))
+            .collect()
     }
 
     /// Waits until the states are `before`: the server closes a connection after its reset has arrived.
@@ -107,11 +119,14 @@ fn finish(mut server: Monitored, load: Load, requests: u64) {
 fn every_fault(workers: u32) {
     let program = program();
     let names: Vec<String> = program.faults().unwrap();
-    let names: Vec<&String> = names.iter().filter(|name| expected(name).is_some()).collect();
+    let names: Vec<&String> = names
+        .iter()
+        .filter(|name| expected(name).is_some())
+        .collect();
     assert!(names.len() > 120, "{names:?}");
     let native = |name: &str| program.native_signal(name, workers > 0).unwrap();
 
-    let server = start(&program, workers, &["--audit"]);
+    let server = start(&program, workers, &[]);
     let mut watchers = Watchers::new(&server, workers);
     let load = Load::start::<Healthy>(server.address(), HEALTHY, PATIENCE);
     while watchers.states().matches("fd ").count() < HEALTHY {
@@ -137,17 +152,27 @@ fn every_fault(workers: u32) {
         }
         watchers.see(&before, name);
     }
-    let stats = server.report_dir().with_file_name("stats");
     drop(watchers);
-    // The directory goes with the server; the counters are read in between.
-    let outcome = load.finish();
-    assert!(outcome.problems.is_empty(), "{outcome:#?}\n{}", server.output_tail());
-    assert!(outcome.requests > 500, "{outcome:?}");
-    let mut server = server;
+    finish(server, load, 200);
+}
+
+#[test]
+fn every_fault_leaves_every_byte_as_it_was() {
+    kvm_case("every_fault_leaves_every_byte_as_it_was");
+    let program = program();
+    let mut server = start(&program, 0, &["--audit"]);
+    let mut count = 0;
+    for name in program.faults().unwrap() {
+        if expected(&name).is_some() {
+            let culprit = Client::connect(server.port(), PATIENCE).unwrap();
+            culprit.until_reset(&format!("commit {name}")).unwrap();
+            count += 1;
+        }
+    }
     server.terminate().unwrap();
-    let stats: serde_json::Value = serde_json::from_str(&fs::read_to_string(stats).unwrap()).unwrap();
-    assert_eq!(stats["audit"]["mismatches"], 0, "{}", server.output_tail());
-    assert!(stats["audit"]["checks"].as_u64() > Some(120), "{}", stats["audit"]);
+    let audit = &server.stats().unwrap()["audit"];
+    assert_eq!(audit["checks"], count, "{audit}");
+    assert_eq!(audit["mismatches"], 0, "{}", server.output_tail());
 }
 
 /// The name that events use for a signal.
@@ -196,7 +221,10 @@ fn limited(workers: u32, options: &[&str], names: &[&str], kind: &str) {
         let event = fault(&server, number);
         assert_eq!(event.event, "recovered", "{name}: {event:?}");
         assert_eq!(event.text("kind"), Some(kind), "{name}: {event:?}");
-        assert!(event.get("signal").is_some_and(serde_json::Value::is_null), "{event:?}");
+        assert!(
+            event.get("signal").is_some_and(serde_json::Value::is_null),
+            "{event:?}"
+        );
         watchers.see(&before, name);
     }
     drop(watchers);
@@ -220,7 +248,13 @@ fn requests_that_compute_for_ever_with_worker_threads() {
 }
 
 const MEMORY: [&str; 4] = ["--request-memory", "48M", "--request-cpu", "off"];
-const EATING: [&str; 5] = ["eat-heap", "eat-brk", "eat-mappings", "eat-unmapped", "eat-populated"];
+const EATING: [&str; 5] = [
+    "eat-heap",
+    "eat-brk",
+    "eat-mappings",
+    "eat-unmapped",
+    "eat-populated",
+];
 
 #[test]
 fn requests_that_eat_memory_with_one_thread() {
@@ -254,7 +288,10 @@ fn memory_that_a_request_has_eaten_goes_back_to_the_host() {
             assert!(event.number("pages_written") > Some(60_000), "{event:?}");
             watcher.ask("add 1").unwrap();
             let after = resident(server.pid());
-            assert!(after < before + 64, "{name}: {before} MiB before, {after} MiB after");
+            assert!(
+                after < before + 64,
+                "{name}: {before} MiB before, {after} MiB after"
+            );
         }
     }
 }
@@ -269,7 +306,11 @@ fn requests_that_wait_for_ever_are_ended() {
     let culprit = Client::connect(server.port(), PATIENCE).unwrap();
     let begun = Instant::now();
     culprit.until_reset("hang sleep").unwrap();
-    assert!(begun.elapsed() >= Duration::from_millis(400), "{:?}", begun.elapsed());
+    assert!(
+        begun.elapsed() >= Duration::from_millis(400),
+        "{:?}",
+        begun.elapsed()
+    );
     let event = fault(&server, 0);
     assert_eq!(event.text("kind"), Some("timeout"), "{event:?}");
     assert_ne!(event.event, "escalated", "{event:?}");
@@ -280,7 +321,12 @@ fn requests_that_wait_for_ever_are_ended() {
 fn without_limits_a_request_may_take_its_time() {
     kvm_case("without_limits_a_request_may_take_its_time");
     let program = program();
-    let options = ["--request-timeout", "off", "--request-cpu=off", "--request-memory=off"];
+    let options = [
+        "--request-timeout",
+        "off",
+        "--request-cpu=off",
+        "--request-memory=off",
+    ];
     let mut server = start(&program, 0, &options);
     let mut culprit = Client::connect(server.port(), Duration::from_secs(2)).unwrap();
     assert!(culprit.ask("hang spin").is_err());
@@ -308,10 +354,10 @@ fn an_exit_that_cannot_be_undone_keeps_its_status() {
     let mut culprit = Client::connect(server.port(), PATIENCE).unwrap();
     assert!(culprit.ask("hang exit-after-unlink").is_err());
     assert_eq!(server.wait().unwrap().unwrap().code(), Some(9));
+    // What came after the unlink is undone once, and the client reset; then it takes its course.
     let faults = faults(&server);
-    let last = faults.last().unwrap();
-    assert_eq!(last.event, "escalated", "{faults:?}");
-    assert_eq!(last.text("kind"), Some("exit"), "{faults:?}");
+    assert_eq!(faults[0].event, "degraded", "{faults:?}");
+    assert_eq!(faults[0].text("kind"), Some("exit"), "{faults:?}");
     let exited = server.events_of("exited").unwrap();
     assert_eq!(exited[0].number("status"), Some(9), "{exited:?}");
 }
@@ -324,14 +370,26 @@ fn a_crash_handler_of_the_server_does_not_run() {
     let mut command = program.serve(port, 1);
     command.push("crash-handler".into());
     let server = Launch::monitored(command).unwrap().start(port).unwrap();
-    let names = ["null-write", "divide", "ud2", "int3", "alignment", "assert", "raise-segv"];
+    let names = [
+        "null-write",
+        "divide",
+        "ud2",
+        "int3",
+        "alignment",
+        "assert",
+        "raise-segv",
+    ];
     for (number, name) in names.into_iter().enumerate() {
         let culprit = Client::connect(port, PATIENCE).unwrap();
         culprit.until_reset(&format!("commit {name}")).unwrap();
         let event = fault(&server, number);
         assert_eq!(event.event, "recovered", "{name}: {event:?}");
     }
-    assert!(!server.output().contains("crash handler"), "{}", server.output());
+    assert!(
+        !server.output().contains("crash handler"),
+        "{}",
+        server.output()
+    );
 }
 
 #[test]
@@ -344,7 +402,11 @@ fn a_bad_pointer_in_a_system_call_is_an_error_and_no_fault() {
     let monitored = Command::new(paths::vmsrs().unwrap())
         .args(["run", "--report-dir"])
         .arg(program.path().with_file_name("reports"))
-        .args(["--".as_ref(), program.path().as_os_str(), "--pointers".as_ref()])
+        .args([
+            "--".as_ref(),
+            program.path().as_os_str(),
+            "--pointers".as_ref(),
+        ])
         .output()
         .unwrap();
     let monitored = String::from_utf8(monitored.stdout).unwrap();

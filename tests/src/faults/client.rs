@@ -54,7 +54,9 @@ impl Client {
     }
 
     fn send(&mut self, request: &str) -> io::Result<()> {
-        self.0.get_mut().write_all(format!("{request}\n").as_bytes())
+        self.0
+            .get_mut()
+            .write_all(format!("{request}\n").as_bytes())
     }
 
     fn line(&mut self) -> io::Result<String> {

@@ -42,10 +42,16 @@ pub fn expected(fault: &str) -> Option<Expected> {
         name if name.starts_with("stack-") => "stack-overflow",
         name if name.starts_with("abort") || name.starts_with("cxx-") => "abort",
         name if name.starts_with("exit") => "exit",
-        name if ["raise-", "tkill-", "tgkill-", "pthread-"].iter().any(|p| name.starts_with(p)) => {
+        name if ["raise-", "tkill-", "tgkill-", "pthread-"]
+            .iter()
+            .any(|p| name.starts_with(p)) =>
+        {
             "signal"
         }
-        name if ["spin", "sleep", "wait-", "lock-", "eat-"].iter().any(|p| name.starts_with(p)) => {
+        name if ["spin", "sleep", "wait-", "lock-", "eat-"]
+            .iter()
+            .any(|p| name.starts_with(p)) =>
+        {
             return None;
         }
         // Whether the processor knows them decides.

@@ -44,13 +44,21 @@ impl Program {
             command.args([compiler[1], "-D_GNU_SOURCE", "-O1", "-g", "-pthread"]);
             command.args(["-fno-omit-frame-pointer", "-fstack-protector-strong"]);
             // The faults are there on purpose.
-            command.args(["-Wall", "-Wextra", "-Werror", "-Wno-error=stringop-overflow"]);
+            command.args([
+                "-Wall",
+                "-Wextra",
+                "-Werror",
+                "-Wno-error=stringop-overflow",
+            ]);
             compile(command.arg("-c").arg(&path).arg("-o").arg(&object))?;
             objects.push(object);
         }
         let program = Self { dir };
         let mut link = Command::new("g++");
-        link.arg("-pthread").arg("-o").arg(program.path()).args(objects);
+        link.arg("-pthread")
+            .arg("-o")
+            .arg(program.path())
+            .args(objects);
         compile(link.arg("-lm"))?;
         Ok(program)
     }

@@ -10,7 +10,9 @@ use thiserror::Error;
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum BadLimit {
     /// Of time.
-    #[error("`{0}` is neither a number of seconds nor a duration such as `500ms` or `2m`, nor `off`")]
+    #[error(
+        "`{0}` is neither a number of seconds nor a duration such as `500ms` or `2m`, nor `off`"
+    )]
     Time(String),
     /// Of memory.
     #[error("`{0}` is neither a number of bytes, which may end in K, M, G or T, nor `off`")]

@@ -141,7 +141,10 @@ fn row(report: &FaultReport, now: SystemTime) -> Row {
             .when()
             .map_or_else(|| "?".to_owned(), |then| age(then, now)),
         report.outcome.to_string(),
-        report.signal.as_deref().map_or_else(|| "-".to_owned(), cell),
+        report
+            .signal
+            .as_deref()
+            .map_or_else(|| "-".to_owned(), cell),
         report.kind.to_string(),
         cell(&symbol),
         report.peer.as_deref().map_or_else(|| "-".to_owned(), cell),

@@ -22,7 +22,6 @@ pub fn is_stack_overflow(state: &State, registers: &Registers, address: u64) -> 
     let accessible = |vma: &&guest_agentless::Vma| vma.protection != Protection::NONE;
     let next = state.space.vmas().overlapping(above).find(accessible);
     next.is_some_and(|stack| {
-        stack.range.start() > address
-            && stack.range.contains(domain.checkpoint.registers.rsp)
+        stack.range.start() > address && stack.range.contains(domain.checkpoint.registers.rsp)
     })
 }
