@@ -157,6 +157,11 @@ impl Tracker {
         self.written * PAGE_SIZE
     }
 
+    /// Likewise, and counts from zero again.
+    pub fn take_written_bytes(&mut self) -> u64 {
+        std::mem::take(&mut self.written) * PAGE_SIZE
+    }
+
     /// Takes note of the pages that the machine has to report.
     pub fn note_written(&mut self, machine: &mut impl Machine) {
         self.take_harvest(machine);

@@ -205,8 +205,7 @@ impl Thread {
         }
         self.asked_at = None;
         if self.continues.is_none() {
-            self.control.request.end();
-            self.memory_waived = false;
+            self.end_limits();
         }
         let Some(mut domain) = state.domain.take() else {
             return;
@@ -241,6 +240,7 @@ impl Thread {
         let origin = domain.origin;
         let input = domain.input.clone();
         if domain.is_request() {
+            self.count_written(state);
             let counters = &self.process.stats.domains.early_committed;
             match why {
                 Early::External => counters.external.inc(),

@@ -85,8 +85,22 @@ impl Thread {
     }
 
     /// Whether the running request has used up its time.
-    pub fn overdue(&self, state: &State) -> bool {
-        self.control.request.is_overdue() && (in_request(state) || self.continues.is_some())
+    pub fn overdue(&self) -> bool {
+        self.control.request.is_overdue()
+    }
+
+    /// The domain is suspended or committed early: what it has written until now still counts.
+    pub fn count_written(&mut self, state: &mut State) {
+        let (tracker, mut memory) = state.tracking(&self.process, &mut self.vcpu);
+        tracker.note_written(&mut memory);
+        self.written += tracker.take_written_bytes();
+    }
+
+    /// The request has ended.
+    pub fn end_limits(&mut self) {
+        self.control.request.end();
+        self.written = 0;
+        self.memory_waived = false;
     }
 
     /// Whether the running request has written more than it may. `harvest` looks at what the machine has to
@@ -102,12 +116,12 @@ impl Thread {
             let (tracker, mut memory) = state.tracking(&self.process, &mut self.vcpu);
             tracker.note_written(&mut memory);
         }
-        state.tracker.written_bytes() > limit
+        self.written + state.tracker.written_bytes() > limit
     }
 
     /// The limit that the running request has gone past, as a fault.
     pub fn past_limit(&mut self, state: &mut State, harvest: bool) -> Option<Fault> {
-        if self.overdue(state) {
+        if self.overdue() {
             return Some(Fault::timeout());
         }
         self.over_memory(state, harvest).then(Fault::memory)

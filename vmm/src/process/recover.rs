@@ -237,8 +237,8 @@ impl Thread {
         let Some(mut domain) = state.domain.take() else {
             return Ok(Flow::Continue);
         };
-        self.control.request.end();
-        let written = state.tracker.written_bytes() / PAGE_SIZE;
+        let written = (self.written + state.tracker.written_bytes()) / PAGE_SIZE;
+        self.end_limits();
         let mut record = self.describe(state, fault, domain.origin);
         record.input = std::mem::take(&mut domain.input);
         record.peer = domain.origin.fd().and_then(host::peer_name);

@@ -69,6 +69,8 @@ pub struct Thread {
     signals_postponed: bool,
     /// The running request may write as much as it wants: nothing can be done about it.
     pub memory_waived: bool,
+    /// Bytes that the running request had written when it was suspended or committed early.
+    pub written: u64,
     last_fault: (u64, u32),
 }
 
@@ -93,6 +95,7 @@ impl Thread {
             asked_at: None,
             signals_postponed: false,
             memory_waived: false,
+            written: 0,
             last_fault: (0, 0),
         }
     }
