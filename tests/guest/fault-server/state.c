@@ -84,7 +84,7 @@ static void put_descriptors(struct text *text)
         int flags = fcntl(fd, F_GETFD), status = fcntl(fd, F_GETFL);
         struct stat stat;
         if (flags >= 0 && fstat(fd, &stat) == 0)
-            put(text, "fd %d %x %x %o %ld\n", fd, flags, status, stat.st_mode, (long)lseek(fd, 0, SEEK_CUR));
+            put(text, "fd %d %x %x %o %ld\n", fd, flags, status, stat.st_mode & S_IFMT, (long)lseek(fd, 0, SEEK_CUR));
     }
 }
 
