@@ -108,8 +108,9 @@ impl Event {
 /// The members that every fault event has.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Fault {
-    /// The signal's name, such as `SIGSEGV`.
-    pub signal: String,
+    /// The name of the signal that ends the server without the monitor, such as `SIGSEGV`; none for the kinds
+    /// `exit`, `timeout` and `memory`, which raise none.
+    pub signal: Option<String>,
     /// What went wrong.
     pub kind: FaultKind,
     /// The address of the faulting access, if there was one.
@@ -141,7 +142,7 @@ mod tests {
 
     fn fault() -> Fault {
         Fault {
-            signal: "SIGSEGV".into(),
+            signal: Some("SIGSEGV".into()),
             kind: FaultKind::NullWrite,
             address: Some(Hex(0)),
             thread: 12,

@@ -7,6 +7,7 @@
 pub mod audit;
 pub mod error;
 pub mod event;
+pub mod faults;
 pub mod guest;
 pub mod kvm;
 pub mod lane;

@@ -84,6 +84,38 @@ pub fn thread_cpu_time() -> std::time::Duration {
     std::time::Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
+/// CPU time of a thread of this process; none if it has ended.
+pub fn cpu_time_of(tid: i32) -> Option<std::time::Duration> {
+    // `MAKE_THREAD_CPUCLOCK(tid, CPUCLOCK_SCHED)` of the kernel's `posix-timers.h`.
+    const THREAD_SCHED: i32 = 4 | 2;
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: `time` is valid for the call to fill in.
+    match unsafe { libc::clock_gettime((!tid << 3) | THREAD_SCHED, &mut time) } {
+        0 => Some(std::time::Duration::new(
+            time.tv_sec as u64,
+            time.tv_nsec as u32,
+        )),
+        _ => None,
+    }
+}
+
+/// Bytes of memory that the machine has.
+pub fn physical_memory() -> Option<u64> {
+    // SAFETY: sysconf has no preconditions.
+    let (pages, size) = unsafe {
+        (
+            libc::sysconf(libc::_SC_PHYS_PAGES),
+            libc::sysconf(libc::_SC_PAGESIZE),
+        )
+    };
+    u64::try_from(pages)
+        .ok()?
+        .checked_mul(u64::try_from(size).ok()?)
+}
+
 /// The real user of the process.
 pub fn user() -> u32 {
     // SAFETY: getuid has no preconditions.

@@ -60,6 +60,12 @@ fault_kinds! {
     CrashPath = "crash-path",
     /// The request called `exit`.
     Exit = "exit",
+    /// The stack is used up: the guard below it, or beyond, was hit.
+    StackOverflow = "stack-overflow",
+    /// The request took longer, or used more CPU time, than it may.
+    Timeout = "timeout",
+    /// The request wrote more memory than it may.
+    Memory = "memory",
     /// Any other fatal signal that the guest sent itself.
     Signal = "signal",
 }

@@ -18,16 +18,18 @@ use recovery::report::ReportStore;
 use recovery::stats::Stats;
 
 use super::chain;
+use super::limit::{ByteLimit, TimeLimit};
 use crate::clock::{ClockPage, GuestClock, VDSO_IMAGE};
 use crate::inject::Injection;
 use crate::kvm::{self, EntryPath, Vm};
 use crate::loader::{self, Program};
 use crate::memory::{AddressSpace, copy, guest_descriptor_limits, reserved_fd, window};
 use crate::process::files::Files;
+use crate::process::limits::{DEFAULT_CPU, DEFAULT_TIMEOUT, Limits};
 use crate::process::reporter::Reporter;
 use crate::process::signals::{Action, Dispositions};
 use crate::process::thread::{Thread, inherited_ignored, install_signal_handlers};
-use crate::process::{Options, Parts, Process, State};
+use crate::process::{Options, Parts, Process, State, watchdog};
 use crate::sys::end::MONITOR_FAILED;
 
 /// The options of `vmsrs run`.
@@ -50,6 +52,20 @@ pub struct RunArgs {
         hide_possible_values = true
     )]
     protect: Switch,
+    /// End a client's request that takes longer than DURATION (`10`, `500ms`, `2m`), as if it had crashed;
+    /// waiting for more work does not count
+    #[arg(long, value_name = "DURATION|off", default_value_t = TimeLimit(Some(DEFAULT_TIMEOUT)))]
+    request_timeout: TimeLimit,
+    /// End a client's request that uses more CPU time than DURATION
+    #[arg(long, value_name = "DURATION|off", default_value_t = TimeLimit(Some(DEFAULT_CPU)))]
+    request_cpu: TimeLimit,
+    /// End a client's request that writes more memory than BYTES (`64M`, `2G`) [default: a quarter of the
+    /// machine's memory]
+    #[arg(long, value_name = "BYTES|off")]
+    request_memory: Option<ByteLimit>,
+    /// Let a client's request end the server with `exit`; without this, it counts as a crash
+    #[arg(long)]
+    allow_exit: bool,
     /// Compare all of the guest's writable memory with a copy after each recovery (slow; for testing)
     #[arg(long, hide = true)]
     audit: bool,
@@ -87,6 +103,18 @@ impl RunArgs {
         if self.protect == Switch::Off {
             given.push("--protect=off".into());
         }
+        for (name, limit) in [
+            ("--request-timeout", self.request_timeout),
+            ("--request-cpu", self.request_cpu),
+        ] {
+            given.push(format!("{name}={limit}").into());
+        }
+        if let Some(limit) = self.request_memory {
+            given.push(format!("--request-memory={limit}").into());
+        }
+        if self.allow_exit {
+            given.push("--allow-exit".into());
+        }
         if self.audit {
             given.push("--audit".into());
         }
@@ -94,6 +122,20 @@ impl RunArgs {
             given.push(format!("--inject={injection}").into());
         }
         Ok(given)
+    }
+}
+
+impl RunArgs {
+    fn limits(&self) -> Limits {
+        Limits {
+            timeout: self.request_timeout.0,
+            cpu: self.request_cpu.0,
+            memory: match self.request_memory {
+                Some(limit) => limit.0,
+                None => Limits::default_memory(),
+            },
+            allow_exit: self.allow_exit,
+        }
     }
 }
 
@@ -128,6 +170,7 @@ fn start(arguments: RunArgs) -> Result<Thread, AnyError> {
         None => loader::find_program(name, std::env::var_os("PATH").as_deref())?,
     };
     let given = arguments.given()?;
+    let limits = arguments.limits();
     let events = match &arguments.events {
         Some(path) => EventLog::append_options()
             .open(path)
@@ -200,6 +243,7 @@ fn start(arguments: RunArgs) -> Result<Thread, AnyError> {
             is_child: false,
             audit: arguments.audit,
             stats: stats_path,
+            limits,
             inject: arguments.inject,
             given,
         },
@@ -228,7 +272,9 @@ fn start(arguments: RunArgs) -> Result<Thread, AnyError> {
     let registers = vcpu.registers();
     registers.rip = loaded.entry;
     registers.rsp = loaded.stack_pointer;
-    let mut thread = Thread::new(Arc::new(process), vcpu, blocked);
+    let process = Arc::new(process);
+    watchdog::start(&process)?;
+    let mut thread = Thread::new(process, vcpu, blocked);
     thread.mark_loaded(&loaded.written);
     Ok(thread)
 }

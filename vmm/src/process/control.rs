@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU8, AtomicU64, O
 
 use guest_agentless::{Errno, Signal, SignalSet};
 
+use super::limits::RequestNumber;
 use super::signals::SignalInfo;
 use crate::kvm::Kicker;
 
@@ -34,6 +35,8 @@ pub struct ThreadControl {
     pub pending: Mutex<Vec<SignalInfo>>,
     /// Where the thread ID is cleared when the thread ends (`set_tid_address`), or 0.
     pub clear_tid: AtomicU64,
+    /// The request that the thread is in.
+    pub request: RequestNumber,
     kicker: Kicker,
 }
 
@@ -62,6 +65,7 @@ impl ThreadControl {
             blocked: AtomicU64::new(blocked.0),
             pending: Mutex::new(Vec::new()),
             clear_tid: AtomicU64::new(0),
+            request: RequestNumber::default(),
             kicker,
         }))
     }

@@ -204,6 +204,9 @@ impl Thread {
             return;
         }
         self.asked_at = None;
+        if self.continues.is_none() {
+            self.end_limits();
+        }
         let Some(mut domain) = state.domain.take() else {
             return;
         };
@@ -238,6 +241,7 @@ impl Thread {
         let origin = domain.origin;
         let input = domain.input.clone();
         if domain.is_request() {
+            self.count_written(state);
             let counters = &self.process.stats.domains.early_committed;
             match why {
                 Early::External => counters.external.inc(),

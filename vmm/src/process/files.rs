@@ -43,6 +43,7 @@ pub struct Files {
     /// By member and epoll descriptor.
     interests: BTreeMap<(i32, i32), libc::epoll_event>,
     backlog: BTreeMap<i32, Vec<u8>>,
+    serves: bool,
 }
 
 impl Files {
@@ -76,6 +77,16 @@ impl Files {
                 closing: false,
             },
         );
+    }
+
+    /// The process has accepted a connection.
+    pub fn set_serves(&mut self) {
+        self.serves = true;
+    }
+
+    /// Whether the process has ever accepted a connection: it is a server.
+    pub fn serves(&self) -> bool {
+        self.serves
     }
 
     /// The descriptor has changed its meaning (`connect`, `listen`, `dup2`): look again.

@@ -6,6 +6,8 @@ pub mod domain;
 pub mod effects;
 pub mod files;
 mod flusher;
+pub mod limits;
+mod overflow;
 pub mod recover;
 pub mod reporter;
 pub mod signals;
@@ -14,6 +16,7 @@ pub mod thread;
 mod touch;
 mod tracked;
 mod turn;
+pub mod watchdog;
 mod withdraw;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -49,6 +52,8 @@ pub struct Options {
     pub is_child: bool,
     /// Where the counters are written at the end; absolute.
     pub stats: Option<std::path::PathBuf>,
+    /// What a client's request may use.
+    pub limits: limits::Limits,
     /// A fault to inject.
     pub inject: Option<Injection>,
     /// The options of `vmsrs run` that were given, with absolute paths.
@@ -111,6 +116,8 @@ pub struct Process {
     pub executable: String,
     /// A page of `/proc/self/mem` of the monitor: reaches guest memory whatever its protection.
     pub own_memory: std::fs::File,
+    /// Finds requests that run for too long.
+    pub watchdog: watchdog::Watchdog,
     state: FairMutex<State>,
     /// TID of the holder of the run token, or 0.
     holder: AtomicI32,
@@ -155,6 +162,7 @@ impl Process {
             program: parts.program,
             executable: parts.executable,
             own_memory: parts.own_memory,
+            watchdog: watchdog::Watchdog::default(),
             state: FairMutex::new(parts.state),
             holder: AtomicI32::new(0),
             threads: Mutex::new(BTreeMap::new()),

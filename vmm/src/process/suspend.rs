@@ -42,6 +42,7 @@ impl Thread {
         if self.process.threads().len() <= 1 {
             return;
         }
+        self.count_written(state);
         let Some(mut domain) = state.domain.take() else {
             return;
         };

@@ -6,11 +6,13 @@ use std::time::Duration;
 
 use guest_agentless::{Errno, GuestRange, GuestVa, Signal, SignalSet};
 use recovery::Origin;
+use recovery::event::FaultKind;
 
 use super::control::{self, KICK_SIGNAL, ThreadControl};
 use super::domain::{Continuation, Domain};
+use super::overflow::is_stack_overflow;
 use super::recover::Fault;
-use super::signals::{self, AlternateStack, Delivery, Interrupted, SignalInfo};
+use super::signals::{self, Action, AlternateStack, Delivery, Interrupted, SignalInfo};
 use super::{Process, State, Turn};
 use crate::kvm::{Exit, KvmError, Vcpu};
 use crate::memory::{Attempt, Resolution};
@@ -65,6 +67,10 @@ pub struct Thread {
     pub asked_at: Option<Duration>,
     /// Signals wait for the end of the request.
     signals_postponed: bool,
+    /// The running request may write as much as it wants: nothing can be done about it.
+    pub memory_waived: bool,
+    /// Bytes that the running request had written when it was suspended or committed early.
+    pub written: u64,
     last_fault: (u64, u32),
 }
 
@@ -88,6 +94,8 @@ impl Thread {
             restart: None,
             asked_at: None,
             signals_postponed: false,
+            memory_waived: false,
+            written: 0,
             last_fault: (0, 0),
         }
     }
@@ -123,6 +131,9 @@ impl Thread {
     fn step(&mut self, turn: &mut Turn<'_>) -> Result<Flow, KvmError> {
         if self.control.take_attention() {
             self.attend(turn);
+            if let Some(fault) = self.past_limit(turn, false) {
+                return self.fault(turn, fault);
+            }
         }
         if self.signals_postponed && turn.domain.is_none() {
             self.deliver_signals(turn);
@@ -159,7 +170,10 @@ impl Thread {
                 stats.exits.dirty_ring_full.inc();
                 let (tracker, mut memory) = turn.tracking(&self.process, &mut self.vcpu);
                 tracker.make_room(&mut memory);
-                Ok(Flow::Continue)
+                match self.past_limit(turn, false) {
+                    Some(fault) => self.fault(turn, fault),
+                    None => Ok(Flow::Continue),
+                }
             }
             Exit::HostFault => {
                 stats.exits.other.inc();
@@ -202,7 +216,14 @@ impl Thread {
             Resolution::NotMapped | Resolution::Forbidden => false,
         };
         if !resolved {
-            return self.fault(turn, Fault::page(attempt, address, resolution, error_code));
+            let mut fault = Fault::page(attempt, address, resolution, error_code);
+            if is_stack_overflow(turn, self.vcpu.registers(), address) {
+                fault.kind = FaultKind::StackOverflow;
+            }
+            return self.fault(turn, fault);
+        }
+        if let Some(fault) = self.past_limit(turn, true) {
+            return self.fault(turn, fault);
         }
         // The tables allow the access now. If the CPU still refuses it, again and again, it never will.
         self.last_fault = match self.last_fault {
@@ -302,6 +323,17 @@ impl Thread {
             Delivery::Handle(action) => action,
         };
         self.commit(turn);
+        self.run_handler(turn, info, action, trap);
+    }
+
+    /// Sets the registers to the handler `action` for the signal, on a frame of its own.
+    pub fn run_handler(
+        &mut self,
+        turn: &mut Turn<'_>,
+        info: SignalInfo,
+        action: Action,
+        trap: (u64, u64, u64),
+    ) {
         turn.dispositions.delivered(info.signal);
         let restarts = action.flags & libc::SA_RESTART as u64 != 0;
         if let Some(number) = self.restart.take().filter(|_| restarts) {

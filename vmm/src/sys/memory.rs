@@ -161,7 +161,12 @@ fn mmap(call: &mut Call) -> Result<u64, Errno> {
     }
     // SAFETY: only borrowed for the duration of the mapping; a descriptor that is not open is EBADF there.
     let file = (!anonymous).then(|| (unsafe { BorrowedFd::borrow_raw(fd as i32) }, offset));
-    let extra = flags & (libc::MAP_NORESERVE | libc::MAP_POPULATE | libc::MAP_STACK) & MAP_KNOWN;
+    let mut extra =
+        flags & (libc::MAP_NORESERVE | libc::MAP_POPULATE | libc::MAP_STACK) & MAP_KNOWN;
+    if call.in_request() {
+        // Pages that nobody writes are not counted, and a request's memory is limited.
+        extra &= !libc::MAP_POPULATE;
+    }
     call.map_new(
         Vma {
             range,

@@ -397,6 +397,7 @@ impl Call<'_, '_> {
         }
         self.thread.arm(self.state);
         self.thread.continues = None;
+        self.thread.begin_limits();
         self.thread.begin(self.state, origin).map_err(|error| {
             log::error!("{error}");
             Errno::ENOMEM

@@ -87,6 +87,7 @@ fn accept(call: &mut Call) -> Result<u64, Errno> {
     let connection = accepted? as i32;
     call.begin(Origin::Accept(fd))?;
     call.state.files.forget(connection);
+    call.state.files.set_serves();
     if connection as u64 >= call.state.descriptor_limit.0 {
         let _ = host::close(connection);
         return Err(Errno::EMFILE);

@@ -96,6 +96,10 @@ fn sigprocmask(call: &mut Call) -> Result<u64, Errno> {
     }
     if let Some(blocked) = wanted {
         call.thread.set_blocked(blocked);
+        // A fatal signal that the request has sent to itself while it was blocked takes its effect now.
+        if let Some(signal) = call.fatal_signal_opened() {
+            return call.fault(Fault::raised(signal));
+        }
     }
     Ok(0)
 }
@@ -249,17 +253,13 @@ fn kill(call: &mut Call) -> Result<u64, Errno> {
         return Ok(0);
     }
     let signal = Signal::new(number as u32).ok_or(Errno::EINVAL)?;
-    if is_fatal(signal) && call.in_domain() {
+    if call.ends_process(signal) {
         return call.fault(Fault::raised(signal));
     }
     if !signal.is_catchable() {
         return call.pass();
     }
-    call.defer(Deferred::SignalSelf {
-        info: SignalInfo::from_process(signal, own, host::user()),
-    });
-    call.settle_signals();
-    Ok(0)
+    call.signal_self(SignalInfo::from_process(signal, own, host::user()))
 }
 
 fn tgkill(call: &mut Call) -> Result<u64, Errno> {
@@ -295,8 +295,11 @@ fn control_of(call: &Call, tid: i32) -> Result<&'static ThreadControl, Errno> {
 fn send_info(call: &mut Call, tid: i32, info: SignalInfo) -> Result<u64, Errno> {
     control_of(call, tid)?;
     let own = tid == call.thread.tid();
-    if own && is_fatal(info.signal) && call.in_domain() {
+    if own && call.ends_process(info.signal) {
         return call.fault(Fault::raised(info.signal));
+    }
+    if own && call.handle_at_once(info) {
+        return Ok(0);
     }
     call.defer(Deferred::SignalThread { tid, info });
     if own {
@@ -316,12 +319,72 @@ fn queue_info(call: &mut Call) -> Result<u64, Errno> {
     if to_thread {
         return send_info(call, call.int(1), info);
     }
-    call.defer(Deferred::SignalSelf { info });
-    call.settle_signals();
-    Ok(0)
+    if call.ends_process(signal) {
+        return call.fault(Fault::raised(signal));
+    }
+    call.signal_self(info)
 }
 
 impl Call<'_, '_> {
+    /// Sends a signal that does not end it to the process itself.
+    fn signal_self(&mut self, info: SignalInfo) -> Result<u64, Errno> {
+        if !self.handle_at_once(info) {
+            self.defer(Deferred::SignalSelf { info });
+            self.settle_signals();
+        }
+        Ok(0)
+    }
+
+    /// Whether `signal`, sent by the running domain to its own thread or process, is a fault of it: it would
+    /// end the process. A crash is one even if the guest has a handler for it. Any other signal is treated
+    /// like `exit`.
+    fn ends_process(&self, signal: Signal) -> bool {
+        if !self.in_domain() || self.thread.blocked.contains(signal) {
+            return false;
+        }
+        let delivery = self.state.dispositions.delivery(signal);
+        match is_fatal(signal) {
+            true => delivery != Delivery::Ignore,
+            false => {
+                let exits = delivery == Delivery::End && self.in_request();
+                let allowed = self.thread.process.options.limits.allow_exit;
+                exits && !allowed && self.state.files.serves()
+            }
+        }
+    }
+
+    /// The fatal signal that the running request has sent to itself, and that is not blocked any more.
+    fn fatal_signal_opened(&self) -> Option<Signal> {
+        let domain = self.state.domain.as_ref()?;
+        let own = self.thread.tid();
+        let sent = domain.journal.deferred().iter();
+        sent.filter_map(|effect| match effect {
+            Deferred::SignalSelf { info } => Some(info.signal),
+            Deferred::SignalThread { tid, info } if *tid == own => Some(info.signal),
+            _ => None,
+        })
+        .find(|signal| self.ends_process(*signal))
+    }
+
+    /// Runs the handler of a signal that a request sends to itself before the call returns, as Linux does: the
+    /// handler is part of the request. False if there is none to run now.
+    fn handle_at_once(&mut self, info: SignalInfo) -> bool {
+        let signal = info.signal;
+        let Delivery::Handle(action) = self.state.dispositions.delivery(signal) else {
+            return false;
+        };
+        if !self.in_request() || self.thread.blocked.contains(signal) {
+            return false;
+        }
+        if action.flags & libc::SA_RESETHAND as u32 as u64 != 0 {
+            self.compensate(Undo::Disposition { signal, action });
+        }
+        self.thread.vcpu.registers().rax = 0;
+        self.thread.run_handler(self.state, info, action, (0, 0, 0));
+        self.done = Some(Ok(crate::process::thread::Flow::Continue));
+        true
+    }
+
     /// A signal that the thread has sent to itself is delivered before its call returns, unless it is part of
     /// a client's request: then when that has ended.
     fn settle_signals(&mut self) {

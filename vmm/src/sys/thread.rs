@@ -125,11 +125,11 @@ fn start(child: Thread) -> Option<i32> {
 }
 
 fn exit(call: &mut Call) -> Result<u64, Errno> {
-    call.commit();
     let last = call.thread.process.threads().len() <= 1;
     if last {
         return super::end::exit_group(call);
     }
+    call.commit();
     call.thread.clear_tid(call.state);
     call.done = Some(Ok(Flow::ThreadEnded));
     Ok(0)

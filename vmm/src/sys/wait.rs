@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use guest_agentless::Errno;
+use guest_agentless::{Errno, to_rax};
 use recovery::Origin;
 
 use super::{Call, Handler};
@@ -54,11 +54,17 @@ impl Call<'_, '_> {
         self.thread.resume(self.state);
         match result {
             Some(result) => result,
+            None if self.thread.overdue() => {
+                // What the thread sees if the request goes on all the same.
+                self.thread.vcpu.registers().rax = to_rax(Err(Errno::EINTR));
+                self.fault(Fault::timeout())
+            }
             None => self.interrupted(),
         }
     }
 
-    /// The host call without the run token; none if a signal is to be delivered first.
+    /// The host call without the run token; none if a signal is to be delivered first, or the request's time is
+    /// up.
     ///
     /// # Safety
     ///
@@ -69,7 +75,7 @@ impl Call<'_, '_> {
             if control.take_attention() {
                 self.thread.vcpu.clear_kick();
             }
-            if self.thread.has_deliverable(self.state) {
+            if self.thread.overdue() || self.thread.has_deliverable(self.state) {
                 return None;
             }
             // SAFETY: the caller answers for the arguments.

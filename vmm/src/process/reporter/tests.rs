@@ -21,7 +21,7 @@ pub(super) fn record() -> FaultRecord {
         time: UNIX_EPOCH,
         outcome: Outcome::Recovered,
         reason: None,
-        signal: libc::SIGSEGV,
+        signal: Some(libc::SIGSEGV),
         kind: FaultKind::NullWrite,
         address: Some(0),
         thread: 17,
