@@ -18,6 +18,7 @@
 //! The machine does not see what the host writes for a system call: [`Tracker::host_write`] has to be
 //! called before such a write.
 
+mod changed;
 mod pages;
 mod shadow;
 #[cfg(test)]

@@ -204,6 +204,7 @@ impl Thread {
             return;
         }
         self.asked_at = None;
+        self.note_heap(state);
         let Some(mut domain) = state.domain.take() else {
             return;
         };

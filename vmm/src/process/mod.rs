@@ -6,6 +6,7 @@ pub mod domain;
 pub mod effects;
 pub mod files;
 mod flusher;
+pub mod heap;
 pub mod recover;
 pub mod reporter;
 pub mod signals;
@@ -89,6 +90,8 @@ pub struct State {
     pub ladder: Ladder,
     /// The guest's limit on descriptors: soft and hard.
     pub descriptor_limit: (u64, u64),
+    /// What is known of the heap, if it is verified.
+    pub heap: Option<Box<heap::HeapWatch>>,
 }
 
 /// A guest process.

@@ -235,6 +235,9 @@ impl Thread {
         let not_withdrawn = self.withdraw(state, &domain, withdrawal, &kept_words);
         record.pages_restored += domain.pages.iter().count() as u64;
         self.keep(state, domain.origin, journal, &mut record.kept);
+        if let Some(watch) = &mut state.heap {
+            watch.abandoned();
+        }
         if let Some(image) = domain.audit.take() {
             self.check_audit(state, &image);
         }
@@ -373,6 +376,7 @@ impl Thread {
             signal: fault.signal.raw(),
             kind: fault.kind,
             address: fault.address,
+            detail: self.fault_detail.take(),
             thread: self.tid(),
             thread_name: host::thread_name(),
             registers: named(&registers),
