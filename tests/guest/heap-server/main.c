@@ -100,7 +100,8 @@ static const char *execute(const char *command, unsigned long index, unsigned lo
     } else if (strcmp(command, "stale") == 0) {
         memset(data, 'A', number);
     } else if (strcmp(command, "twice") == 0) {
-        memset(data + 8, 0, 8); /* what glibc would notice it by */
+        for (volatile char *key = data + 8; key < data + 16; key++)
+            *key = 0; /* what glibc would notice it by */
         free(data);
     } else {
         return "what?";
