@@ -5,6 +5,16 @@ use guest_agentless::PageNumber;
 use super::{Machine, PageContent, Tracker};
 
 impl Tracker {
+    /// From now on, each commit lists the pages that it has changed.
+    pub fn list_changes(&mut self) {
+        self.changes.get_or_insert_default();
+    }
+
+    /// The pages that the last commit has changed, if it was asked to list them.
+    pub fn last_changes(&self) -> &[PageNumber] {
+        self.changes.as_deref().unwrap_or_default()
+    }
+
     /// Shows the pages that differ from their base, each with that base, of those that are `of_interest`. Costs
     /// a comparison for each of these in the write set. Returns how many pages were newly reported as written.
     pub fn changed(

@@ -97,6 +97,8 @@ pub struct Tracker {
     host_written: Vec<PageNumber>,
     harvest: Vec<PageNumber>,
     scratch: Box<PageContent>,
+    /// What the last commit has changed, if somebody wants to know.
+    changes: Option<Vec<PageNumber>>,
 }
 
 impl Tracker {
@@ -119,6 +121,7 @@ impl Tracker {
             host_written: Vec::new(),
             harvest: Vec::new(),
             scratch: PageContent::boxed(),
+            changes: None,
         }
     }
 
@@ -215,12 +218,15 @@ impl Tracker {
         let harvested = self.take_harvest(machine);
         let over = self.active.len() > self.active_limit;
         let mut copied = 0;
+        let mut changes = self.changes.take();
+        changes.iter_mut().for_each(Vec::clear);
         for entry in &mut self.active {
             // A page that was never shadowed, of a write set past the limit: trapping it again costs an
             // exit if it is written once more, but no memory if it is not.
             if over && entry.frame.is_none() {
                 self.pages.set_base(entry.page, Base::Itself);
                 machine.set_writable(entry.page, false);
+                changes.iter_mut().for_each(|list| list.push(entry.page));
                 continue;
             }
             let frame = *entry.frame.get_or_insert_with(|| {
@@ -233,8 +239,10 @@ impl Tracker {
             if readable && self.scratch.bytes() != shadow.bytes() {
                 shadow.clone_from(&self.scratch);
                 copied += 1;
+                changes.iter_mut().for_each(|list| list.push(entry.page));
             }
         }
+        self.changes = changes;
         let compared = self.active.len() as u64;
         // Protecting again costs a fault for each page that is still in use; not doing so costs a
         // comparison in every commit for each page that is not. Whoever has paid as much for the one as

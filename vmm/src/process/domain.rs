@@ -204,7 +204,6 @@ impl Thread {
             return;
         }
         self.asked_at = None;
-        self.note_heap(state);
         let Some(mut domain) = state.domain.take() else {
             return;
         };
@@ -218,6 +217,7 @@ impl Thread {
         stats.pages.reprotected.add(u64::from(done.reprotected));
         stats.shadow_bytes.raise(tracker.shadow_bytes());
         stats.domains.committed.inc();
+        state.note_heap();
         for effect in deferred {
             self.perform(state, effect);
         }

@@ -90,6 +90,7 @@ impl Thread {
     /// Checks what the running request has done to the heap; it stands before a system call that ends it.
     pub fn verify_heap(&mut self, state: &mut State) -> Option<Fault> {
         let mut watch = state.heap.take()?;
+        state.tracker.list_changes();
         let begun = Instant::now();
         let corruption = watch
             .heaps(self, state)
@@ -166,20 +167,24 @@ impl Thread {
             pages,
         }
     }
+}
 
-    /// The running domain is about to be committed, checked or not.
-    pub fn note_heap(&mut self, state: &mut State) {
-        let Some(mut watch) = state.heap.take() else {
+impl State {
+    /// The running domain has been committed, checked or not.
+    pub fn note_heap(&mut self) {
+        let heaps = self
+            .heap
+            .as_mut()
+            .map(|watch| (watch.is_checked, &mut watch.heaps));
+        let Some((is_checked, Some(heaps))) = heaps else {
             return;
         };
-        if let Some(heaps) = &mut watch.heaps {
-            if watch.is_checked {
-                heaps.committed();
-            } else {
-                let changed = self.changed_pages(state, heaps);
-                heaps.unchecked(changed);
-            }
+        if is_checked {
+            heaps.committed();
+        } else {
+            let changed = self.tracker.last_changes().iter().copied();
+            let pages: Vec<_> = changed.filter(|page| heaps.contains(*page)).collect();
+            heaps.unchecked(pages);
         }
-        state.heap = Some(watch);
     }
 }

@@ -66,7 +66,15 @@ pub struct Child {
 
 impl Child {
     pub fn start(linkage: Linkage) -> Child {
-        let mut process = Command::new(linkage.program())
+        let mut command = Command::new(linkage.program());
+        // The whole command line for another C library: its loader with options, and the program if it was
+        // built for it.
+        if let (Ok(other), Linkage::Dynamic) = (std::env::var("VMSRS_HEAP_CHILD"), linkage) {
+            let mut words = other.split(' ');
+            command = Command::new(words.next().unwrap_or_default());
+            command.args(words);
+        }
+        let mut process = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
