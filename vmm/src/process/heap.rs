@@ -7,7 +7,7 @@ use std::time::Instant;
 use guest_agentless::heap::{self, Corruption, Heaps, Memory, Overlay};
 use guest_agentless::{Backing, GuestRange, PageNumber, Signal};
 use recovery::event::{Event, FaultKind};
-use recovery::stats;
+use recovery::{SuspendedPages, stats};
 
 use super::State;
 use super::recover::Fault;
@@ -39,13 +39,6 @@ impl Memory for Guest {
 }
 
 impl HeapWatch {
-    /// The running domain is undone.
-    pub fn abandoned(&mut self) {
-        if let Some(heaps) = &mut self.heaps {
-            heaps.abandoned();
-        }
-    }
-
     /// The guest runs again.
     pub fn guest_runs(&mut self) {
         self.is_checked = false;
@@ -112,7 +105,8 @@ impl Thread {
         let fs_base = self.vcpu.fs_base();
         let (start, end) = state.space.heap();
         heaps.refresh(&Guest, GuestRange::from_bounds(start, end));
-        let changed = self.changed_pages(state, heaps);
+        let mut changed = self.changed_pages(state, heaps);
+        changed.extend(suspended_pages(state, heaps));
         let process = std::sync::Arc::clone(&self.process);
         let counters = &process.stats.verify_heap;
         counters.checks.inc();
@@ -130,6 +124,11 @@ impl Thread {
             if !heaps.was_corrupt(&committed, &corruption, fs_base) {
                 corruption.explain(&Guest, &committed);
                 return Some(corruption);
+            }
+            if has_suspended(state) {
+                // One that is suspended may have done it, and its own check is still to come.
+                heaps.unchecked(changed);
+                return None;
             }
             // Nobody knows who did it. To blame whoever comes now would be wrong.
             counters.inherited.inc();
@@ -151,7 +150,7 @@ impl Thread {
         changed
     }
 
-    /// Memory as it was when the last domain committed.
+    /// Memory as it would be without the running domain.
     fn committed_memory(&mut self, state: &mut State) -> Overlay<'static, Guest> {
         let mut pages = BTreeMap::new();
         let (tracker, mut memory) = state.tracking(&self.process, &mut self.vcpu);
@@ -162,6 +161,10 @@ impl Thread {
                 pages.insert(page.0, Box::new(*base.bytes()));
             },
         );
+        if let Some(domain) = &state.domain {
+            let before = domain.pages.iter();
+            pages.extend(before.map(|(page, without)| (page.0, Box::new(*without.bytes()))));
+        }
         Overlay {
             memory: &Guest,
             pages,
@@ -169,8 +172,21 @@ impl Thread {
     }
 }
 
+/// What the running domain had written to the heap when it was suspended.
+fn suspended_pages(state: &State, heaps: &Heaps) -> Vec<PageNumber> {
+    let domain = state.domain.iter();
+    let pages = domain.flat_map(|domain| domain.pages.iter().map(|(page, _)| page));
+    pages.filter(|page| heaps.contains(*page)).collect()
+}
+
+/// Whether there are, or were in the running one, writes of others between the writes of one domain.
+fn has_suspended(state: &State) -> bool {
+    let running = state.domain.as_ref();
+    !state.suspended.is_empty() || running.is_some_and(|domain| !domain.pages.is_empty())
+}
+
 impl State {
-    /// The running domain has been committed, checked or not.
+    /// The running domain has been committed or suspended, checked or not.
     pub fn note_heap(&mut self) {
         let heaps = self
             .heap
@@ -184,6 +200,19 @@ impl State {
         } else {
             let changed = self.tracker.last_changes().iter().copied();
             let pages: Vec<_> = changed.filter(|page| heaps.contains(*page)).collect();
+            heaps.unchecked(pages);
+        }
+    }
+
+    /// A domain is undone; before, it had been suspended with these pages.
+    pub fn heap_undone(&mut self, pages: &SuspendedPages) {
+        let Some(heaps) = self.heap.as_mut().and_then(|watch| watch.heaps.as_mut()) else {
+            return;
+        };
+        heaps.abandoned();
+        if !pages.is_empty() {
+            let pages = pages.iter().map(|(page, _)| page);
+            let pages: Vec<_> = pages.filter(|page| heaps.contains(*page)).collect();
             heaps.unchecked(pages);
         }
     }

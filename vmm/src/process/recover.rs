@@ -235,9 +235,7 @@ impl Thread {
         let not_withdrawn = self.withdraw(state, &domain, withdrawal, &kept_words);
         record.pages_restored += domain.pages.iter().count() as u64;
         self.keep(state, domain.origin, journal, &mut record.kept);
-        if let Some(watch) = &mut state.heap {
-            watch.abandoned();
-        }
+        state.heap_undone(&domain.pages);
         if let Some(image) = domain.audit.take() {
             self.check_audit(state, &image);
         }
