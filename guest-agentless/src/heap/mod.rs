@@ -35,6 +35,7 @@ pub use find::{NotFound, find};
 pub use memory::{Memory, Overlay};
 
 use layout::{Arena, HEAP_MAX, HeapInfo};
+use memory::PageCache;
 use tcache::Caches;
 use walk::{Area, Chunks, Stop};
 
@@ -63,6 +64,7 @@ pub struct Heaps {
     /// Pages that were committed without a check.
     pending: BTreeSet<u64>,
     undo: Undo,
+    cache: PageCache,
 }
 
 /// The chunks of one heap: what `brk` made for the main arena, or an area of [`HEAP_MAX`] bytes.
@@ -94,6 +96,7 @@ impl Heaps {
             caches: Caches::default(),
             pending: BTreeSet::new(),
             undo: Undo::default(),
+            cache: PageCache::default(),
         }
     }
 
@@ -182,7 +185,9 @@ impl Heaps {
         fs_base: u64,
         changed: impl IntoIterator<Item = PageNumber>,
     ) -> Result<Checked, Corruption> {
-        let checked = self.check_pages(memory, fs_base, changed);
+        let cache = std::mem::take(&mut self.cache);
+        let checked = self.check_pages(&cache.over(memory), fs_base, changed);
+        self.cache = cache;
         if checked.is_err() {
             self.abandoned();
         }
