@@ -1,6 +1,5 @@
 //! Guest memory as the checks see it.
 
-use std::cell::RefCell;
 use std::collections::BTreeMap;
 
 /// Guest memory, to be read. Any address may be asked for.
@@ -27,65 +26,6 @@ pub trait Memory {
 pub(super) fn word_at(bytes: &[u8], offset: usize) -> u64 {
     let word = bytes.get(offset..).and_then(|rest| rest.first_chunk());
     u64::from_le_bytes(word.copied().unwrap_or_default())
-}
-
-/// Pages that a [`PageCache`] holds.
-const LINES: usize = 64;
-
-/// Copies of pages: the lists of one check lead to the same pages again and again, and a copy of a page
-/// costs little more than one of a word.
-#[derive(Default)]
-pub(super) struct PageCache(RefCell<Vec<Line>>);
-
-struct Line {
-    page: Option<u64>,
-    bytes: Box<[u8; 4096]>,
-}
-
-/// Memory that does not change meanwhile, through a cache.
-pub(super) struct Cached<'a, M> {
-    memory: &'a M,
-    cache: &'a PageCache,
-}
-
-impl PageCache {
-    /// Forgets all pages, and caches those of `memory` from now on.
-    pub fn over<'a, M>(&'a self, memory: &'a M) -> Cached<'a, M> {
-        let mut lines = self.0.borrow_mut();
-        lines.resize_with(LINES, || Line {
-            page: None,
-            bytes: Box::new([0; 4096]),
-        });
-        for line in lines.iter_mut() {
-            line.page = None;
-        }
-        Cached {
-            memory,
-            cache: self,
-        }
-    }
-}
-
-impl<M: Memory> Memory for Cached<'_, M> {
-    fn read(&self, address: u64, into: &mut [u8]) -> bool {
-        let (page, offset) = (address / 4096, (address % 4096) as usize);
-        if offset + into.len() > 4096 {
-            return self.memory.read(address, into);
-        }
-        let mut lines = self.cache.0.borrow_mut();
-        let Some(line) = lines.get_mut(page as usize % LINES) else {
-            return self.memory.read(address, into);
-        };
-        if line.page != Some(page) {
-            line.page = None;
-            if !self.memory.read(page * 4096, &mut line.bytes[..]) {
-                return false;
-            }
-            line.page = Some(page);
-        }
-        into.copy_from_slice(&line.bytes[offset..offset + into.len()]);
-        true
-    }
 }
 
 /// Memory in which some pages have another content.

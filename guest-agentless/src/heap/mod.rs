@@ -35,7 +35,6 @@ pub use find::{NotFound, find};
 pub use memory::{Memory, Overlay};
 
 use layout::{Arena, HEAP_MAX, HeapInfo};
-use memory::PageCache;
 use tcache::Caches;
 use walk::{Area, Chunks, Stop};
 
@@ -64,7 +63,6 @@ pub struct Heaps {
     /// Pages that were committed without a check.
     pending: BTreeSet<u64>,
     undo: Undo,
-    cache: PageCache,
 }
 
 /// The chunks of one heap: what `brk` made for the main arena, or an area of [`HEAP_MAX`] bytes.
@@ -96,7 +94,6 @@ impl Heaps {
             caches: Caches::default(),
             pending: BTreeSet::new(),
             undo: Undo::default(),
-            cache: PageCache::default(),
         }
     }
 
@@ -185,9 +182,7 @@ impl Heaps {
         fs_base: u64,
         changed: impl IntoIterator<Item = PageNumber>,
     ) -> Result<Checked, Corruption> {
-        let cache = std::mem::take(&mut self.cache);
-        let checked = self.check_pages(&cache.over(memory), fs_base, changed);
-        self.cache = cache;
+        let checked = self.check_pages(memory, fs_base, changed);
         if checked.is_err() {
             self.abandoned();
         }
@@ -204,16 +199,15 @@ impl Heaps {
         let waiting = std::mem::take(&mut self.pending);
         self.undo.pending.extend(&waiting);
         let changed = changed.into_iter().map(|page| page.0).chain(waiting);
+        let changed: BTreeSet<u64> = changed.collect();
         let mut by_heap: BTreeMap<u64, Vec<u64>> = BTreeMap::new();
-        for page in changed {
-            if let Some(base) = self.heap_of(PageNumber(page)) {
-                by_heap.entry(base).or_default().push(page);
+        for page in &changed {
+            if let Some(base) = self.heap_of(PageNumber(*page)) {
+                by_heap.entry(base).or_default().push(*page);
             }
         }
         let mut touched: BTreeMap<u64, Option<Arena>> = BTreeMap::new();
-        for (base, mut pages) in by_heap {
-            pages.sort_unstable();
-            pages.dedup();
+        for (base, pages) in by_heap {
             let Some(heap) = self.heaps.get_mut(&base).filter(|heap| !heap.left_out) else {
                 continue;
             };
@@ -232,14 +226,16 @@ impl Heaps {
             }
         }
         let mut free = Vec::new();
-        self.caches.check(memory, fs_base, &mut free, |chunk| {
-            self.heaps
-                .range(..=chunk)
-                .next_back()
-                .is_some_and(|(base, heap)| {
-                    chunk < base.saturating_add(HEAP_MAX).max(heap.range.end())
-                })
-        })?;
+        let is_new = |address: u64| changed.contains(&(address / 4096));
+        self.caches
+            .check(memory, fs_base, &mut free, is_new, |chunk| {
+                self.heaps
+                    .range(..=chunk)
+                    .next_back()
+                    .is_some_and(|(base, heap)| {
+                        chunk < base.saturating_add(HEAP_MAX).max(heap.range.end())
+                    })
+            })?;
         for arena in touched.values().flatten() {
             if self.is_left_out(arena.address) {
                 continue;
@@ -267,11 +263,15 @@ impl Heaps {
         let mut free = Vec::new();
         match corruption.damage {
             Damage::Tcache => {
-                let cache = self.caches.check_known(committed, fs_base, &mut free);
+                let cache = self
+                    .caches
+                    .check_known(committed, fs_base, &mut free, |_| true);
                 return cache.is_err();
             }
             Damage::Twice => {
-                let _ = self.caches.check_known(committed, fs_base, &mut free);
+                let _ = self
+                    .caches
+                    .check_known(committed, fs_base, &mut free, |_| true);
             }
             _ => {}
         }

@@ -52,18 +52,20 @@ impl Caches {
         self.left_out = true;
     }
 
-    /// Checks the cache of the thread at `fs_base`; its chunks are added to `free`. `is_heap` tells heaps.
+    /// Checks the cache of the thread at `fs_base`, as far as `is_new` says that an address may have been written
+    /// since the last check; its chunks there are added to `free`. `is_heap` tells heaps.
     pub fn check(
         &mut self,
         memory: &impl Memory,
         fs_base: u64,
         free: &mut Vec<Free>,
+        is_new: impl Fn(u64) -> bool,
         is_heap: impl Fn(u64) -> bool,
     ) -> Result<(), Corruption> {
         if self.known.is_none() {
             self.known = find(memory, fs_base, is_heap);
         }
-        self.check_known(memory, fs_base, free)
+        self.check_known(memory, fs_base, free, is_new)
     }
 
     /// The same, unless it is not known yet how to find it.
@@ -72,6 +74,7 @@ impl Caches {
         memory: &impl Memory,
         fs_base: u64,
         free: &mut Vec<Free>,
+        is_new: impl Fn(u64) -> bool,
     ) -> Result<(), Corruption> {
         let Some(known) = self.known.filter(|_| !self.left_out) else {
             return Ok(());
@@ -89,7 +92,15 @@ impl Caches {
             false => known.key,
         };
         for list in 0..LISTS {
-            check_list(memory, &bytes, cache, list, known.linking, key, free)?;
+            check_list(
+                memory,
+                &bytes,
+                cache,
+                list,
+                (known.linking, key),
+                free,
+                &is_new,
+            )?;
         }
         Ok(())
     }
@@ -109,9 +120,9 @@ fn check_list(
     bytes: &[u8; SIZE],
     cache: u64,
     list: usize,
-    linking: Linking,
-    key: u64,
+    (linking, key): (Linking, u64),
     free: &mut Vec<Free>,
+    is_new: impl Fn(u64) -> bool,
 ) -> Result<(), Corruption> {
     let count = u16::from_le_bytes([bytes[list * 2], bytes[list * 2 + 1]]);
     let offset = LISTS * 2 + list * 8;
@@ -133,7 +144,8 @@ fn check_list(
     };
     for _ in 0..usize::from(count).min(DEPTH) {
         let chunk = entry.wrapping_sub(16);
-        if entry == 0 || !is_free_entry(memory, chunk, size) {
+        let is_new = is_new(place) || is_new(chunk) || is_new(chunk.wrapping_add(size));
+        if entry == 0 || is_new && !is_free_entry(memory, chunk, size) {
             return Err(broken(place, entry));
         }
         let Some((next, mark)) = memory.pair(entry) else {
@@ -145,7 +157,9 @@ fn check_list(
                 ..broken(entry + 8, mark)
             });
         }
-        free.push(Free { chunk, arena: 0 });
+        if is_new {
+            free.push(Free { chunk, arena: 0 });
+        }
         place = entry;
         entry = linking.decode(place, next);
     }
@@ -191,7 +205,8 @@ fn find(memory: &impl Memory, fs_base: u64, is_heap: impl Fn(u64) -> bool) -> Op
         };
         for linking in [Linking::Protected, Linking::Plain] {
             let fits = |list| {
-                check_list(memory, &bytes, cache, list, linking, key, &mut Vec::new()).is_ok()
+                let (found, all) = (&mut Vec::new(), |_| true);
+                check_list(memory, &bytes, cache, list, (linking, key), found, all).is_ok()
             };
             if (0..LISTS).all(fits) {
                 return Some(Known {

@@ -206,8 +206,7 @@ impl Child {
                 pages.insert(start / 4096 + i as u64, page);
             }
         }
-        let differs =
-            |(number, page): &(&u64, &Box<[u8; 4096]>)| self.last.get(number) != Some(page);
+        let differs = |(number, page): &(&u64, _)| self.last.get(number) != Some(*page);
         self.changed = pages
             .iter()
             .filter(differs)
