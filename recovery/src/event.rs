@@ -64,6 +64,13 @@ pub enum Event {
         /// `127.0.0.1:6379`, `[::1]:6379`, or the path of a Unix socket.
         address: String,
     },
+    /// Whether the heap is verified, with `--verify-heap`, once that is known: when the first request ends.
+    HeapVerification {
+        /// The guest's allocator is known.
+        active: bool,
+        /// Why the heap is not verified.
+        reason: Option<String>,
+    },
     /// A fault was recovered from.
     Recovered(Fault),
     /// A fault was recovered from, but not every guarantee could be kept.

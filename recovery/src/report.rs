@@ -49,6 +49,9 @@ pub struct FaultReport {
     pub kind: FaultKind,
     /// The address of the faulting access, if there was one.
     pub address: Option<Hex>,
+    /// What more is known of what went wrong.
+    #[serde(default)]
+    pub detail: Option<String>,
     /// The guest thread (TID).
     pub thread: i32,
     /// Its name.
@@ -152,6 +155,7 @@ impl FaultReport {
             signal: signal.map(signal_name),
             kind,
             address: None,
+            detail: None,
             thread,
             thread_name: String::new(),
             rip: Hex(rip),

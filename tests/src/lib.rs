@@ -9,6 +9,7 @@ pub mod error;
 pub mod event;
 pub mod faults;
 pub mod guest;
+pub mod heap;
 pub mod kvm;
 pub mod lane;
 pub mod load;

@@ -52,6 +52,8 @@ fault_kinds! {
     GeneralProtection = "general-protection",
     /// The program raised SIGABRT: failed assertion, heap check, stack protector.
     Abort = "abort",
+    /// The request left the heap inconsistent, which was noticed before it was committed (`--verify-heap`).
+    HeapCorruption = "heap-corruption",
     /// A breakpoint or debug trap.
     Trap = "trap",
     /// An unmasked floating-point exception.

@@ -59,6 +59,9 @@ fn write_report(out: &mut String, r: &FaultReport) -> fmt::Result {
         .as_ref()
         .map_or_else(String::new, |s| format!(" {}", line(s)));
     writeln!(out, "\n          at {}{symbol}", r.rip)?;
+    if let Some(detail) = &r.detail {
+        writeln!(out, "          {}", line(detail))?;
+    }
     writeln!(out, "Thread    {} {}", r.thread, line(&r.thread_name))?;
     let peer = r
         .peer

@@ -18,6 +18,7 @@
 //! The machine does not see what the host writes for a system call: [`Tracker::host_write`] has to be
 //! called before such a write.
 
+mod changed;
 mod pages;
 mod shadow;
 #[cfg(test)]
@@ -103,6 +104,8 @@ pub struct Tracker {
     host_written: Vec<PageNumber>,
     harvest: Vec<PageNumber>,
     scratch: Box<PageContent>,
+    /// What the last commit has changed, if somebody wants to know.
+    changes: Option<Vec<PageNumber>>,
 }
 
 impl Tracker {
@@ -126,6 +129,7 @@ impl Tracker {
             host_written: Vec::new(),
             harvest: Vec::new(),
             scratch: PageContent::boxed(),
+            changes: None,
         }
     }
 
@@ -234,12 +238,15 @@ impl Tracker {
         self.written = 0;
         let over = self.active.len() > self.active_limit;
         let mut copied = 0;
+        let mut changes = self.changes.take();
+        changes.iter_mut().for_each(Vec::clear);
         for entry in &mut self.active {
             // A page that was never shadowed, of a write set past the limit: trapping it again costs an
             // exit if it is written once more, but no memory if it is not.
             if over && entry.frame.is_none() {
                 self.pages.set_base(entry.page, Base::Itself);
                 machine.set_writable(entry.page, false);
+                changes.iter_mut().for_each(|list| list.push(entry.page));
                 continue;
             }
             let frame = *entry.frame.get_or_insert_with(|| {
@@ -252,8 +259,10 @@ impl Tracker {
             if readable && self.scratch.bytes() != shadow.bytes() {
                 shadow.clone_from(&self.scratch);
                 copied += 1;
+                changes.iter_mut().for_each(|list| list.push(entry.page));
             }
         }
+        self.changes = changes;
         let compared = self.active.len() as u64;
         // Protecting again costs a fault for each page that is still in use; not doing so costs a
         // comparison in every commit for each page that is not. Whoever has paid as much for the one as

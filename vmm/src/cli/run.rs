@@ -66,6 +66,10 @@ pub struct RunArgs {
     /// Let a client's request end the server with `exit`; without this, it counts as a crash
     #[arg(long)]
     allow_exit: bool,
+    /// Check the glibc heap that a request has written before its effects become real: a silent overflow is
+    /// charged to the request that made it. Says so in the events, and does nothing, for other allocators
+    #[arg(long)]
+    verify_heap: bool,
     /// Compare all of the guest's writable memory with a copy after each recovery (slow; for testing)
     #[arg(long, hide = true)]
     audit: bool,
@@ -114,6 +118,9 @@ impl RunArgs {
         }
         if self.allow_exit {
             given.push("--allow-exit".into());
+        }
+        if self.verify_heap {
+            given.push("--verify-heap".into());
         }
         if self.audit {
             given.push("--audit".into());
@@ -262,6 +269,7 @@ fn start(arguments: RunArgs) -> Result<Thread, AnyError> {
             dispositions: inherited_dispositions(),
             ladder: Ladder::default(),
             descriptor_limit: guest_descriptor_limits(),
+            heap: (protect && arguments.verify_heap).then(Box::default),
         },
     });
     install_signal_handlers()?;

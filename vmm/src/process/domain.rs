@@ -221,6 +221,7 @@ impl Thread {
         stats.shadow_bytes.raise(tracker.shadow_bytes());
         stats.domains.committed.inc();
         self.tell_suspended(state);
+        state.note_heap();
         for effect in deferred {
             self.perform(state, effect);
         }

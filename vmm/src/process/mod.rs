@@ -6,6 +6,7 @@ pub mod domain;
 pub mod effects;
 pub mod files;
 mod flusher;
+pub mod heap;
 pub mod limits;
 mod overflow;
 pub mod recover;
@@ -96,6 +97,8 @@ pub struct State {
     pub ladder: Ladder,
     /// The guest's limit on descriptors: soft and hard.
     pub descriptor_limit: (u64, u64),
+    /// What is known of the heap, if it is verified.
+    pub heap: Option<Box<heap::HeapWatch>>,
 }
 
 /// A guest process.

@@ -284,6 +284,7 @@ impl Thread {
         let not_withdrawn = self.withdraw(state, &domain, &decision, &kept_words);
         record.pages_restored += domain.pages.iter().count() as u64;
         self.keep(state, domain.origin, journal, &mut record.kept);
+        state.heap_undone(&domain.pages);
         if let Some(image) = domain.audit.take() {
             self.check_audit(state, &image);
         }
@@ -432,6 +433,7 @@ impl Thread {
             },
             kind: fault.kind,
             address: fault.address,
+            detail: self.fault_detail.take(),
             thread: self.tid(),
             thread_name: host::thread_name(),
             registers: named(&registers),

@@ -44,6 +44,8 @@ pub struct FaultRecord {
     pub kind: FaultKind,
     /// The address of the faulting access, if there was one.
     pub address: Option<u64>,
+    /// What more is known of what went wrong.
+    pub detail: Option<String>,
     /// The guest thread (TID).
     pub thread: i32,
     /// Its name.

@@ -58,6 +58,7 @@ impl Thread {
             state.domain = Some(domain);
             return self.commit_early(state, Early::Suspended);
         }
+        state.note_heap();
         for (page, base, content) in left {
             written.leave(page, &base, &content);
         }

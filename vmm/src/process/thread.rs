@@ -57,6 +57,8 @@ pub struct Thread {
     pub continues: Option<Continuation>,
     /// Connections that the fault being recovered from may belong to.
     pub suspects: Vec<i32>,
+    /// What more is known of the fault being recovered from.
+    pub fault_detail: Option<String>,
     /// Inverses that could not be done in the current abandon.
     pub undo_failures: u32,
     /// Bytes on the way between host and guest.
@@ -89,6 +91,7 @@ impl Thread {
             delivered: None,
             continues: None,
             suspects: Vec::new(),
+            fault_detail: None,
             undo_failures: 0,
             bounce: vec![0; sys::BOUNCE],
             restart: None,

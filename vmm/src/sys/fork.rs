@@ -145,6 +145,7 @@ fn become_child(call: &mut Call, start: Start) -> Result<Thread, KvmError> {
         dispositions: std::mem::take(&mut state.dispositions),
         ladder: Ladder::default(),
         descriptor_limit: state.descriptor_limit,
+        heap: None,
     };
     let options = Options {
         is_child: true,

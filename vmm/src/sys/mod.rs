@@ -17,6 +17,7 @@ mod own_files;
 mod process;
 mod signal;
 mod thread;
+mod verify;
 mod wait;
 
 use guest_agentless::syscall::{self, ArgKind, Effect, Size, Support, Syscall};
@@ -80,10 +81,11 @@ pub fn serve(thread: &mut Thread, state: &mut Turn<'_>) -> Result<Flow, KvmError
         args,
         done: None,
     };
-    let result = match call.check_descriptors() {
+    let result = match call.check_descriptors().and_then(|()| call.verify_heap()) {
         Ok(()) => call.handle(),
         Err(error) => Err(error),
     };
+    call.heap_unverified();
     log::trace!("{} = {result:?}", syscall::fmt_call(row, args));
     if result == Err(Errno::EPIPE) && call.raises_sigpipe() {
         let info =

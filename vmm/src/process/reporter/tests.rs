@@ -24,6 +24,7 @@ pub(super) fn record() -> FaultRecord {
         signal: Some(libc::SIGSEGV),
         kind: FaultKind::NullWrite,
         address: Some(0),
+        detail: None,
         thread: 17,
         thread_name: "worker".into(),
         registers: vec![("rip", 0), ("rsp", 0)],
