@@ -17,12 +17,14 @@ use recovery::ladder::Ladder;
 use recovery::report::ReportStore;
 use recovery::stats::Stats;
 
-use super::chain;
+use super::{chain, size};
 use crate::clock::{ClockPage, GuestClock, VDSO_IMAGE};
 use crate::inject::Injection;
 use crate::kvm::{self, EntryPath, Vm};
 use crate::loader::{self, Program};
-use crate::memory::{AddressSpace, copy, guest_descriptor_limits, reserved_fd, window};
+use crate::memory::{
+    AddressSpace, LockedPages, copy, guest_descriptor_limits, reserved_fd, window,
+};
 use crate::process::files::Files;
 use crate::process::reporter::Reporter;
 use crate::process::signals::{Action, Dispositions};
@@ -50,6 +52,14 @@ pub struct RunArgs {
         hide_possible_values = true
     )]
     protect: Switch,
+    /// Bytes of output that a request may hold back, such as 512K or 16M; past it, it can no longer be undone
+    #[arg(
+        long,
+        value_name = "BYTES",
+        default_value = "4M",
+        value_parser = size::parse
+    )]
+    hold_limit: usize,
     /// Compare all of the guest's writable memory with a copy after each recovery (slow; for testing)
     #[arg(long, hide = true)]
     audit: bool,
@@ -84,6 +94,9 @@ impl RunArgs {
                 given.push(std::path::absolute(path)?.into());
             }
         }
+        if self.hold_limit != HOLD_LIMIT {
+            given.push(format!("--hold-limit={}", self.hold_limit).into());
+        }
         if self.protect == Switch::Off {
             given.push("--protect=off".into());
         }
@@ -96,6 +109,9 @@ impl RunArgs {
         Ok(given)
     }
 }
+
+/// The default of `--hold-limit`.
+const HOLD_LIMIT: usize = 4 << 20;
 
 type AnyError = Box<dyn Error + Send + Sync>;
 
@@ -197,6 +213,7 @@ fn start(arguments: RunArgs) -> Result<Thread, AnyError> {
         entry_path: probe.path,
         options: Options {
             protect,
+            hold_limit: arguments.hold_limit,
             is_child: false,
             audit: arguments.audit,
             stats: stats_path,
@@ -217,6 +234,7 @@ fn start(arguments: RunArgs) -> Result<Thread, AnyError> {
             dispositions: inherited_dispositions(),
             ladder: Ladder::default(),
             descriptor_limit: guest_descriptor_limits(),
+            locked: LockedPages::default(),
         },
     });
     install_signal_handlers()?;

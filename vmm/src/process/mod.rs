@@ -8,6 +8,7 @@ pub mod files;
 mod flusher;
 pub mod recover;
 pub mod reporter;
+pub mod rerun;
 pub mod signals;
 mod suspend;
 pub mod thread;
@@ -30,7 +31,7 @@ use recovery::stats::Stats;
 
 use crate::inject::Injection;
 use crate::kvm::{EntryPath, Vcpu, Vm};
-use crate::memory::AddressSpace;
+use crate::memory::{AddressSpace, LockedPages};
 use control::ThreadControl;
 use domain::Domain;
 use files::Files;
@@ -49,6 +50,8 @@ pub struct Options {
     pub is_child: bool,
     /// Where the counters are written at the end; absolute.
     pub stats: Option<std::path::PathBuf>,
+    /// Bytes of output that a domain may hold back before it is committed early.
+    pub hold_limit: usize,
     /// A fault to inject.
     pub inject: Option<Injection>,
     /// The options of `vmsrs run` that were given, with absolute paths.
@@ -89,6 +92,8 @@ pub struct State {
     pub ladder: Ladder,
     /// The guest's limit on descriptors: soft and hard.
     pub descriptor_limit: (u64, u64),
+    /// What the guest has locked in memory.
+    pub locked: LockedPages,
 }
 
 /// A guest process.

@@ -355,7 +355,7 @@ impl Thread {
         // A blocked or ignored signal that the CPU raised ends the process, as on Linux.
         let ignored = turn.dispositions.delivery(fault.signal) == super::signals::Delivery::Ignore;
         if self.blocked.contains(fault.signal) || ignored {
-            self.commit(turn);
+            let _ = self.commit(turn);
             sys::end::by_signal(self, turn, fault.signal);
         }
         self.deliver(turn, info, fault.trap);

@@ -15,7 +15,7 @@ pub const MONITOR_FAILED: i32 = 125;
 
 /// `exit_group`.
 pub fn exit_group(call: &mut Call) -> Result<u64, Errno> {
-    call.commit();
+    call.commit()?;
     flush_output(call.state);
     let status = call.int(0) & 0xff;
     finish(&call.thread.process, Some(status), None)
