@@ -23,7 +23,9 @@ use crate::clock::{ClockPage, GuestClock, VDSO_IMAGE};
 use crate::inject::Injection;
 use crate::kvm::{self, EntryPath, Vm};
 use crate::loader::{self, Program};
-use crate::memory::{AddressSpace, copy, guest_descriptor_limits, reserved_fd, window};
+use crate::memory::{
+    AddressSpace, LockedPages, copy, guest_descriptor_limits, reserved_fd, window,
+};
 use crate::process::files::Files;
 use crate::process::limits::{DEFAULT_CPU, DEFAULT_TIMEOUT, Limits};
 use crate::process::reporter::Reporter;
@@ -70,6 +72,9 @@ pub struct RunArgs {
     /// charged to the request that made it. Says so in the events, and does nothing, for other allocators
     #[arg(long)]
     verify_heap: bool,
+    /// Bytes of output that a request may hold back, such as 512K or 16M; past it, it can no longer be undone
+    #[arg(long, value_name = "BYTES", default_value = "4M")]
+    hold_limit: ByteLimit,
     /// Compare all of the guest's writable memory with a copy after each recovery (slow; for testing)
     #[arg(long, hide = true)]
     audit: bool,
@@ -104,6 +109,7 @@ impl RunArgs {
                 given.push(std::path::absolute(path)?.into());
             }
         }
+        given.push(format!("--hold-limit={}", self.hold_limit).into());
         if self.protect == Switch::Off {
             given.push("--protect=off".into());
         }
@@ -145,7 +151,6 @@ impl RunArgs {
         }
     }
 }
-
 type AnyError = Box<dyn Error + Send + Sync>;
 
 /// Runs the program; returns only if it could not be started.
@@ -247,6 +252,10 @@ fn start(arguments: RunArgs) -> Result<Thread, AnyError> {
         entry_path: probe.path,
         options: Options {
             protect,
+            hold_limit: arguments
+                .hold_limit
+                .0
+                .map_or(usize::MAX, |bytes| bytes as usize),
             is_child: false,
             audit: arguments.audit,
             stats: stats_path,
@@ -270,6 +279,7 @@ fn start(arguments: RunArgs) -> Result<Thread, AnyError> {
             ladder: Ladder::default(),
             descriptor_limit: guest_descriptor_limits(),
             heap: (protect && arguments.verify_heap).then(Box::default),
+            locked: LockedPages::default(),
         },
     });
     install_signal_handlers()?;

@@ -11,6 +11,7 @@ pub mod limits;
 mod overflow;
 pub mod recover;
 pub mod reporter;
+pub mod rerun;
 pub mod signals;
 mod suspend;
 pub mod thread;
@@ -34,7 +35,7 @@ use recovery::stats::Stats;
 
 use crate::inject::Injection;
 use crate::kvm::{EntryPath, Vcpu, Vm};
-use crate::memory::AddressSpace;
+use crate::memory::{AddressSpace, LockedPages};
 use control::ThreadControl;
 use domain::Domain;
 use files::Files;
@@ -55,6 +56,8 @@ pub struct Options {
     pub stats: Option<std::path::PathBuf>,
     /// What a client's request may use.
     pub limits: limits::Limits,
+    /// Bytes of output that a domain may hold back before it is committed early.
+    pub hold_limit: usize,
     /// A fault to inject.
     pub inject: Option<Injection>,
     /// The options of `vmsrs run` that were given, with absolute paths.
@@ -99,6 +102,8 @@ pub struct State {
     pub descriptor_limit: (u64, u64),
     /// What is known of the heap, if it is verified.
     pub heap: Option<Box<heap::HeapWatch>>,
+    /// What the guest has locked in memory.
+    pub locked: LockedPages,
 }
 
 /// A guest process.

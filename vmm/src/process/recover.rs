@@ -399,7 +399,7 @@ impl Thread {
         let signal = match fault.course {
             Course::Signal(signal) => signal,
             Course::Exit(status) => {
-                self.commit(turn);
+                let _ = self.commit(turn);
                 sys::end::with_status(self, turn, status)
             }
             Course::GoesOn => return self.waive_limits(),
@@ -412,7 +412,7 @@ impl Thread {
         // A blocked or ignored signal that the CPU raised ends the process, as on Linux.
         let ignored = turn.dispositions.delivery(signal) == super::signals::Delivery::Ignore;
         if self.blocked.contains(signal) || ignored {
-            self.commit(turn);
+            let _ = self.commit(turn);
             sys::end::by_signal(self, turn, signal);
         }
         self.deliver(turn, info, fault.trap);

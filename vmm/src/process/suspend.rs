@@ -12,6 +12,7 @@ use recovery::suspended::Merge;
 
 use super::State;
 use super::domain::{Domain, Early};
+use super::rerun::Committed;
 use super::thread::Thread;
 use super::withdraw;
 use crate::memory::{Guard, runs};
@@ -33,18 +34,18 @@ impl State {
 
 impl Thread {
     /// The running domain waits, or has used up its time slice: others will run.
-    pub fn suspend(&mut self, state: &mut State) {
+    pub fn suspend(&mut self, state: &mut State) -> Committed {
         let in_request = state.domain.as_ref().is_some_and(Domain::is_request);
         if !in_request {
             return self.commit_early(state, Early::Suspended);
         }
         // Nobody is there to run meanwhile.
         if self.process.threads().len() <= 1 {
-            return;
+            return Committed::Done;
         }
         self.count_written(state);
         let Some(mut domain) = state.domain.take() else {
-            return;
+            return Committed::Done;
         };
         let mut written = SuspendedPages::default();
         std::mem::swap(&mut written, &mut domain.pages);
@@ -75,6 +76,7 @@ impl Thread {
         domain.audit = None;
         self.process.stats.domains.suspended.inc();
         state.suspended.insert(tid, domain);
+        Committed::Done
     }
 
     /// The thread has the run token again: goes on with its domain, if it was suspended.

@@ -67,6 +67,8 @@ pub struct Thread {
     pub restart: Option<u64>,
     /// CPU time of the thread when it was first asked to yield in this domain.
     pub asked_at: Option<Duration>,
+    /// The next domain of this origin does not put off its effects.
+    pub pass_through: Option<Origin>,
     /// Signals wait for the end of the request.
     signals_postponed: bool,
     /// The running request may write as much as it wants: nothing can be done about it.
@@ -96,6 +98,7 @@ impl Thread {
             bounce: vec![0; sys::BOUNCE],
             restart: None,
             asked_at: None,
+            pass_through: None,
             signals_postponed: false,
             memory_waived: false,
             written: 0,
@@ -259,7 +262,8 @@ impl Thread {
             return;
         }
         self.asked_at = None;
-        self.suspend(turn);
+        // Put back or not, it goes on where its registers say.
+        let _ = self.suspend(turn);
         turn.released(|| ());
         self.resume(turn);
     }
@@ -315,7 +319,7 @@ impl Thread {
         let action = match turn.dispositions.delivery(info.signal) {
             Delivery::Ignore => return,
             Delivery::End => {
-                self.commit(turn);
+                let _ = self.commit(turn);
                 sys::end::by_signal(self, turn, info.signal)
             }
             Delivery::Stop => {
@@ -325,7 +329,8 @@ impl Thread {
             }
             Delivery::Handle(action) => action,
         };
-        self.commit(turn);
+        // A domain that is put back meets the handler at its checkpoint.
+        let _ = self.commit(turn);
         self.run_handler(turn, info, action, trap);
     }
 

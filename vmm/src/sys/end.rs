@@ -24,7 +24,7 @@ pub fn exit_group(call: &mut Call) -> Result<u64, Errno> {
     if call.in_request() && call.state.files.serves() && !limits.allow_exit {
         return call.fault(Fault::exit(status));
     }
-    call.commit();
+    call.commit()?;
     with_status(call.thread, call.state, status)
 }
 

@@ -45,7 +45,7 @@ fn futex(call: &mut Call) -> Result<u64, Errno> {
             return host_futex(args);
         }
         libc::FUTEX_UNLOCK_PI | libc::FUTEX_TRYLOCK_PI => {
-            call.commit_early(Early::External);
+            call.commit_early(Early::External)?;
             let range = window::checked(word, 4).ok_or(Errno::EFAULT)?;
             call.thread.mark_written(call.state, range);
             return host_futex(args);

@@ -6,7 +6,7 @@ use super::event::sanitized;
 use super::wait::For;
 use super::{Call, Handler, errno_of};
 use crate::host;
-use crate::process::control::{self, HostAction, ThreadControl};
+use crate::process::control::{self, ThreadControl};
 use crate::process::effects::{Deferred, Undo};
 use crate::process::recover::Fault;
 use crate::process::signals::{Action, AlternateStack, Delivery, SignalInfo};
@@ -22,6 +22,7 @@ pub fn handler(number: i64) -> Option<Handler> {
         libc::SYS_sigaltstack => sigaltstack,
         libc::SYS_kill => kill,
         libc::SYS_tkill | libc::SYS_tgkill => tgkill,
+        libc::SYS_pidfd_send_signal => pidfd_send_signal,
         libc::SYS_rt_sigqueueinfo | libc::SYS_rt_tgsigqueueinfo => queue_info,
         _ => return None,
     })
@@ -44,33 +45,13 @@ fn sigaction(call: &mut Call) -> Result<u64, Errno> {
     if let Some(mut action) = wanted {
         action.mask = sanitized(action.mask);
         call.state.dispositions.set(signal, action);
-        mirror(signal, call.state.dispositions.delivery(signal));
+        control::mirror(signal, call.state.dispositions.delivery(signal));
         call.compensate(Undo::Disposition {
             signal,
             action: current,
         });
     }
     Ok(0)
-}
-
-/// Stop signals keep the host's default unless the guest handles or ignores them; all others are caught
-/// from the start.
-fn mirror(signal: Signal, delivery: Delivery) {
-    if !matches!(
-        signal,
-        Signal::SIGTSTP | Signal::SIGTTIN | Signal::SIGTTOU | Signal::SIGCONT
-    ) {
-        return;
-    }
-    let action = match delivery {
-        Delivery::Handle(_) => HostAction::Catch,
-        Delivery::Stop => HostAction::Default,
-        _ if signal == Signal::SIGCONT => HostAction::Default,
-        _ => HostAction::Ignore,
-    };
-    if let Err(error) = control::set_host_action(signal, action) {
-        log::error!("cannot set the host's action for {signal:?}: {error}");
-    }
 }
 
 fn sigprocmask(call: &mut Call) -> Result<u64, Errno> {
@@ -114,7 +95,7 @@ fn sigpending(call: &mut Call) -> Result<u64, Errno> {
 fn sigreturn(call: &mut Call) -> Result<u64, Errno> {
     // What the handler did is done: the thread goes on elsewhere.
     if !call.in_request() {
-        call.commit();
+        call.commit()?;
     }
     match call.thread.return_from_handler(call.state) {
         Ok(()) => {
@@ -237,7 +218,7 @@ fn kill(call: &mut Call) -> Result<u64, Errno> {
     if pid != own {
         if pid <= 0 || number == 0 || !call.in_domain() {
             if number != 0 {
-                call.commit_early(crate::process::domain::Early::External);
+                call.commit_early(crate::process::domain::Early::External)?;
             }
             return call.pass();
         }
@@ -303,7 +284,7 @@ fn send_info(call: &mut Call, tid: i32, info: SignalInfo) -> Result<u64, Errno> 
     }
     call.defer(Deferred::SignalThread { tid, info });
     if own {
-        call.settle_signals();
+        call.settle_signals()?;
     }
     Ok(0)
 }
@@ -325,12 +306,44 @@ fn queue_info(call: &mut Call) -> Result<u64, Errno> {
     call.signal_self(info)
 }
 
+fn pidfd_send_signal(call: &mut Call) -> Result<u64, Errno> {
+    let (pidfd, number, address) = (call.int(0), call.int(1), call.args[2]);
+    let pid = host::pid_of(pidfd).ok_or(Errno::EBADF)?;
+    let own = std::process::id() as i32;
+    let signal = Signal::new(number as u32);
+    let given = match (address, signal) {
+        (0, _) | (_, None) => None,
+        (at, Some(signal)) => Some(SignalInfo::from_bytes(signal, &call.read(at)?)),
+    };
+    if let (true, Some(signal)) = (pid == own, signal) {
+        if call.ends_process(signal) {
+            return call.fault(Fault::raised(signal));
+        }
+        if !signal.is_catchable() {
+            return call.pass();
+        }
+        let info = given.unwrap_or(SignalInfo::from_process(signal, own, host::user()));
+        return call.signal_self(info);
+    }
+    if number == 0 || !call.in_domain() {
+        return call.pass();
+    }
+    // Whether it may be sent is known now; it is sent at the commit.
+    host::kill(pid, 0).map_err(|e| errno_of(&e))?;
+    Signal::new(number as u32).ok_or(Errno::EINVAL)?;
+    call.defer(Deferred::SignalProcess {
+        pid,
+        signal: number,
+    });
+    Ok(0)
+}
+
 impl Call<'_, '_> {
     /// Sends a signal that does not end it to the process itself.
     fn signal_self(&mut self, info: SignalInfo) -> Result<u64, Errno> {
         if !self.handle_at_once(info) {
             self.defer(Deferred::SignalSelf { info });
-            self.settle_signals();
+            self.settle_signals()?;
         }
         Ok(0)
     }
@@ -387,10 +400,11 @@ impl Call<'_, '_> {
 
     /// A signal that the thread has sent to itself is delivered before its call returns, unless it is part of
     /// a client's request: then when that has ended.
-    fn settle_signals(&mut self) {
+    fn settle_signals(&mut self) -> Result<(), Errno> {
         if !self.in_request() {
-            self.commit();
+            self.commit()?;
             self.thread.control.request_attention();
         }
+        Ok(())
     }
 }

@@ -42,7 +42,7 @@ fn clone(call: &mut Call) -> Result<u64, Errno> {
     if flags & THREAD_FLAGS != THREAD_FLAGS {
         return Err(Errno::EINVAL);
     }
-    call.commit_early(Early::External);
+    call.commit_early(Early::External)?;
     let process = Arc::clone(&call.thread.process);
     let mut vcpu = process.take_vcpu().map_err(|error| {
         log::error!("{error}");
@@ -129,7 +129,7 @@ fn exit(call: &mut Call) -> Result<u64, Errno> {
     if last {
         return super::end::exit_group(call);
     }
-    call.commit();
+    call.commit()?;
     call.thread.clear_tid(call.state);
     call.done = Some(Ok(Flow::ThreadEnded));
     Ok(0)
