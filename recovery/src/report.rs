@@ -61,6 +61,9 @@ pub struct FaultReport {
     pub registers: Vec<Register>,
     /// The call stack at the fault, innermost first.
     pub stack: Vec<Frame>,
+    /// What was done about it: the rung of the ladder.
+    #[serde(default)]
+    pub rung: String,
     /// What the domain was charged to, such as `stream:7`.
     pub origin: String,
     /// Whose request it was.
@@ -158,6 +161,7 @@ impl FaultReport {
             symbol: None,
             registers: Vec::new(),
             stack: Vec::new(),
+            rung: String::new(),
             origin: origin.to_string(),
             peer: None,
             input: Excerpt::default(),
@@ -181,6 +185,7 @@ impl FaultReport {
             thread: self.thread,
             rip: self.rip,
             symbol: self.symbol.clone(),
+            rung: self.rung.clone(),
             origin: self.origin.clone(),
             peer: self.peer.clone(),
             pages_written: self.pages_written,
@@ -215,6 +220,7 @@ impl FaultReport {
             &mut r.program,
             &mut r.thread_name,
             &mut r.origin,
+            &mut r.rung,
             &mut r.time,
             &mut r.signal,
         ];

@@ -9,6 +9,7 @@ pub mod error;
 pub mod event;
 pub mod guest;
 pub mod kvm;
+pub mod ladder;
 pub mod lane;
 pub mod load;
 pub mod memcached;

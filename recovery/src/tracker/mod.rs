@@ -18,6 +18,7 @@
 //! The machine does not see what the host writes for a system call: [`Tracker::host_write`] has to be
 //! called before such a write.
 
+mod image;
 mod pages;
 mod shadow;
 #[cfg(test)]
@@ -25,8 +26,10 @@ mod tests;
 
 use guest_agentless::{GuestRange, PageNumber};
 
+use image::ImagePages;
+pub use image::{ImageLost, ImageRestored};
 pub use pages::SavedPages;
-use pages::{Base, PageMap};
+use pages::{Base, PageMap, PageState};
 pub use shadow::PageContent;
 use shadow::{Frame, ShadowStore};
 
@@ -36,6 +39,12 @@ pub trait Machine {
     fn read(&mut self, page: PageNumber, into: &mut PageContent) -> bool;
     /// Copies a page in, whatever the guest itself may do with it. False if that cannot be done.
     fn write(&mut self, page: PageNumber, from: &PageContent) -> bool;
+    /// Fills pages with zeros, whatever the guest itself may do with them. False if that cannot be done.
+    fn clear(&mut self, range: GuestRange) -> bool {
+        range
+            .pages()
+            .all(|page| self.write(page, PageContent::zero()))
+    }
     /// Makes a page writable for the guest as far as its mapping allows, or read-only. Read-only takes
     /// effect with the next [`Machine::reprotect`].
     fn set_writable(&mut self, page: PageNumber, writable: bool);
@@ -96,6 +105,8 @@ pub struct Tracker {
     host_written: Vec<PageNumber>,
     harvest: Vec<PageNumber>,
     scratch: Box<PageContent>,
+    image: Option<ImagePages>,
+    image_lost: Option<ImageLost>,
 }
 
 impl Tracker {
@@ -118,6 +129,8 @@ impl Tracker {
             host_written: Vec::new(),
             harvest: Vec::new(),
             scratch: PageContent::boxed(),
+            image: None,
+            image_lost: None,
         }
     }
 
@@ -360,6 +373,16 @@ impl Tracker {
 
     /// The mapping of `range` is gone for good, or is a new one.
     pub fn forget(&mut self, machine: &mut impl Machine, range: GuestRange) {
+        self.forget_content(machine, range);
+        if let Some(image) = &mut self.image
+            && !image.take_out(range).is_empty()
+        {
+            self.lose_image(ImageLost::Unmapped);
+        }
+    }
+
+    /// The pages of `range` are zero, as if nobody had ever written them.
+    pub fn forget_content(&mut self, machine: &mut impl Machine, range: GuestRange) {
         self.take_harvest(machine);
         for state in self.pages.remove(range).into_states() {
             if let Base::Shadow(frame) = state.base {
@@ -374,15 +397,21 @@ impl Tracker {
     /// to [`Tracker::put_back`] if the domain is abandoned, to [`Tracker::drop_saved`] if it commits.
     pub fn save(&mut self, machine: &mut impl Machine, range: GuestRange) -> SavedPages {
         self.take_harvest(machine);
-        let saved = self.pages.remove(range);
+        let mut saved = self.pages.remove(range);
+        if let Some(image) = &mut self.image {
+            saved.image = image.take_out(range);
+        }
         self.active
             .retain(|entry| !range.contains(entry.page.address().0));
         saved
     }
 
     /// Undoes [`Tracker::save`]; whatever is known of the same pages now is forgotten.
-    pub fn put_back(&mut self, machine: &mut impl Machine, saved: SavedPages) {
+    pub fn put_back(&mut self, machine: &mut impl Machine, mut saved: SavedPages) {
         self.forget(machine, saved.range());
+        if let Some(image) = &mut self.image {
+            image.put_in(std::mem::take(&mut saved.image));
+        }
         for (page, state) in saved.into_pages() {
             self.pages.set(page, state);
             if state.active {
@@ -400,6 +429,109 @@ impl Tracker {
             if let Base::Shadow(frame) = state.base {
                 self.shadows.free(frame);
             }
+        }
+    }
+
+    /// The image of the process is taken now, right after the tracker was armed: `mapped` is what it covers,
+    /// `excluded` what of that is not rolled back. It is given up when it takes more than `limit` bytes.
+    pub fn take_image(&mut self, mapped: Vec<GuestRange>, excluded: Vec<GuestRange>, limit: u64) {
+        self.image = Some(ImagePages::new(mapped, excluded, limit));
+        self.image_lost = None;
+    }
+
+    /// Whether there is an image to go back to.
+    pub fn has_image(&self) -> bool {
+        self.image.is_some()
+    }
+
+    /// Why the image was given up, if it was.
+    pub fn image_lost(&self) -> Option<ImageLost> {
+        self.image_lost
+    }
+
+    /// Gives up the image, for a reason of the caller's.
+    pub fn drop_image(&mut self) {
+        self.image = None;
+    }
+
+    /// Bytes that the image holds.
+    pub fn image_bytes(&self) -> u64 {
+        self.image.as_ref().map_or(0, ImagePages::bytes)
+    }
+
+    /// Where the mappings are still those of the image.
+    pub fn image_mapped(&self) -> &[GuestRange] {
+        self.image.as_ref().map_or(&[], ImagePages::mapped)
+    }
+
+    /// What was saved of a mapping that is moved aside for as long as there is an image: only what the image
+    /// needs is kept, by parts of the mapping (ascending). To be put back before [`Tracker::restore_image`].
+    pub fn keep_for_image(&mut self, saved: SavedPages) -> Vec<SavedPages> {
+        let parts = saved.image.clone();
+        let mut kept: Vec<SavedPages> = parts
+            .into_iter()
+            .map(|part| SavedPages::new(part, Vec::new(), vec![part]))
+            .collect();
+        let mut count = 0;
+        for (page, state) in saved.into_pages() {
+            count += 1;
+            // What has been written since the image was taken has its content there.
+            if let Some(frame) = state.frame() {
+                self.shadows.free(frame);
+            }
+            let part = kept
+                .iter_mut()
+                .find(|part| part.range().contains(page.address().0));
+            if let Some(part) = part.filter(|_| state.base == Base::Itself) {
+                part.add(page, state);
+            }
+        }
+        if let Some(image) = &mut self.image {
+            image.keep_aside(count);
+        }
+        self.limit_image();
+        kept
+    }
+
+    /// All mappings are those of the image again (`mapped`): gives memory back its content, as if nothing had
+    /// been written since. The running domain has been abandoned.
+    pub fn restore_image(
+        &mut self,
+        machine: &mut impl Machine,
+        mapped: Vec<GuestRange>,
+    ) -> ImageRestored {
+        self.host_written.clear();
+        self.take_harvest(machine);
+        for entry in self.active.drain(..) {
+            self.pages.entry(entry.page).active = false;
+        }
+        self.wasted = 0;
+        let Some(image) = &mut self.image else {
+            return ImageRestored::default();
+        };
+        image.whole(mapped);
+        let done = image.restore(machine, |machine, page, has_content| {
+            let old = self.pages.take(page).and_then(PageState::frame);
+            if let Some(frame) = old {
+                self.shadows.free(frame);
+            }
+            if has_content {
+                self.pages.set_base(page, Base::Itself);
+                machine.set_writable(page, false);
+            }
+        });
+        machine.reprotect();
+        done
+    }
+
+    fn lose_image(&mut self, why: ImageLost) {
+        self.image = None;
+        self.image_lost = Some(why);
+    }
+
+    fn limit_image(&mut self) {
+        if self.image.as_ref().is_some_and(ImagePages::is_over_limit) {
+            self.lose_image(ImageLost::Limit);
         }
     }
 
@@ -429,10 +561,14 @@ impl Tracker {
         if std::mem::replace(&mut state.active, true) {
             return false;
         }
-        self.active.push(Active {
-            page,
-            frame: state.frame(),
-        });
+        let frame = state.frame();
+        self.active.push(Active { page, frame });
+        if frame.is_none() {
+            if let Some(image) = &mut self.image {
+                image.keep(page, None);
+            }
+            self.limit_image();
+        }
         true
     }
 
@@ -450,6 +586,10 @@ impl Tracker {
             return false;
         }
         self.pages.set_base(page, Base::Shadow(frame));
+        if let Some(image) = &mut self.image {
+            image.keep(page, Some(self.shadows.get(frame)));
+        }
+        self.limit_image();
         true
     }
 

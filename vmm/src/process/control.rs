@@ -9,11 +9,12 @@ use std::cell::Cell;
 use std::io;
 use std::ptr;
 use std::sync::Mutex;
-use std::sync::PoisonError;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError};
 
 use guest_agentless::{Errno, Signal, SignalSet};
 
+use super::image::Parked;
 use super::signals::SignalInfo;
 use crate::kvm::Kicker;
 
@@ -34,8 +35,19 @@ pub struct ThreadControl {
     pub pending: Mutex<Vec<SignalInfo>>,
     /// Where the thread ID is cleared when the thread ends (`set_tid_address`), or 0.
     pub clear_tid: AtomicU64,
+    /// Where the thread stands with a host call.
+    phase: AtomicU8,
+    /// Where the thread would go on from, while no image of the process has been taken.
+    pub parked: Mutex<Option<Arc<Parked>>>,
     kicker: Kicker,
 }
+
+/// The guest thread needs the run token for whatever it does next.
+const AT_TOKEN: u8 = 0;
+/// It may be in a host call that was made without the token.
+const IN_HOST: u8 = 1;
+/// Such a call has done something that the guest has not been told.
+const RETURNED: u8 = 2;
 
 thread_local! {
     static CURRENT: Cell<*const ThreadControl> = const { Cell::new(ptr::null()) };
@@ -62,6 +74,8 @@ impl ThreadControl {
             blocked: AtomicU64::new(blocked.0),
             pending: Mutex::new(Vec::new()),
             clear_tid: AtomicU64::new(0),
+            phase: AtomicU8::new(AT_TOKEN),
+            parked: Mutex::new(None),
             kicker,
         }))
     }
@@ -99,6 +113,36 @@ impl ThreadControl {
     /// Makes the thread look for what to attend to before it enters the guest again.
     pub fn request_attention(&self) {
         self.attention.store(1, Ordering::SeqCst);
+    }
+
+    /// The thread is about to give the run token up for a host call.
+    pub fn enter_host(&self) {
+        self.phase.store(IN_HOST, Ordering::SeqCst);
+    }
+
+    /// The host call is over, with that result.
+    pub fn leave_host(&self, result: Result<u64, Errno>) -> Result<u64, Errno> {
+        let phase = match result {
+            Err(Errno::EINTR) => AT_TOKEN,
+            _ => RETURNED,
+        };
+        self.phase.store(phase, Ordering::SeqCst);
+        result
+    }
+
+    /// The thread has the run token again.
+    pub fn go_on(&self) {
+        self.phase.store(AT_TOKEN, Ordering::SeqCst);
+    }
+
+    /// Whether the thread may be in a host call, seen by the holder of the run token.
+    pub fn is_in_host(&self) -> bool {
+        self.phase.load(Ordering::SeqCst) == IN_HOST
+    }
+
+    /// Whether a host call of the thread has had an effect of which the guest does not know yet.
+    pub fn has_returned(&self) -> bool {
+        self.phase.load(Ordering::SeqCst) == RETURNED
     }
 
     /// Whether something has asked for attention since the last call.

@@ -189,6 +189,7 @@ impl Thread {
                 let _ = host::send_to(fd, &bytes, &address);
             }
             Deferred::Write { fd, bytes, offset } => {
+                state.note_file_write(fd);
                 if let Err(error) = host::write_all(fd, &bytes, offset) {
                     // The guest was told that the write had succeeded.
                     log::error!(
@@ -308,6 +309,9 @@ impl Thread {
     /// Lets go of what was kept to undo an effect, since the domain has committed.
     pub fn release_undo(&mut self, state: &mut State, inverse: Undo) {
         if let Undo::Remap { stash, pages, .. } = inverse {
+            let Some((stash, pages)) = state.keep_for_image(stash, pages) else {
+                return;
+            };
             AddressSpace::drop_stash(stash);
             for saved in pages {
                 state.tracker.drop_saved(saved);

@@ -10,6 +10,10 @@ use std::io;
 use super::domain::Delivered;
 use crate::host;
 
+mod image;
+
+pub use image::FilesRestored;
+
 /// What a descriptor stands for, as far as recovery tells them apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
@@ -43,6 +47,9 @@ pub struct Files {
     /// By member and epoll descriptor.
     interests: BTreeMap<(i32, i32), libc::epoll_event>,
     backlog: BTreeMap<i32, Vec<u8>>,
+    /// What a restart goes back to.
+    image: Option<Box<image::FilesImage>>,
+    image_lost: Option<String>,
 }
 
 impl Files {
@@ -103,6 +110,7 @@ impl Files {
     /// Closes `fd`, and forgets about it.
     pub fn close(&mut self, fd: i32) {
         self.flush(fd);
+        self.leave(fd);
         self.backlog.remove(&fd);
         self.known.remove(&fd);
         self.interests

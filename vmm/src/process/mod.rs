@@ -6,8 +6,10 @@ pub mod domain;
 pub mod effects;
 pub mod files;
 mod flusher;
+pub mod image;
 pub mod recover;
 pub mod reporter;
+pub mod restart;
 pub mod signals;
 mod suspend;
 pub mod thread;
@@ -49,6 +51,10 @@ pub struct Options {
     pub is_child: bool,
     /// Where the counters are written at the end; absolute.
     pub stats: Option<std::path::PathBuf>,
+    /// Restart the process in place when nothing lesser helps.
+    pub restart: image::RestartMode,
+    /// Bytes that the image of the process may take; none: a quarter of the machine's memory.
+    pub image_limit: Option<u64>,
     /// A fault to inject.
     pub inject: Option<Injection>,
     /// The options of `vmsrs run` that were given, with absolute paths.
@@ -87,6 +93,8 @@ pub struct State {
     pub dispositions: Dispositions,
     /// Which recovery strategy comes next.
     pub ladder: Ladder,
+    /// The image of the process, to restart it from.
+    pub restart: image::RestartState,
     /// The guest's limit on descriptors: soft and hard.
     pub descriptor_limit: (u64, u64),
 }
@@ -117,6 +125,8 @@ pub struct Process {
     ending: AtomicBool,
     /// Whether a thread sends output that waits.
     flushing: AtomicBool,
+    /// Whether threads need not say any more where they would go on from.
+    pub serving: AtomicBool,
 }
 
 /// What a [`Process`] is made from.
@@ -159,6 +169,7 @@ impl Process {
             idle_vcpus: Mutex::new(Vec::new()),
             ending: AtomicBool::new(false),
             flushing: AtomicBool::new(false),
+            serving: AtomicBool::new(false),
         }
     }
 

@@ -64,8 +64,12 @@ pub struct Thread {
     /// CPU time of the thread when it was first asked to yield in this domain.
     pub asked_at: Option<Duration>,
     /// Signals wait for the end of the request.
-    signals_postponed: bool,
-    last_fault: (u64, u32),
+    pub(super) signals_postponed: bool,
+    pub(super) last_fault: (u64, u32),
+    /// What the last wake-up was about.
+    pub wakeup: Option<super::domain::Delivered>,
+    /// Which life of the process the thread is in (see [`super::restart`]).
+    pub epoch: u64,
 }
 
 impl Thread {
@@ -89,6 +93,8 @@ impl Thread {
             asked_at: None,
             signals_postponed: false,
             last_fault: (0, 0),
+            wakeup: None,
+            epoch: 0,
         }
     }
 
@@ -103,6 +109,7 @@ impl Thread {
         self.control.adopt();
         let tid = self.tid();
         self.process.threads().insert(tid, self.control);
+        self.park(false);
         started(tid);
         let process = Arc::clone(&self.process);
         let mut turn = Turn::take(&process, tid);
@@ -123,6 +130,9 @@ impl Thread {
     fn step(&mut self, turn: &mut Turn<'_>) -> Result<Flow, KvmError> {
         if self.control.take_attention() {
             self.attend(turn);
+        }
+        if self.is_outdated(turn) {
+            return self.rejoin(turn);
         }
         if self.signals_postponed && turn.domain.is_none() {
             self.deliver_signals(turn);
@@ -224,7 +234,9 @@ impl Thread {
         if self.control.yield_requested.swap(false, Ordering::AcqRel) {
             self.give_way(turn);
         }
-        self.deliver_signals(turn);
+        if !self.is_outdated(turn) {
+            self.deliver_signals(turn);
+        }
     }
 
     fn give_way(&mut self, turn: &mut Turn<'_>) {
@@ -236,6 +248,7 @@ impl Thread {
         }
         self.asked_at = None;
         self.suspend(turn);
+        self.park(false);
         turn.released(|| ());
         self.resume(turn);
     }

@@ -254,6 +254,7 @@ fn open(call: &mut Call) -> Result<u64, Errno> {
         || (flags as i32 & libc::O_CREAT != 0 && !call.exists());
     if changes {
         call.commit_early(Early::External);
+        call.state.restart.files_changed = true;
     }
     let opened = call.pass();
     let checked = call.checked_opening(opened);
@@ -278,6 +279,7 @@ fn dup_to(call: &mut Call) -> Result<u64, Errno> {
     let was_open = old != new && call.state.files.kind(new) != Kind::Closed;
     if was_open {
         call.commit_early(Early::External);
+        call.state.files.leave(new);
     }
     let result = call.pass()?;
     if old != new {

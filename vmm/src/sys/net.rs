@@ -66,6 +66,12 @@ fn accept(call: &mut Call) -> Result<u64, Errno> {
         _ => 0,
     };
     call.commit();
+    if call.state.files.kind(fd) == Kind::Listening {
+        call.thread.begin_serving(call.state);
+        if call.is_outdated() {
+            return Err(Errno::EINTR);
+        }
+    }
     let mut peer = [0u8; ADDRESS_MAX];
     let mut peer_len = ADDRESS_MAX as u32;
     let args = [

@@ -55,7 +55,7 @@ fn sigaction(call: &mut Call) -> Result<u64, Errno> {
 
 /// Stop signals keep the host's default unless the guest handles or ignores them; all others are caught
 /// from the start.
-fn mirror(signal: Signal, delivery: Delivery) {
+pub fn mirror(signal: Signal, delivery: Delivery) {
     if !matches!(
         signal,
         Signal::SIGTSTP | Signal::SIGTTIN | Signal::SIGTTOU | Signal::SIGCONT
@@ -154,6 +154,9 @@ fn sigtimedwait(call: &mut Call) -> Result<u64, Errno> {
         call.thread.set_blocked(mask);
     }
     call.thread.restart = None;
+    if call.is_outdated() {
+        return Err(Errno::EINTR);
+    }
     let taken = call
         .thread
         .control

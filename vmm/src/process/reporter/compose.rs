@@ -20,6 +20,7 @@ pub(super) fn report(record: FaultRecord, stack: Vec<Frame>) -> FaultReport {
         address: r.address.map(Hex),
         thread_name: r.thread_name,
         symbol: stack.first().and_then(symbol),
+        rung: r.rung.to_owned(),
         registers: registers.collect(),
         stack,
         peer: r.peer,
