@@ -297,12 +297,6 @@ pub fn set_socket_option(fd: i32, level: i32, name: i32, value: &[u8]) -> io::Re
     .map(drop)
 }
 
-/// `dup2`: makes `to` the same as `fd`, in place of what it is.
-pub fn duplicate_to(fd: i32, to: i32) -> io::Result<()> {
-    // SAFETY: takes numbers only; the caller answers for what `to` is.
-    check(i64::from(unsafe { libc::dup2(fd, to) })).map(drop)
-}
-
 /// Takes out all that can be read from a pipe, an eventfd or a socket pair without waiting.
 pub fn drain(fd: i32) -> io::Result<()> {
     let mut buffer = [0u8; 4096];

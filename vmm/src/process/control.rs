@@ -37,6 +37,8 @@ pub struct ThreadControl {
     pub clear_tid: AtomicU64,
     /// Where the thread stands with a host call.
     phase: AtomicU8,
+    /// A connection that the thread has accepted and the guest does not know of yet, or -1.
+    accepted: AtomicI32,
     /// Where the thread would go on from, while no image of the process has been taken.
     pub parked: Mutex<Option<Arc<Parked>>>,
     kicker: Kicker,
@@ -75,6 +77,7 @@ impl ThreadControl {
             pending: Mutex::new(Vec::new()),
             clear_tid: AtomicU64::new(0),
             phase: AtomicU8::new(AT_TOKEN),
+            accepted: AtomicI32::new(-1),
             parked: Mutex::new(None),
             kicker,
         }))
@@ -121,11 +124,14 @@ impl ThreadControl {
     }
 
     /// The host call is over, with that result.
-    pub fn leave_host(&self, result: Result<u64, Errno>) -> Result<u64, Errno> {
+    pub fn leave_host(&self, number: i64, result: Result<u64, Errno>) -> Result<u64, Errno> {
         let phase = match result {
             Err(Errno::EINTR) => AT_TOKEN,
             _ => RETURNED,
         };
+        if let (libc::SYS_accept4, Ok(connection)) = (number, result) {
+            self.accepted.store(connection as i32, Ordering::SeqCst);
+        }
         self.phase.store(phase, Ordering::SeqCst);
         result
     }
@@ -133,6 +139,13 @@ impl ThreadControl {
     /// The thread has the run token again.
     pub fn go_on(&self) {
         self.phase.store(AT_TOKEN, Ordering::SeqCst);
+        self.accepted.store(-1, Ordering::SeqCst);
+    }
+
+    /// Takes a connection of which the guest does not know yet; for the holder of the run token.
+    pub fn take_accepted(&self) -> Option<i32> {
+        let connection = self.accepted.swap(-1, Ordering::SeqCst);
+        (connection >= 0).then_some(connection)
     }
 
     /// Whether the thread may be in a host call, seen by the holder of the run token.

@@ -4,7 +4,7 @@
 //! Guest descriptors are host descriptors of the same number. What the kernel can be asked for is not
 //! kept here, so that it cannot drift.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 
 use super::domain::Delivered;
@@ -47,6 +47,8 @@ pub struct Files {
     /// By member and epoll descriptor.
     interests: BTreeMap<(i32, i32), libc::epoll_event>,
     backlog: BTreeMap<i32, Vec<u8>>,
+    /// Made since the image was taken.
+    opened: BTreeSet<i32>,
     /// What a restart goes back to.
     image: Option<Box<image::FilesImage>>,
     image_lost: Option<String>,
@@ -85,9 +87,12 @@ impl Files {
         );
     }
 
-    /// The descriptor has changed its meaning (`connect`, `listen`, `dup2`): look again.
+    /// The descriptor is new or has changed its meaning (`connect`, `listen`, `dup2`): look again.
     pub fn forget(&mut self, fd: i32) {
         self.known.remove(&fd);
+        if self.image.is_some() {
+            self.opened.insert(fd);
+        }
     }
 
     /// Whether an abandoned request has poisoned the connection.
@@ -113,6 +118,7 @@ impl Files {
         self.leave(fd);
         self.backlog.remove(&fd);
         self.known.remove(&fd);
+        self.opened.remove(&fd);
         self.interests
             .retain(|(epoll, member), _| *epoll != fd && *member != fd);
         let _ = host::close(fd);

@@ -90,6 +90,10 @@ impl Thread {
         record.rung = "restart";
         record.outcome = Outcome::Escalated;
         record.peer = origin.fd().and_then(host::peer_name);
+        for connection in self.others().iter().filter_map(|c| c.take_accepted()) {
+            let _ = host::abort_connection(connection);
+            let _ = host::close(connection);
+        }
         // What suspended requests have written is watched no longer.
         for window in window::windows() {
             self.touch(turn, window);
@@ -215,10 +219,7 @@ impl Thread {
         &mut self,
         state: &mut State,
     ) -> Result<(super::files::FilesRestored, ImageRestored), String> {
-        let files = state
-            .files
-            .restore_image(state.restart.files_changed)
-            .map_err(|e| format!("its descriptors ({e})"))?;
+        let files = state.files.restore_image(state.restart.files_changed);
         if let Some(failure) = files.failures.first() {
             return Err(failure.clone());
         }

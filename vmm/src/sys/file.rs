@@ -104,7 +104,7 @@ impl Call<'_, '_> {
         let fd = result? as i32;
         self.state.files.forget(fd);
         if fd as u64 >= self.state.descriptor_limit.0 || fd >= first_reserved() {
-            let _ = host::close(fd);
+            self.state.files.close(fd);
             return Err(Errno::EMFILE);
         }
         self.compensate(Undo::Close { fd });

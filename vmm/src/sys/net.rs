@@ -94,7 +94,7 @@ fn accept(call: &mut Call) -> Result<u64, Errno> {
     call.begin(Origin::Accept(fd))?;
     call.state.files.forget(connection);
     if connection as u64 >= call.state.descriptor_limit.0 {
-        let _ = host::close(connection);
+        call.state.files.close(connection);
         return Err(Errno::EMFILE);
     }
     call.compensate(Undo::Reset { fd: connection });

@@ -77,7 +77,7 @@ impl Call<'_, '_> {
             control.enter_host();
             // SAFETY: the caller answers for the arguments.
             let result = self.state.released(|| {
-                control.leave_host(unsafe { blocking_syscall(control, number, args) })
+                control.leave_host(number, unsafe { blocking_syscall(control, number, args) })
             });
             control.go_on();
             if self.is_outdated() {

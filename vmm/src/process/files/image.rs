@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::time::Duration;
 
 use super::{Files, Kind, Known};
 use crate::host;
@@ -85,6 +86,7 @@ impl Files {
             interests: self.interests.clone(),
         }));
         self.image_lost = None;
+        self.opened.clear();
         Ok(())
     }
 
@@ -156,12 +158,11 @@ impl Files {
 
     /// Goes back to the descriptors of the image. Offsets in files that the guest may write are left alone
     /// if `written`, so that nothing is overwritten.
-    pub fn restore_image(&mut self, written: bool) -> io::Result<FilesRestored> {
+    pub fn restore_image(&mut self, written: bool) -> FilesRestored {
         let mut done = FilesRestored::default();
         let Some(mut image) = self.image.take() else {
-            return Ok(done);
+            return done;
         };
-        let fds = guest_descriptors()?;
         let is_its_own =
             |image: &FilesImage, fd: i32| image.open.get(&fd).is_some_and(|f| f.kept.is_none());
         self.backlog.clear();
@@ -170,7 +171,8 @@ impl Files {
                 let _ = super::epoll_ctl(epoll, libc::EPOLL_CTL_DEL, fd, None);
             }
         }
-        for fd in fds {
+        // Not all that is open: the monitor's reporter opens files too, for a moment each.
+        for fd in std::mem::take(&mut self.opened) {
             if is_its_own(&image, fd) {
                 continue;
             }
@@ -210,7 +212,7 @@ impl Files {
             }
         }
         self.image = Some(image);
-        Ok(done)
+        done
     }
 }
 
@@ -238,7 +240,7 @@ fn describe(fd: i32, kind: Kind, own: bool) -> io::Result<OpenFile> {
 /// Makes `fd` what it was.
 fn restore(fd: i32, file: &mut OpenFile, written: bool) -> io::Result<()> {
     if let Some(kept) = &file.kept {
-        host::duplicate_to(kept.as_raw_fd(), fd)?;
+        reopen(kept, fd)?;
         file.kept = None;
     }
     host::fcntl(fd, libc::F_SETFD, file.flags)?;
@@ -268,6 +270,21 @@ fn restore(fd: i32, file: &mut OpenFile, written: bool) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Makes `fd`, which is closed, a duplicate of `kept`. A number that the monitor's reporter has taken for a
+/// moment comes free again.
+fn reopen(kept: &OwnedFd, fd: i32) -> io::Result<()> {
+    const TRIES: u32 = 10_000;
+    for _ in 0..TRIES {
+        let made = host::fcntl(kept.as_raw_fd(), libc::F_DUPFD, fd)?;
+        if made == fd {
+            return Ok(());
+        }
+        host::close(made)?;
+        std::thread::sleep(Duration::from_micros(100));
+    }
+    Err(io::ErrorKind::ResourceBusy.into())
 }
 
 /// A duplicate among the monitor's descriptors.
