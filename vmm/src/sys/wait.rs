@@ -75,9 +75,10 @@ impl Call<'_, '_> {
                 return None;
             }
             control.enter_host();
-            // SAFETY: the caller answers for the arguments.
             let result = self.state.released(|| {
-                control.leave_host(number, unsafe { blocking_syscall(control, number, args) })
+                // SAFETY: the caller answers for the arguments.
+                let result = unsafe { blocking_syscall(control, number, args) };
+                control.leave_host(number, result)
             });
             control.go_on();
             if self.is_outdated() {
