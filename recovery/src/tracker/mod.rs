@@ -29,7 +29,7 @@ use guest_agentless::{GuestRange, PageNumber};
 use image::ImagePages;
 pub use image::{ImageLost, ImageRestored};
 pub use pages::SavedPages;
-use pages::{Base, PageMap, PageState};
+use pages::{Base, PageMap};
 pub use shadow::PageContent;
 use shadow::{Frame, ShadowStore};
 
@@ -429,109 +429,6 @@ impl Tracker {
             if let Base::Shadow(frame) = state.base {
                 self.shadows.free(frame);
             }
-        }
-    }
-
-    /// The image of the process is taken now, right after the tracker was armed: `mapped` is what it covers,
-    /// `excluded` what of that is not rolled back. It is given up when it takes more than `limit` bytes.
-    pub fn take_image(&mut self, mapped: Vec<GuestRange>, excluded: Vec<GuestRange>, limit: u64) {
-        self.image = Some(ImagePages::new(mapped, excluded, limit));
-        self.image_lost = None;
-    }
-
-    /// Whether there is an image to go back to.
-    pub fn has_image(&self) -> bool {
-        self.image.is_some()
-    }
-
-    /// Why the image was given up, if it was.
-    pub fn image_lost(&self) -> Option<ImageLost> {
-        self.image_lost
-    }
-
-    /// Gives up the image, for a reason of the caller's.
-    pub fn drop_image(&mut self) {
-        self.image = None;
-    }
-
-    /// Bytes that the image holds.
-    pub fn image_bytes(&self) -> u64 {
-        self.image.as_ref().map_or(0, ImagePages::bytes)
-    }
-
-    /// Where the mappings are still those of the image.
-    pub fn image_mapped(&self) -> &[GuestRange] {
-        self.image.as_ref().map_or(&[], ImagePages::mapped)
-    }
-
-    /// What was saved of a mapping that is moved aside for as long as there is an image: only what the image
-    /// needs is kept, by parts of the mapping (ascending). To be put back before [`Tracker::restore_image`].
-    pub fn keep_for_image(&mut self, saved: SavedPages) -> Vec<SavedPages> {
-        let parts = saved.image.clone();
-        let mut kept: Vec<SavedPages> = parts
-            .into_iter()
-            .map(|part| SavedPages::new(part, Vec::new(), vec![part]))
-            .collect();
-        let mut count = 0;
-        for (page, state) in saved.into_pages() {
-            count += 1;
-            // What has been written since the image was taken has its content there.
-            if let Some(frame) = state.frame() {
-                self.shadows.free(frame);
-            }
-            let part = kept
-                .iter_mut()
-                .find(|part| part.range().contains(page.address().0));
-            if let Some(part) = part.filter(|_| state.base == Base::Itself) {
-                part.add(page, state);
-            }
-        }
-        if let Some(image) = &mut self.image {
-            image.keep_aside(count);
-        }
-        self.limit_image();
-        kept
-    }
-
-    /// All mappings are those of the image again (`mapped`): gives memory back its content, as if nothing had
-    /// been written since. The running domain has been abandoned.
-    pub fn restore_image(
-        &mut self,
-        machine: &mut impl Machine,
-        mapped: Vec<GuestRange>,
-    ) -> ImageRestored {
-        self.host_written.clear();
-        self.take_harvest(machine);
-        for entry in self.active.drain(..) {
-            self.pages.entry(entry.page).active = false;
-        }
-        self.wasted = 0;
-        let Some(image) = &mut self.image else {
-            return ImageRestored::default();
-        };
-        image.whole(mapped);
-        let done = image.restore(machine, |machine, page, has_content| {
-            let old = self.pages.take(page).and_then(PageState::frame);
-            if let Some(frame) = old {
-                self.shadows.free(frame);
-            }
-            if has_content {
-                self.pages.set_base(page, Base::Itself);
-                machine.set_writable(page, false);
-            }
-        });
-        machine.reprotect();
-        done
-    }
-
-    fn lose_image(&mut self, why: ImageLost) {
-        self.image = None;
-        self.image_lost = Some(why);
-    }
-
-    fn limit_image(&mut self) {
-        if self.image.as_ref().is_some_and(ImagePages::is_over_limit) {
-            self.lose_image(ImageLost::Limit);
         }
     }
 

@@ -99,7 +99,6 @@ static void serve(int fd)
         snprintf(reply, sizeof reply, "ok\n");
     } else if (strcmp(line, "poison") == 0) {
         users->next = (struct user *)0x18;
-    
         snprintf(reply, sizeof reply, "ok\n");
     } else if (strcmp(line, "exit-thread") == 0) {
         leave = 1;

@@ -11,7 +11,7 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
 use guest_agentless::vma::FileBacking;
@@ -31,7 +31,7 @@ use crate::memory::{AddressSpace, Stash};
 /// Bytes of a `syscall` instruction.
 const SYSCALL_LEN: u64 = 2;
 /// How long the image waits for the other threads to be told what their calls have done.
-const QUIET_TRIES: u32 = 200;
+const QUIET_TIME: Duration = Duration::from_millis(200);
 
 /// Whether the process is restarted in place when nothing lesser helps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
@@ -213,13 +213,14 @@ impl Thread {
     /// Lets the other threads finish what their host calls have done: what a call has taken from the kernel
     /// would be lost to the image.
     fn wait_for_quiet(&self, turn: &mut Turn<'_>) -> bool {
-        for _ in 0..QUIET_TRIES {
-            if !self.others().iter().any(|control| control.has_returned()) {
-                return true;
+        let deadline = Instant::now() + QUIET_TIME;
+        while self.others().iter().any(|control| control.has_returned()) {
+            if Instant::now() > deadline {
+                return false;
             }
             turn.released(|| std::thread::sleep(Duration::from_millis(1)));
         }
-        false
+        true
     }
 
     /// The other guest threads.
