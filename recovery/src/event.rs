@@ -89,6 +89,32 @@ pub enum Event {
         /// Why.
         reason: String,
     },
+    /// The process was given back the state that it had when it began to serve. What has happened since is
+    /// lost; the fault has an event of its own.
+    Restarted {
+        /// Why.
+        reason: String,
+        /// As in the event of the fault.
+        signal: Option<String>,
+        /// What went wrong.
+        kind: FaultKind,
+        /// The guest thread that faulted (TID).
+        thread: i32,
+        /// The faulting instruction.
+        rip: Hex,
+        /// What its domain was charged to.
+        origin: String,
+        /// How long the process stood still, in microseconds.
+        pause_us: u64,
+        /// Pages given back their content.
+        pages_restored: u64,
+        /// Connections reset.
+        connections_reset: u64,
+        /// Other descriptors closed.
+        descriptors_closed: u64,
+        /// Threads ended.
+        threads_ended: u64,
+    },
     /// The guest ended.
     Exited {
         /// Process ID.
@@ -128,6 +154,8 @@ pub struct Fault {
     pub rip: Hex,
     /// `function+0x12` at `rip`, if it has a symbol.
     pub symbol: Option<String>,
+    /// What was done about it: the rung of the ladder (see [`crate::ladder::Rung::name`]).
+    pub rung: String,
     /// What the domain was charged to, such as `stream:7`.
     pub origin: String,
     /// Whose request it was: `127.0.0.1:4242`, or the path of a Unix socket.
@@ -155,6 +183,7 @@ mod tests {
             thread: 12,
             rip: Hex(0x40_1000),
             symbol: Some("crash+0x4".into()),
+            rung: "abandon".into(),
             origin: "stream:7".into(),
             peer: None,
             pages_written: 3,
@@ -174,7 +203,8 @@ mod tests {
             value(Event::fault(Outcome::Recovered, fault(), None)),
             json!({
                 "event": "recovered", "signal": "SIGSEGV", "kind": "null-write", "address": "0x0",
-                "thread": 12, "rip": "0x401000", "symbol": "crash+0x4", "origin": "stream:7", "peer": null,
+                "thread": 12, "rip": "0x401000", "symbol": "crash+0x4", "rung": "abandon",
+                "origin": "stream:7", "peer": null,
                 "pages_written": 3, "pages_restored": 3, "pause_us": 84, "report": "r",
             })
         );

@@ -64,6 +64,9 @@ pub struct FaultReport {
     pub registers: Vec<Register>,
     /// The call stack at the fault, innermost first.
     pub stack: Vec<Frame>,
+    /// What was done about it: the rung of the ladder.
+    #[serde(default)]
+    pub rung: String,
     /// What the domain was charged to, such as `stream:7`.
     pub origin: String,
     /// Whose request it was.
@@ -162,6 +165,7 @@ impl FaultReport {
             symbol: None,
             registers: Vec::new(),
             stack: Vec::new(),
+            rung: String::new(),
             origin: origin.to_string(),
             peer: None,
             input: Excerpt::default(),
@@ -185,6 +189,7 @@ impl FaultReport {
             thread: self.thread,
             rip: self.rip,
             symbol: self.symbol.clone(),
+            rung: self.rung.clone(),
             origin: self.origin.clone(),
             peer: self.peer.clone(),
             pages_written: self.pages_written,
@@ -219,6 +224,7 @@ impl FaultReport {
             &mut r.program,
             &mut r.thread_name,
             &mut r.origin,
+            &mut r.rung,
             &mut r.time,
         ];
         let optional = [&mut r.reason, &mut r.symbol, &mut r.peer, &mut r.signal];

@@ -14,6 +14,8 @@
 //! | `syscalls` | system calls by name; those without a name as `syscall_N`, numbers past the table as `out_of_range` |
 //! | `unsupported` | likewise, calls answered with ENOSYS |
 //! | `domains` | `committed`, `abandoned`, `rerun`, `suspended`; `early_committed` by reason |
+//! | `ladder` | faults by rung: `rerun`, `abandon`, `reset_delivered`, `restart`, `give_up` |
+//! | `restart` | `pause_us` of restarts in place as `recovery_pause_us`; `image_bytes_peak`, the most that the image took |
 //! | `pages` | see [`PageCounters`] |
 //! | `held` | `bytes_sent`, `bytes_dropped` |
 //! | `deferred` | `done`, `forgotten` |
@@ -37,6 +39,7 @@ use serde_json::{Value, json};
 pub use self::counter::{CallCounters, Counter, Peak};
 pub use self::histogram::{Histogram, Summary};
 use crate::event::rfc3339;
+use crate::ladder::Rung;
 
 counter::counters! {
     /// vCPU exits by reason.
@@ -65,6 +68,35 @@ counter::counters! {
         held_limit,
         /// It waited for a lock, or longer than its time slice, and others had to run.
         suspended,
+    }
+}
+
+counter::counters! {
+    /// Faults, by the rung of the ladder that was taken.
+    LadderCounters {
+        /// Undone and run again.
+        rerun,
+        /// Undone, and the origin completed with an error.
+        abandon,
+        /// Undone, and the connections of the wake-up reset.
+        reset_delivered,
+        /// The process was restarted in place.
+        restart,
+        /// The process ended.
+        give_up,
+    }
+}
+
+impl LadderCounters {
+    /// Counts a rung.
+    pub fn count(&self, rung: Rung) {
+        match rung {
+            Rung::Rerun => self.rerun.inc(),
+            Rung::Abandon => self.abandon.inc(),
+            Rung::ResetDelivered => self.reset_delivered.inc(),
+            Rung::Restart => self.restart.inc(),
+            Rung::GiveUp(_) => self.give_up.inc(),
+        }
     }
 }
 
@@ -166,6 +198,12 @@ pub struct Stats {
     pub unsupported: CallCounters,
     /// Request domains.
     pub domains: DomainCounters,
+    /// Faults by rung.
+    pub ladder: LadderCounters,
+    /// How long the process stood still for restarts in place, in microseconds.
+    pub restart_pause_us: Histogram,
+    /// Memory taken by the image of the process, in bytes.
+    pub image_bytes: Peak,
     /// Pages.
     pub pages: PageCounters,
     /// Held output.
@@ -201,6 +239,9 @@ impl Stats {
             syscalls: CallCounters::default(),
             unsupported: CallCounters::default(),
             domains: DomainCounters::default(),
+            ladder: LadderCounters::default(),
+            restart_pause_us: Histogram::default(),
+            image_bytes: Peak::default(),
             pages: PageCounters::default(),
             held: HeldCounters::default(),
             deferred: DeferredCounters::default(),
@@ -222,7 +263,6 @@ impl Stats {
 
     /// Everything as one JSON object. `name` gives the name of a system call by its number.
     pub fn to_json(&self, name: impl Fn(u64) -> Option<&'static str>) -> Value {
-        let pause = self.recovery_pause_us.summary();
         json!({
             "pid": std::process::id(),
             "start_time": rfc3339(self.start_time),
@@ -238,15 +278,15 @@ impl Stats {
                 "suspended": self.domains.suspended.get(),
                 "early_committed": self.domains.early_committed.to_json(),
             },
+            "ladder": self.ladder.to_json(),
+            "restart": {
+                "pause_us": summary(&self.restart_pause_us),
+                "image_bytes_peak": self.image_bytes.get(),
+            },
             "pages": self.pages.to_json(),
             "held": self.held.to_json(),
             "deferred": self.deferred.to_json(),
-            "recovery_pause_us": {
-                "count": pause.map_or(0, |p| p.count),
-                "min": pause.map(|p| p.min),
-                "median": pause.map(|p| p.median),
-                "max": pause.map(|p| p.max),
-            },
+            "recovery_pause_us": summary(&self.recovery_pause_us),
             "shadow_bytes_peak": self.shadow_bytes.get(),
             "run_token_waits": self.run_token_waits.get(),
             "verify_heap": self.verify_heap.to_json(),
@@ -283,6 +323,16 @@ impl Stats {
     }
 }
 
+fn summary(histogram: &Histogram) -> Value {
+    let times = histogram.summary();
+    json!({
+        "count": times.map_or(0, |p| p.count),
+        "min": times.map(|p| p.min),
+        "median": times.map(|p| p.median),
+        "max": times.map(|p| p.max),
+    })
+}
+
 /// `duration` in whole microseconds, as events, reports and statistics write it.
 pub fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
@@ -306,6 +356,8 @@ mod tests {
         stats.unsupported.inc(300);
         stats.domains.early_committed.held_limit.inc();
         stats.pages.tracked.add(5);
+        stats.ladder.count(Rung::ResetDelivered);
+        stats.restart_pause_us.record(900);
         stats.recovery_pause_us.record(84);
         stats.shadow_bytes.raise(8192);
         stats.listening();
@@ -322,9 +374,11 @@ mod tests {
             "domains",
             "exits",
             "held",
+            "ladder",
             "pages",
             "pid",
             "recovery_pause_us",
+            "restart",
             "run_token_waits",
             "shadow_bytes_peak",
             "start_time",
@@ -340,6 +394,8 @@ mod tests {
         assert_eq!(json["unsupported"], json!({"syscall_300": 1}));
         assert_eq!(json["domains"]["early_committed"]["held_limit"], 1);
         assert_eq!(json["pages"]["tracked"], 5);
+        assert_eq!(json["ladder"]["reset_delivered"], 1);
+        assert_eq!(json["restart"]["pause_us"]["max"], 900);
         let pause = json!({"count": 1, "min": 84, "median": 84, "max": 84});
         assert_eq!(json["recovery_pause_us"], pause);
         assert_eq!(json["shadow_bytes_peak"], 8192);

@@ -11,6 +11,7 @@ pub mod faults;
 pub mod guest;
 pub mod heap;
 pub mod kvm;
+pub mod ladder;
 pub mod lane;
 pub mod load;
 pub mod memcached;

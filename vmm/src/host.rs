@@ -327,6 +327,76 @@ pub fn set_socket_option(fd: i32, level: i32, name: i32, value: &[u8]) -> io::Re
     .map(drop)
 }
 
+/// Takes out all that can be read from a pipe, an eventfd or a socket pair without waiting.
+pub fn drain(fd: i32) -> io::Result<()> {
+    let mut buffer = [0u8; 4096];
+    // More than a pipe or socket holds by default; whatever is left then comes in from elsewhere.
+    for _ in 0..1024 {
+        if !is_readable(fd) {
+            return Ok(());
+        }
+        // SAFETY: the buffer is live and has that length.
+        let read = unsafe { libc::read(fd, buffer.as_mut_ptr().cast(), buffer.len()) as i64 };
+        match check(read) {
+            Ok(0) => return Ok(()),
+            Ok(_) => {}
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
+}
+
+/// The setting of a timerfd; an error for other descriptors.
+pub fn timer(fd: i32) -> io::Result<libc::itimerspec> {
+    // SAFETY: an all-zero `itimerspec` is a valid value.
+    let mut setting: libc::itimerspec = unsafe { std::mem::zeroed() };
+    // SAFETY: `setting` is valid for the call to fill in.
+    check(i64::from(unsafe {
+        libc::timerfd_gettime(fd, &mut setting)
+    }))
+    .map(|_| setting)
+}
+
+/// Sets a timerfd, counting from now.
+pub fn set_timer(fd: i32, setting: &libc::itimerspec) -> io::Result<()> {
+    // SAFETY: `setting` is a live structure; the old setting is not asked for.
+    check(i64::from(unsafe {
+        libc::timerfd_settime(fd, 0, setting, std::ptr::null_mut())
+    }))
+    .map(drop)
+}
+
+/// How many bytes can be read without waiting.
+pub fn readable_bytes(fd: i32) -> io::Result<u32> {
+    let mut bytes = 0i32;
+    // SAFETY: FIONREAD writes an `int`.
+    check(i64::from(unsafe {
+        libc::ioctl(fd, libc::FIONREAD, &mut bytes)
+    }))
+    .map(|_| bytes.max(0) as u32)
+}
+
+/// Bytes of memory that the machine has.
+pub fn memory_size() -> u64 {
+    // SAFETY: sysconf has no preconditions.
+    let (pages, size) = unsafe {
+        (
+            libc::sysconf(libc::_SC_PHYS_PAGES),
+            libc::sysconf(libc::_SC_PAGESIZE),
+        )
+    };
+    (pages.max(0) as u64).saturating_mul(size.max(0) as u64)
+}
+
+/// The kernel is not to look at mutexes that the calling thread holds when it ends.
+pub fn leave_robust_list() {
+    let size = size_of::<[u64; 3]>();
+    // SAFETY: no list, of the size that the kernel expects.
+    unsafe { libc::syscall(libc::SYS_set_robust_list, std::ptr::null::<u8>(), size) };
+}
+
 /// File type and permissions of a descriptor (`st_mode`).
 pub fn mode(fd: i32) -> io::Result<u32> {
     stat(fd).map(|stat| stat.st_mode)

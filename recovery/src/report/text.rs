@@ -68,6 +68,9 @@ fn write_report(out: &mut String, r: &FaultReport) -> fmt::Result {
         .as_ref()
         .map_or_else(|| "no peer".to_owned(), |p| format!("peer {}", line(p)));
     writeln!(out, "Request   {}, {peer}", line(&r.origin))?;
+    if !r.rung.is_empty() {
+        writeln!(out, "Rung      {}", line(&r.rung))?;
+    }
     writeln!(out, "Pause     {} us{}", r.pause_us, pause_parts(r))?;
 
     section_bytes(out, "Input of the request", &r.input)?;

@@ -19,6 +19,7 @@
 //! called before such a write.
 
 mod changed;
+mod image;
 mod pages;
 mod shadow;
 #[cfg(test)]
@@ -26,6 +27,8 @@ mod tests;
 
 use guest_agentless::{GuestRange, PAGE_SIZE, PageNumber};
 
+use image::ImagePages;
+pub use image::{ImageLost, ImageRestored};
 pub use pages::SavedPages;
 use pages::{Base, PageMap};
 pub use shadow::PageContent;
@@ -37,6 +40,12 @@ pub trait Machine {
     fn read(&mut self, page: PageNumber, into: &mut PageContent) -> bool;
     /// Copies a page in, whatever the guest itself may do with it. False if that cannot be done.
     fn write(&mut self, page: PageNumber, from: &PageContent) -> bool;
+    /// Fills pages with zeros, whatever the guest itself may do with them. False if that cannot be done.
+    fn clear(&mut self, range: GuestRange) -> bool {
+        range
+            .pages()
+            .all(|page| self.write(page, PageContent::zero()))
+    }
     /// Makes a page writable for the guest as far as its mapping allows, or read-only. Read-only takes
     /// effect with the next [`Machine::reprotect`].
     fn set_writable(&mut self, page: PageNumber, writable: bool);
@@ -106,6 +115,8 @@ pub struct Tracker {
     scratch: Box<PageContent>,
     /// What the last commit has changed, if somebody wants to know.
     changes: Option<Vec<PageNumber>>,
+    image: Option<ImagePages>,
+    image_lost: Option<ImageLost>,
 }
 
 impl Tracker {
@@ -130,6 +141,8 @@ impl Tracker {
             harvest: Vec::new(),
             scratch: PageContent::boxed(),
             changes: None,
+            image: None,
+            image_lost: None,
         }
     }
 
@@ -409,6 +422,16 @@ impl Tracker {
 
     /// The mapping of `range` is gone for good, or is a new one.
     pub fn forget(&mut self, machine: &mut impl Machine, range: GuestRange) {
+        self.forget_content(machine, range);
+        if let Some(image) = &mut self.image
+            && !image.take_out(range).is_empty()
+        {
+            self.lose_image(ImageLost::Unmapped);
+        }
+    }
+
+    /// The pages of `range` are zero, as if nobody had ever written them.
+    pub fn forget_content(&mut self, machine: &mut impl Machine, range: GuestRange) {
         self.take_harvest(machine);
         for state in self.pages.remove(range).into_states() {
             if let Base::Shadow(frame) = state.base {
@@ -423,15 +446,21 @@ impl Tracker {
     /// to [`Tracker::put_back`] if the domain is abandoned, to [`Tracker::drop_saved`] if it commits.
     pub fn save(&mut self, machine: &mut impl Machine, range: GuestRange) -> SavedPages {
         self.take_harvest(machine);
-        let saved = self.pages.remove(range);
+        let mut saved = self.pages.remove(range);
+        if let Some(image) = &mut self.image {
+            saved.image = image.take_out(range);
+        }
         self.active
             .retain(|entry| !range.contains(entry.page.address().0));
         saved
     }
 
     /// Undoes [`Tracker::save`]; whatever is known of the same pages now is forgotten.
-    pub fn put_back(&mut self, machine: &mut impl Machine, saved: SavedPages) {
+    pub fn put_back(&mut self, machine: &mut impl Machine, mut saved: SavedPages) {
         self.forget(machine, saved.range());
+        if let Some(image) = &mut self.image {
+            image.put_in(std::mem::take(&mut saved.image));
+        }
         for (page, state) in saved.into_pages() {
             self.pages.set(page, state);
             if state.active {
@@ -478,11 +507,15 @@ impl Tracker {
         if std::mem::replace(&mut state.active, true) {
             return false;
         }
-        self.active.push(Active {
-            page,
-            frame: state.frame(),
-        });
+        let frame = state.frame();
+        self.active.push(Active { page, frame });
         self.written += 1;
+        if frame.is_none() {
+            if let Some(image) = &mut self.image {
+                image.keep(page, None);
+            }
+            self.limit_image();
+        }
         true
     }
 
@@ -500,6 +533,10 @@ impl Tracker {
             return false;
         }
         self.pages.set_base(page, Base::Shadow(frame));
+        if let Some(image) = &mut self.image {
+            image.keep(page, Some(self.shadows.get(frame)));
+        }
+        self.limit_image();
         true
     }
 

@@ -51,12 +51,35 @@ pub struct PageMap {
 pub struct SavedPages {
     range: GuestRange,
     pages: Vec<(PageNumber, PageState)>,
+    /// The parts of the range that show mappings of the image of the process.
+    pub(super) image: Vec<GuestRange>,
 }
 
 impl SavedPages {
     /// The range.
     pub fn range(&self) -> GuestRange {
         self.range
+    }
+
+    pub(super) fn new(
+        range: GuestRange,
+        pages: Vec<(PageNumber, PageState)>,
+        image: Vec<GuestRange>,
+    ) -> SavedPages {
+        SavedPages {
+            range,
+            pages,
+            image,
+        }
+    }
+
+    pub(super) fn add(&mut self, page: PageNumber, state: PageState) {
+        self.pages.push((page, state));
+    }
+
+    /// Whether the image of the process needs what was mapped there.
+    pub fn is_of_image(&self) -> bool {
+        !self.image.is_empty()
     }
 
     pub(super) fn into_pages(self) -> impl Iterator<Item = (PageNumber, PageState)> {
@@ -89,6 +112,11 @@ impl PageMap {
         self.entry(page).base = base;
     }
 
+    /// Takes out what is known of `page`.
+    pub fn take(&mut self, page: PageNumber) -> Option<PageState> {
+        self.regions.get_mut(&(page.0 / REGION))?[slot(page)].take()
+    }
+
     /// Takes out all that is known of `range`.
     pub fn remove(&mut self, range: GuestRange) -> SavedPages {
         let mut pages = Vec::new();
@@ -118,7 +146,7 @@ impl PageMap {
                 }
             }
         }
-        SavedPages { range, pages }
+        SavedPages::new(range, pages, Vec::new())
     }
 }
 

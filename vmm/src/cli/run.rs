@@ -13,7 +13,7 @@ use clap::{Args, ValueEnum};
 use guest_agentless::{Signal, SignalSet};
 use recovery::Tracker;
 use recovery::event::{Event, EventLog};
-use recovery::ladder::Ladder;
+use recovery::ladder::{DEFAULT_RESTART_LIMIT, DEFAULT_STORM_LIMIT, Ladder};
 use recovery::report::ReportStore;
 use recovery::stats::Stats;
 
@@ -27,6 +27,7 @@ use crate::memory::{
     AddressSpace, LockedPages, copy, guest_descriptor_limits, reserved_fd, window,
 };
 use crate::process::files::Files;
+use crate::process::image::RestartMode;
 use crate::process::limits::{DEFAULT_CPU, DEFAULT_TIMEOUT, Limits};
 use crate::process::reporter::Reporter;
 use crate::process::signals::{Action, Dispositions};
@@ -75,6 +76,22 @@ pub struct RunArgs {
     /// Bytes of output that a request may hold back, such as 512K or 16M; past it, it can no longer be undone
     #[arg(long, value_name = "BYTES", default_value = "4M")]
     hold_limit: ByteLimit,
+    /// Restart the server in place when nothing lesser helps: from an image taken when it began to serve,
+    /// with its listening sockets kept open. `on`: unless it has written files since, which it would then
+    /// contradict; `always`: even then
+    #[arg(
+        long,
+        value_name = "on|off|always",
+        default_value = "on",
+        hide_possible_values = true
+    )]
+    restart: RestartMode,
+    /// Restarts in place in one minute after which the server is given up
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_RESTART_LIMIT)]
+    storm_limit: u32,
+    /// Bytes that the image for restarts may take [default: a quarter of the machine's memory]
+    #[arg(long, value_name = "BYTES")]
+    image_limit: Option<ByteLimit>,
     /// Compare all of the guest's writable memory with a copy after each recovery (slow; for testing)
     #[arg(long, hide = true)]
     audit: bool,
@@ -127,6 +144,15 @@ impl RunArgs {
         }
         if self.verify_heap {
             given.push("--verify-heap".into());
+        }
+        if self.restart != RestartMode::On {
+            given.push(format!("--restart={}", self.restart.name()).into());
+        }
+        if self.storm_limit != DEFAULT_RESTART_LIMIT {
+            given.push(format!("--storm-limit={}", self.storm_limit).into());
+        }
+        if let Some(limit) = self.image_limit {
+            given.push(format!("--image-limit={limit}").into());
         }
         if self.audit {
             given.push("--audit".into());
@@ -260,6 +286,10 @@ fn start(arguments: RunArgs) -> Result<Thread, AnyError> {
             audit: arguments.audit,
             stats: stats_path,
             limits,
+            restart: arguments.restart,
+            image_limit: arguments
+                .image_limit
+                .map(|limit| limit.0.unwrap_or(u64::MAX)),
             inject: arguments.inject,
             given,
         },
@@ -276,7 +306,8 @@ fn start(arguments: RunArgs) -> Result<Thread, AnyError> {
             suspended: Default::default(),
             wait_words: Default::default(),
             dispositions: inherited_dispositions(),
-            ladder: Ladder::default(),
+            ladder: Ladder::new(DEFAULT_STORM_LIMIT, arguments.storm_limit),
+            restart: Default::default(),
             descriptor_limit: guest_descriptor_limits(),
             heap: (protect && arguments.verify_heap).then(Box::default),
             locked: LockedPages::default(),

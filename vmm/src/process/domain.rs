@@ -224,6 +224,9 @@ impl Thread {
         let Some(mut domain) = state.domain.take() else {
             return Committed::Done;
         };
+        if domain.delivered.is_some() {
+            self.wakeup = domain.delivered.take();
+        }
         let stats = std::sync::Arc::clone(&self.process.stats);
         let (deferred, undo) = domain.journal.commit();
         let (tracker, mut memory) = state.tracking(&self.process, &mut self.vcpu);
@@ -233,6 +236,8 @@ impl Thread {
         stats.pages.copied.add(done.copied);
         stats.pages.reprotected.add(u64::from(done.reprotected));
         stats.shadow_bytes.raise(tracker.shadow_bytes());
+        stats.image_bytes.raise(tracker.image_bytes());
+        state.drop_lost_image();
         stats.domains.committed.inc();
         self.tell_suspended(state);
         state.note_heap();

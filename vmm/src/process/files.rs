@@ -4,13 +4,17 @@
 //! Guest descriptors are host descriptors of the same number. What the kernel can be asked for is not
 //! kept here, so that it cannot drift.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use super::domain::Delivered;
 use crate::host;
 use crate::memory::reserved_copy;
+
+mod image;
+
+pub use image::FilesRestored;
 
 /// What a descriptor stands for, as far as recovery tells them apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -105,6 +109,11 @@ pub struct Files {
     backlog: BTreeMap<i32, Waiting>,
     given_back: BTreeMap<i32, GivenBack>,
     serves: bool,
+    /// Made since the image was taken.
+    opened: BTreeSet<i32>,
+    /// What a restart goes back to.
+    image: Option<Box<image::FilesImage>>,
+    image_lost: Option<String>,
 }
 
 impl Files {
@@ -155,9 +164,12 @@ impl Files {
         self.serves
     }
 
-    /// The descriptor has changed its meaning (`connect`, `listen`, `dup2`): look again.
+    /// The descriptor is new or has changed its meaning (`connect`, `listen`, `dup2`): look again.
     pub fn forget(&mut self, fd: i32) {
         self.known.remove(&fd);
+        if self.image.is_some() {
+            self.opened.insert(fd);
+        }
     }
 
     /// Whether an abandoned request has poisoned the connection.
@@ -238,8 +250,10 @@ impl Files {
             let _kept = Some(kept);
             self.backlog.insert(number, Waiting { _kept, ..waiting });
         }
+        self.leave(fd);
         self.given_back.remove(&fd);
         self.known.remove(&fd);
+        self.opened.remove(&fd);
         self.interests
             .retain(|(member, epoll), _| *epoll != fd && *member != fd);
         let _ = host::close(fd);

@@ -7,11 +7,13 @@ pub mod effects;
 pub mod files;
 mod flusher;
 pub mod heap;
+pub mod image;
 pub mod limits;
 mod overflow;
 pub mod recover;
 pub mod reporter;
 pub mod rerun;
+pub mod restart;
 pub mod signals;
 mod suspend;
 pub mod thread;
@@ -58,6 +60,10 @@ pub struct Options {
     pub limits: limits::Limits,
     /// Bytes of output that a domain may hold back before it is committed early.
     pub hold_limit: usize,
+    /// Restart the process in place when nothing lesser helps.
+    pub restart: image::RestartMode,
+    /// Bytes that the image of the process may take; none: a quarter of the machine's memory.
+    pub image_limit: Option<u64>,
     /// A fault to inject.
     pub inject: Option<Injection>,
     /// The options of `vmsrs run` that were given, with absolute paths.
@@ -98,6 +104,8 @@ pub struct State {
     pub dispositions: Dispositions,
     /// Which recovery strategy comes next.
     pub ladder: Ladder,
+    /// The image of the process, to restart it from.
+    pub restart: image::RestartState,
     /// The guest's limit on descriptors: soft and hard.
     pub descriptor_limit: (u64, u64),
     /// What is known of the heap, if it is verified.
@@ -134,6 +142,8 @@ pub struct Process {
     ending: AtomicBool,
     /// Whether a thread sends output that waits.
     flushing: AtomicBool,
+    /// Whether threads need not say any more where they would go on from.
+    pub serving: AtomicBool,
 }
 
 /// What a [`Process`] is made from.
@@ -177,6 +187,7 @@ impl Process {
             idle_vcpus: Mutex::new(Vec::new()),
             ending: AtomicBool::new(false),
             flushing: AtomicBool::new(false),
+            serving: AtomicBool::new(false),
         }
     }
 

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use guest_agentless::{Errno, PAGE_SIZE, PageNumber, Signal, Vma};
 use recovery::event::{Access, FaultKind, Outcome};
-use recovery::ladder::{FaultSite, Rung};
+use recovery::ladder::{FaultSite, GiveUpReason, Rung};
 use recovery::tracker::{PageContent, RestoredPage};
 use recovery::{Journal, Origin, stats};
 
@@ -184,6 +184,7 @@ impl Thread {
         }
         let Some(domain) = &turn.domain else {
             // Not tracked yet, or not protected: as without the monitor.
+            self.process.stats.ladder.give_up.inc();
             self.give_up(
                 turn,
                 fault,
@@ -198,32 +199,47 @@ impl Thread {
             rip: registers.rip,
             origin: origin.kind(),
         };
-        match turn.ladder.next(site, begun) {
-            Rung::GiveUp(reason) => {
-                self.give_up(turn, fault, &registers, reason.to_string());
-                Ok(Flow::Continue)
-            }
-            Rung::Rerun => {
-                self.process.stats.domains.rerun.inc();
-                self.undo_domain(turn, fault, begun)
-            }
-            Rung::Abandon => {
-                self.process.stats.domains.abandoned.inc();
-                self.undo_domain(turn, fault, begun)
-            }
-            Rung::ResetDelivered => {
-                let delivered = turn.domain.as_ref().and_then(|d| d.delivered.clone());
-                let suspects = delivered.map_or(Vec::new(), |d| turn.files.connections(&d));
-                if suspects.is_empty() {
-                    let reason = format!("the fault at {:#x} belongs to no client", registers.rip);
-                    self.give_up(turn, fault, &registers, reason);
-                    return Ok(Flow::Continue);
+        let delivered = domain.delivered.clone().or_else(|| self.wakeup.clone());
+        let obstacle = self.restart_obstacle(turn);
+        let mut suspects = Vec::new();
+        let rung = loop {
+            let rung = turn.ladder.next(site, begun, |rung| match rung {
+                Rung::ResetDelivered => delivered.is_some(),
+                // What has only used too much is let go on rather than everybody thrown out.
+                Rung::Restart => obstacle.is_none() && fault.course != Course::GoesOn,
+                _ => true,
+            });
+            match (&delivered, rung) {
+                (Some(delivered), Rung::ResetDelivered) => {
+                    suspects = turn.files.connections(delivered);
+                    // Otherwise there was nobody to reset.
+                    if !suspects.is_empty() {
+                        break rung;
+                    }
                 }
+                _ => break rung,
+            }
+        };
+        self.process.stats.ladder.count(rung);
+        match rung {
+            Rung::GiveUp(reason) => {
+                let reason =
+                    match obstacle.filter(|_| !matches!(reason, GiveUpReason::Restarts { .. })) {
+                        Some(obstacle) => format!("{reason}; not restarted in place: {obstacle}"),
+                        None => reason.to_string(),
+                    };
+                self.give_up(turn, fault, &registers, reason);
+                return Ok(Flow::Continue);
+            }
+            Rung::Restart => return self.restart(turn, fault, begun),
+            Rung::Rerun => self.process.stats.domains.rerun.inc(),
+            Rung::Abandon => self.process.stats.domains.abandoned.inc(),
+            Rung::ResetDelivered => {
                 self.process.stats.domains.abandoned.inc();
                 self.suspects = suspects;
-                self.undo_domain(turn, fault, begun)
             }
         }
+        self.undo_domain(turn, fault, begun, rung)
     }
 
     /// Undoes the running domain and completes its origin with the error that the server knows how to
@@ -233,6 +249,7 @@ impl Thread {
         state: &mut State,
         fault: Fault,
         begun: Instant,
+        rung: Rung,
     ) -> Result<Flow, KvmError> {
         let Some(mut domain) = state.domain.take() else {
             return Ok(Flow::Continue);
@@ -240,6 +257,7 @@ impl Thread {
         let written = (self.written + state.tracker.written_bytes()) / PAGE_SIZE;
         self.end_limits();
         let mut record = self.describe(state, fault, domain.origin);
+        record.rung = rung.name();
         record.input = std::mem::take(&mut domain.input);
         record.peer = domain.origin.fd().and_then(host::peer_name);
 
@@ -371,7 +389,7 @@ impl Thread {
     }
 
     /// There is nothing left to try: the fault takes its course as it would without the monitor.
-    fn give_up(
+    pub(super) fn give_up(
         &mut self,
         turn: &mut Turn<'_>,
         fault: Fault,
@@ -418,7 +436,7 @@ impl Thread {
         self.deliver(turn, info, fault.trap);
     }
 
-    fn describe(&mut self, state: &State, fault: Fault, origin: Origin) -> FaultRecord {
+    pub(super) fn describe(&mut self, state: &State, fault: Fault, origin: Origin) -> FaultRecord {
         let registers = *self.vcpu.registers();
         let mut stack = vec![0u8; STACK_KEPT];
         let kept = read_up_to(registers.rsp, &mut stack);
@@ -440,6 +458,7 @@ impl Thread {
             rip: registers.rip,
             rsp: registers.rsp,
             rbp: registers.rbp,
+            rung: "give-up",
             origin,
             peer: None,
             input: Vec::new(),

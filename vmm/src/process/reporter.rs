@@ -58,6 +58,8 @@ pub struct FaultRecord {
     pub rsp: u64,
     /// The base pointer.
     pub rbp: u64,
+    /// What was done about it: the rung of the ladder.
+    pub rung: &'static str,
     /// What the domain was charged to.
     pub origin: Origin,
     /// Whose request it was.

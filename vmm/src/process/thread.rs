@@ -70,12 +70,16 @@ pub struct Thread {
     /// The next domain of this origin does not put off its effects.
     pub pass_through: Option<Origin>,
     /// Signals wait for the end of the request.
-    signals_postponed: bool,
+    pub(super) signals_postponed: bool,
     /// The running request may write as much as it wants: nothing can be done about it.
     pub memory_waived: bool,
     /// Bytes that the running request had written when it was suspended or committed early.
     pub written: u64,
-    last_fault: (u64, u32),
+    pub(super) last_fault: (u64, u32),
+    /// What the last wake-up was about.
+    pub wakeup: Option<super::domain::Delivered>,
+    /// Which life of the process the thread is in (see [`super::restart`]).
+    pub epoch: u64,
 }
 
 impl Thread {
@@ -103,6 +107,8 @@ impl Thread {
             memory_waived: false,
             written: 0,
             last_fault: (0, 0),
+            wakeup: None,
+            epoch: 0,
         }
     }
 
@@ -117,6 +123,7 @@ impl Thread {
         self.control.adopt();
         let tid = self.tid();
         self.process.threads().insert(tid, self.control);
+        self.park(false);
         started(tid);
         let process = Arc::clone(&self.process);
         let mut turn = Turn::take(&process, tid);
@@ -140,6 +147,9 @@ impl Thread {
             if let Some(fault) = self.past_limit(turn, false) {
                 return self.fault(turn, fault);
             }
+        }
+        if self.is_outdated(turn) {
+            return self.rejoin(turn);
         }
         if self.signals_postponed && turn.domain.is_none() {
             self.deliver_signals(turn);
@@ -251,7 +261,9 @@ impl Thread {
         if self.control.yield_requested.swap(false, Ordering::AcqRel) {
             self.give_way(turn);
         }
-        self.deliver_signals(turn);
+        if !self.is_outdated(turn) {
+            self.deliver_signals(turn);
+        }
     }
 
     fn give_way(&mut self, turn: &mut Turn<'_>) {
@@ -264,6 +276,7 @@ impl Thread {
         self.asked_at = None;
         // Put back or not, it goes on where its registers say.
         let _ = self.suspend(turn);
+        self.park(false);
         turn.released(|| ());
         self.resume(turn);
     }

@@ -8,6 +8,7 @@ use recovery::tracker::{Machine, PageContent};
 
 use crate::kvm::{Vcpu, Vm};
 use crate::memory::{AddressSpace, copy};
+use crate::sys::host_discard;
 
 /// The machine, from the thread that holds the run token: only its vCPU can have unreported writes.
 pub struct TrackedMemory<'a> {
@@ -34,6 +35,14 @@ impl Machine for TrackedMemory<'_> {
             || self.own_memory.write_all_at(from.bytes(), address).is_ok()
             // Not even the kernel writes to a shared mapping without write access.
             || self.space.with_write_access(page, || copy::write(address, from.bytes()).is_ok())
+    }
+
+    fn clear(&mut self, range: GuestRange) -> bool {
+        // Locked memory cannot be given back.
+        host_discard(range).is_ok()
+            || range
+                .pages()
+                .all(|page| self.write(page, PageContent::zero()))
     }
 
     fn set_writable(&mut self, page: PageNumber, writable: bool) {

@@ -296,6 +296,7 @@ impl Call<'_, '_> {
     }
 
     fn write_now(&mut self, fd: i32, bytes: &[u8], offset: Option<u64>) -> Result<u64, Errno> {
+        self.state.note_file_write(fd);
         let (number, at) = match offset {
             Some(at) => (libc::SYS_pwrite64, at),
             None => (libc::SYS_write, 0),

@@ -469,7 +469,8 @@ fn discard(call: &mut Call, range: GuestRange) -> Result<u64, Errno> {
     Ok(0)
 }
 
-fn host_discard(range: GuestRange) -> Result<(), Errno> {
+/// Gives the pages of `range` back to the host: private memory is zero afterwards.
+pub fn host_discard(range: GuestRange) -> Result<(), Errno> {
     // SAFETY: the range lies in a guest window; its pages are the guest's to lose.
     let result = unsafe {
         libc::madvise(
@@ -496,7 +497,7 @@ impl Thread {
                 && content.bytes() == PageContent::zero().bytes();
             if still_zero && host_discard(one).is_ok() {
                 let (tracker, mut memory) = state.tracking(&self.process, &mut self.vcpu);
-                tracker.forget(&mut memory, one);
+                tracker.forget_content(&mut memory, one);
             }
         }
     }

@@ -93,6 +93,12 @@ fn accept(call: &mut Call) -> Result<u64, Errno> {
         _ => 0,
     };
     call.commit()?;
+    if call.state.files.kind(fd) == Kind::Listening {
+        call.thread.begin_serving(call.state);
+        if call.is_outdated() {
+            return Err(Errno::EINTR);
+        }
+    }
     let mut peer = [0u8; ADDRESS_MAX];
     let mut peer_len = ADDRESS_MAX as u32;
     let args = [
@@ -123,7 +129,7 @@ fn accept(call: &mut Call) -> Result<u64, Errno> {
     call.state.files.forget(connection);
     call.state.files.set_serves();
     if connection as u64 >= call.state.descriptor_limit.0 {
-        let _ = host::close(connection);
+        call.state.files.close(connection);
         return Err(Errno::EMFILE);
     }
     let peer = peer[..(peer_len as usize).min(ADDRESS_MAX)].to_vec();

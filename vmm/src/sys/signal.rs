@@ -139,6 +139,9 @@ fn sigtimedwait(call: &mut Call) -> Result<u64, Errno> {
         call.thread.set_blocked(mask);
     }
     call.thread.restart = None;
+    if call.is_outdated() {
+        return Err(Errno::EINTR);
+    }
     let taken = call
         .thread
         .control

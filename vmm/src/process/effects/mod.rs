@@ -42,6 +42,7 @@ impl Thread {
                 let _ = host::send_message(fd, &bytes, flags, &address, &rights);
             }
             Deferred::Write { fd, bytes, offset } => {
+                state.note_file_write(fd);
                 if let Err(error) = host::write_all(fd, &bytes, offset) {
                     // The guest was told that the write had succeeded.
                     log::error!(
@@ -188,6 +189,9 @@ impl Thread {
     pub fn release_undo(&mut self, state: &mut State, inverse: Undo) {
         match inverse {
             Undo::Remap { stash, pages, .. } => {
+                let Some((stash, pages)) = state.keep_for_image(stash, pages) else {
+                    return;
+                };
                 AddressSpace::drop_stash(stash);
                 for saved in pages {
                     state.tracker.drop_saved(saved);

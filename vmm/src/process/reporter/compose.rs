@@ -21,6 +21,7 @@ pub(super) fn report(record: FaultRecord, stack: Vec<Frame>) -> FaultReport {
         detail: r.detail,
         thread_name: r.thread_name,
         symbol: stack.first().and_then(symbol),
+        rung: r.rung.to_owned(),
         registers: registers.collect(),
         stack,
         peer: r.peer,

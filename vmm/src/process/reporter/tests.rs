@@ -31,6 +31,7 @@ pub(super) fn record() -> FaultRecord {
         rip: 0,
         rsp: 0,
         rbp: 0,
+        rung: "abandon",
         origin: Origin::Stream(7),
         peer: Some("127.0.0.1:4242".into()),
         input: b"SET a 1\r\n".to_vec(),
