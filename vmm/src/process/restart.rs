@@ -156,7 +156,14 @@ impl Thread {
         let (inverses, _) = domain.journal.abandon();
         for inverse in inverses {
             match inverse {
-                Undo::SocketOption { .. } | Undo::Prctl { .. } => {
+                Undo::SocketOption { .. }
+                | Undo::Prctl { .. }
+                | Undo::Directory { .. }
+                | Undo::IntervalTimer { .. }
+                | Undo::Locked { .. }
+                | Undo::Call { .. }
+                | Undo::Unread { .. }
+                | Undo::PeekOffset { .. } => {
                     self.undo(state, &mut domain.pages, inverse);
                 }
                 Undo::Remap { .. } => self.release_undo(state, inverse),
