@@ -19,7 +19,7 @@ use crate::memory::{Attempt, Resolution};
 use crate::{host, sys};
 
 /// CPU time that a client's request may use while others wait, before it is suspended.
-const REQUEST_SLICE: Duration = Duration::from_millis(200);
+const REQUEST_SLICE: Duration = Duration::from_millis(50);
 /// Likewise for everything else, before it gives way. CPU time and not wall time, so that a thread is not
 /// stopped in the middle of a critical section only because the machine is busy.
 const SLICE: Duration = Duration::from_millis(5);
