@@ -20,6 +20,8 @@
 //! | `recovery_pause_us` | `count`, `min`, `median`, `max`; the last three `null` when `count` is 0 |
 //! | `shadow_bytes_peak` | the most memory that shadow pages ever took |
 //! | `run_token_waits` | how often a thread had to wait for the run token |
+//! | `offenders` | with `--learn`: inputs `refused` |
+//! | `error_replies` | clients that were sent the configured error reply |
 //! | `audit` | `checks` of the write set against a full copy, and `mismatches` found |
 
 mod counter;
@@ -119,6 +121,14 @@ counter::counters! {
     }
 }
 
+counter::counters! {
+    /// Inputs that have crashed the server before.
+    OffenderCounters {
+        /// Refused before they reached it.
+        refused,
+    }
+}
+
 /// Request domains by outcome.
 #[derive(Debug, Default)]
 pub struct DomainCounters {
@@ -159,6 +169,10 @@ pub struct Stats {
     pub run_token_waits: Counter,
     /// Self-checks.
     pub audit: AuditCounters,
+    /// Inputs that have crashed the server before.
+    pub offenders: OffenderCounters,
+    /// Clients that were sent the configured error reply.
+    pub error_replies: Counter,
     start: Instant,
     start_time: SystemTime,
     startup: OnceLock<Duration>,
@@ -185,6 +199,8 @@ impl Stats {
             shadow_bytes: Peak::default(),
             run_token_waits: Counter::default(),
             audit: AuditCounters::default(),
+            offenders: OffenderCounters::default(),
+            error_replies: Counter::default(),
             start: Instant::now(),
             start_time: SystemTime::now(),
             startup: OnceLock::new(),
@@ -226,6 +242,8 @@ impl Stats {
             "shadow_bytes_peak": self.shadow_bytes.get(),
             "run_token_waits": self.run_token_waits.get(),
             "audit": self.audit.to_json(),
+            "offenders": self.offenders.to_json(),
+            "error_replies": self.error_replies.get(),
         })
     }
 
@@ -295,8 +313,10 @@ mod tests {
             "audit",
             "deferred",
             "domains",
+            "error_replies",
             "exits",
             "held",
+            "offenders",
             "pages",
             "pid",
             "recovery_pause_us",

@@ -60,6 +60,27 @@ fn write_report(out: &mut String, r: &FaultReport) -> fmt::Result {
         .map_or_else(|| "no peer".to_owned(), |p| format!("peer {}", line(p)));
     writeln!(out, "Request   {}, {peer}", line(&r.origin))?;
     writeln!(out, "Pause     {} us{}", r.pause_us, pause_parts(r))?;
+    if r.replied {
+        writeln!(
+            out,
+            "Reply     the client was sent the configured error reply"
+        )?;
+    }
+    if r.repeat > 0 {
+        writeln!(out, "Repeat    the same fault as {} before it", r.repeat)?;
+    }
+    if let Some(more) = &r.more {
+        write!(
+            out,
+            "Again     {} times more, last {}",
+            more.count,
+            line(&more.last)
+        )?;
+        match &more.last_peer {
+            Some(peer) => writeln!(out, " by {}", line(peer))?,
+            None => writeln!(out)?,
+        }
+    }
 
     section_bytes(out, "Input of the request", &r.input)?;
     section(
@@ -247,6 +268,26 @@ Registers
         assert!(render(&report).contains("as a whole: page 0x1000 was read by another thread.\n"));
         report.outcome = Outcome::Escalated;
         assert!(render(&report).starts_with("ESCALATED: SIGSEGV"));
+    }
+
+    #[test]
+    fn a_repeated_fault_says_so() {
+        let mut report = sample(UNIX_EPOCH);
+        report.repeat = 2;
+        report.replied = true;
+        report.more = Some(crate::report::Tally {
+            count: 997,
+            last: "1970-01-02T00:00:00.000000Z".into(),
+            last_peer: Some("127.0.0.1:9".into()),
+        });
+        let text = render(&report);
+        assert!(
+            text.contains("\nRepeat    the same fault as 2 before it\n"),
+            "{text}"
+        );
+        let again = "\nAgain     997 times more, last 1970-01-02T00:00:00.000000Z by 127.0.0.1:9\n";
+        assert!(text.contains(again), "{text}");
+        assert!(text.contains("\nReply  "), "{text}");
     }
 
     #[test]

@@ -8,12 +8,14 @@ use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use guest_agentless::{Signal, SignalSet};
 use recovery::Tracker;
 use recovery::event::{Event, EventLog};
 use recovery::ladder::Ladder;
+use recovery::learn::Offenders;
 use recovery::report::ReportStore;
 use recovery::stats::Stats;
 
@@ -23,6 +25,7 @@ use crate::inject::Injection;
 use crate::kvm::{self, EntryPath, Vm};
 use crate::loader::{self, Program};
 use crate::memory::{AddressSpace, copy, guest_descriptor_limits, reserved_fd, window};
+use crate::process::error_reply::ErrorReply;
 use crate::process::files::Files;
 use crate::process::reporter::Reporter;
 use crate::process::signals::{Action, Dispositions};
@@ -50,6 +53,22 @@ pub struct RunArgs {
         hide_possible_values = true
     )]
     protect: Switch,
+    /// Send clients whose request is abandoned a proper error before their connection ends, instead of a
+    /// reset: that of a protocol, or the bytes in FILE. Not for connections with TLS
+    #[arg(long, value_name = "http|resp|memcached|FILE")]
+    error_reply: Option<OsString>,
+    /// Refuse an input that has crashed the server twice, before it reaches the server
+    #[arg(long)]
+    learn: bool,
+    /// Forget such an input after this time without a crash
+    #[arg(
+        long,
+        value_name = "DURATION",
+        default_value = "1h",
+        value_parser = humantime::parse_duration,
+        requires = "learn"
+    )]
+    learn_for: Duration,
     /// Compare all of the guest's writable memory with a copy after each recovery (slow; for testing)
     #[arg(long, hide = true)]
     audit: bool,
@@ -89,6 +108,18 @@ impl RunArgs {
         }
         if self.audit {
             given.push("--audit".into());
+        }
+        if let Some(reply) = &self.error_reply {
+            given.push("--error-reply".into());
+            given.push(match reply.to_str() {
+                Some("http" | "resp" | "memcached") => reply.clone(),
+                _ => std::path::absolute(reply)?.into(),
+            });
+        }
+        if self.learn {
+            given.push("--learn".into());
+            let time = humantime::format_duration(self.learn_for);
+            given.push(format!("--learn-for={time}").into());
         }
         if let Some(injection) = &self.inject {
             given.push(format!("--inject={injection}").into());
@@ -149,6 +180,11 @@ fn start(arguments: RunArgs) -> Result<Thread, AnyError> {
             .open(path)
             .map_err(|e| format!("cannot write the stats file {}: {e}", path.display()))?;
     }
+    let error_reply = arguments
+        .error_reply
+        .as_deref()
+        .map(ErrorReply::from_argument)
+        .transpose()?;
     let store = match protect {
         true => Some(ReportStore::open(arguments.report_dir).map_err(|error| {
             format!("{}; name another one with --report-dir DIR", chain(&error))
@@ -200,6 +236,7 @@ fn start(arguments: RunArgs) -> Result<Thread, AnyError> {
             is_child: false,
             audit: arguments.audit,
             stats: stats_path,
+            error_reply,
             inject: arguments.inject,
             given,
         },
@@ -216,6 +253,7 @@ fn start(arguments: RunArgs) -> Result<Thread, AnyError> {
             suspended: Default::default(),
             dispositions: inherited_dispositions(),
             ladder: Ladder::default(),
+            offenders: arguments.learn.then(|| Offenders::new(arguments.learn_for)),
             descriptor_limit: guest_descriptor_limits(),
         },
     });

@@ -10,5 +10,7 @@ pub mod window;
 
 pub use guard::{Guard, runs};
 pub use monitor::MonitorRegion;
-pub use reserved::{first_reserved, guest_descriptor_limits, reserved_fd, set_descriptor_limits};
+pub use reserved::{
+    first_reserved, guest_descriptor_limits, reserved_duplicate, reserved_fd, set_descriptor_limits,
+};
 pub use space::{AddressSpace, Attempt, PROGRAM_BASE, Resolution, STACK_TOP, Stash, is_zero_based};

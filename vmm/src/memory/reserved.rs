@@ -72,13 +72,18 @@ pub fn set_descriptor_limits(soft: u64, hard: u64) -> io::Result<()> {
     }
 }
 
-/// Moves `fd` to the reserved numbers, close-on-exec.
-pub fn reserved_fd(fd: OwnedFd) -> io::Result<OwnedFd> {
-    // SAFETY: `fd` is open; the duplicate is a new descriptor that nobody else owns.
-    let high = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, first_reserved()) };
+/// A second descriptor for what the guest has open as `fd`, among the reserved numbers, close-on-exec.
+pub fn reserved_duplicate(fd: i32) -> io::Result<OwnedFd> {
+    // SAFETY: takes numbers only; the duplicate is a new descriptor that nobody else owns.
+    let high = unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, first_reserved()) };
     if high < 0 {
         return Err(io::Error::last_os_error());
     }
     // SAFETY: as above.
     Ok(unsafe { OwnedFd::from_raw_fd(high) })
+}
+
+/// Moves `fd` to the reserved numbers, close-on-exec.
+pub fn reserved_fd(fd: OwnedFd) -> io::Result<OwnedFd> {
+    reserved_duplicate(fd.as_raw_fd())
 }

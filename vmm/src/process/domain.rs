@@ -38,6 +38,10 @@ pub struct Domain {
     pub journal: Journal<Deferred, Undo>,
     /// The first bytes that the client sent.
     pub input: Vec<u8>,
+    /// How many bytes it sent.
+    pub input_len: u64,
+    /// It began with the first of them, on a connection that owed nothing.
+    pub is_fresh: bool,
     /// Bytes of output held back.
     pub held_bytes: usize,
     /// System calls made.
@@ -57,6 +61,7 @@ pub struct Domain {
 impl Domain {
     /// Keeps the start of what the client sent.
     pub fn add_input(&mut self, bytes: &[u8]) {
+        self.input_len += bytes.len() as u64;
         let room = INPUT_KEPT.saturating_sub(self.input.len());
         self.input
             .extend_from_slice(&bytes[..bytes.len().min(room)]);
@@ -181,6 +186,8 @@ impl Thread {
             },
             journal: Journal::default(),
             input: Vec::new(),
+            input_len: 0,
+            is_fresh: false,
             held_bytes: 0,
             calls: 0,
             committed_early: None,
@@ -207,6 +214,7 @@ impl Thread {
         let Some(mut domain) = state.domain.take() else {
             return;
         };
+        self.request_succeeded(state, &domain);
         let stats = std::sync::Arc::clone(&self.process.stats);
         let (deferred, undo) = domain.journal.commit();
         let (tracker, mut memory) = state.tracking(&self.process, &mut self.vcpu);

@@ -6,8 +6,11 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
+use std::sync::Arc;
+use std::time::Duration;
 
 use super::domain::Delivered;
+use super::ending::Endings;
 use crate::host;
 
 /// What a descriptor stands for, as far as recovery tells them apart.
@@ -34,7 +37,29 @@ struct Known {
     kind: Kind,
     poisoned: bool,
     closing: bool,
+    /// The guest is the server on this connection.
+    accepted: bool,
+    /// The guest's last output found no room.
+    cut: bool,
+    /// See [`Files::is_owing`].
+    owing: bool,
 }
+
+impl Known {
+    fn new(kind: Kind) -> Known {
+        Known {
+            kind,
+            poisoned: false,
+            closing: false,
+            accepted: false,
+            cut: false,
+            owing: false,
+        }
+    }
+}
+
+/// How long the end of the process waits for connections that are ending.
+const LAST_CHANCE: Duration = Duration::from_millis(500);
 
 /// The guest's descriptors.
 #[derive(Default)]
@@ -43,6 +68,7 @@ pub struct Files {
     /// By member and epoll descriptor.
     interests: BTreeMap<(i32, i32), libc::epoll_event>,
     backlog: BTreeMap<i32, Vec<u8>>,
+    endings: Arc<Endings>,
 }
 
 impl Files {
@@ -57,25 +83,22 @@ impl Files {
             Entry::Occupied(entry) => Some(entry.into_mut()),
             Entry::Vacant(entry) => match probe(fd) {
                 Kind::Closed => None,
-                kind => Some(entry.insert(Known {
-                    kind,
-                    poisoned: false,
-                    closing: false,
-                })),
+                kind => Some(entry.insert(Known::new(kind))),
             },
         }
     }
 
     /// Says what `fd` stands for where the kernel does not know (a socket pair is a pipe).
     pub fn set_kind(&mut self, fd: i32, kind: Kind) {
-        self.known.insert(
-            fd,
-            Known {
-                kind,
-                poisoned: false,
-                closing: false,
-            },
-        );
+        self.known.insert(fd, Known::new(kind));
+    }
+
+    /// A new connection, on which the guest is the server.
+    pub fn accepted(&mut self, fd: i32) {
+        self.forget(fd);
+        if let Some(known) = self.known(fd) {
+            known.accepted = true;
+        }
     }
 
     /// The descriptor has changed its meaning (`connect`, `listen`, `dup2`): look again.
@@ -100,8 +123,51 @@ impl Files {
         }
     }
 
+    /// Says whether the guest's last output to `fd` found no room.
+    pub fn set_cut(&mut self, fd: i32, cut: bool) {
+        if let Some(known) = self.known.get_mut(&fd).filter(|known| known.cut != cut) {
+            known.cut = cut;
+        }
+    }
+
+    /// A request on the connection has ended without any output to it.
+    pub fn set_owing(&mut self, fd: i32) {
+        if let Some(known) = self.known(fd) {
+            known.owing = true;
+        }
+    }
+
+    /// Whether nothing was sent on the connection since then.
+    pub fn is_owing(&self, fd: i32) -> bool {
+        self.known.get(&fd).is_some_and(|known| known.owing)
+    }
+
+    /// Whether an error reply would be the answer to a client's request: the guest is the server, and nothing
+    /// of an earlier answer is left, as far as one can see from outside. A server that waits for room to send
+    /// more has either found none, or asks for an event when there is.
+    pub fn can_be_answered(&self, fd: i32) -> bool {
+        const WAITS_FOR_ROOM: u32 = libc::EPOLLOUT as u32;
+        const ALWAYS_ASKS: u32 = libc::EPOLLET as u32;
+        let known = self.known.get(&fd);
+        let waits = |event: &libc::epoll_event| {
+            event.events & (WAITS_FOR_ROOM | ALWAYS_ASKS) == WAITS_FOR_ROOM
+        };
+        known.is_some_and(|known| known.accepted && !known.cut && !known.poisoned)
+            && !self
+                .interests
+                .range((fd, i32::MIN)..=(fd, i32::MAX))
+                .any(|(_, event)| waits(event))
+    }
+
     /// Closes `fd`, and forgets about it.
     pub fn close(&mut self, fd: i32) {
+        if self.is_poisoned(fd) {
+            // The monitor may still have the socket open, and then it stays in the interest lists.
+            let members = self.interests.range((fd, i32::MIN)..=(fd, i32::MAX));
+            for (_, epoll) in members.map(|(key, _)| *key) {
+                let _ = epoll_ctl(epoll, libc::EPOLL_CTL_DEL, fd, None);
+            }
+        }
         self.flush(fd);
         self.backlog.remove(&fd);
         self.known.remove(&fd);
@@ -112,27 +178,47 @@ impl Files {
 
     /// `shutdown`, after what is still to be sent.
     pub fn shutdown(&mut self, fd: i32, how: i32) {
+        if self.is_poisoned(fd) {
+            return;
+        }
         self.flush(fd);
         let _ = host::shutdown(fd, how);
     }
 
-    /// Resets the connection for good: the peer gets a reset, the guest's reads fail, the descriptor stays
-    /// open until the guest closes it.
+    /// Resets the connection for good: the peer gets a reset after what was sent to it before, the guest's
+    /// reads fail, the descriptor stays open until the guest closes it.
     pub fn reset(&mut self, fd: i32) {
-        self.backlog.remove(&fd);
-        if let Some(known) = self.known(fd) {
-            known.poisoned = true;
+        self.end(fd, None);
+    }
+
+    /// Likewise, with `reply` and the end of the stream in place of the reset, if there is one.
+    pub fn end(&mut self, fd: i32, reply: Option<&[u8]>) {
+        let unsent = self.backlog.remove(&fd).unwrap_or_default();
+        match self.known(fd) {
+            Some(known) if !known.poisoned => known.poisoned = true,
+            _ => return,
         }
-        if host::abort_connection(fd).is_err() {
-            // Not TCP: the peer sees the end of the stream.
-            let _ = host::shutdown(fd, libc::SHUT_RDWR);
-        }
+        self.endings.end(fd, unsent, reply);
+    }
+
+    /// The process is about to end: gives the connections that are ending a little time.
+    pub fn finish_endings(&self) {
+        self.endings.finish(LAST_CHANCE);
+    }
+
+    /// In a forked child: what the monitor does in the background is the parent's.
+    pub fn forget_after_fork(&mut self) {
+        // Its descriptors are closed already, and its lock may be held by a thread that is not there.
+        std::mem::forget(std::mem::take(&mut self.endings));
     }
 
     /// Sends committed output. What the socket has no room for is kept and sent later, in order.
     pub fn send(&mut self, fd: i32, bytes: Vec<u8>) {
         if self.is_poisoned(fd) {
             return;
+        }
+        if let Some(known) = self.known.get_mut(&fd) {
+            known.owing = false;
         }
         match self.backlog.get_mut(&fd) {
             Some(waiting) => waiting.extend_from_slice(&bytes),

@@ -4,8 +4,11 @@ pub mod control;
 mod decode;
 pub mod domain;
 pub mod effects;
+mod ending;
+pub mod error_reply;
 pub mod files;
 mod flusher;
+mod offenders;
 pub mod recover;
 pub mod reporter;
 pub mod signals;
@@ -26,6 +29,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use parking_lot::FairMutex;
 use recovery::Tracker;
 use recovery::ladder::Ladder;
+use recovery::learn::Offenders;
 use recovery::stats::Stats;
 
 use crate::inject::Injection;
@@ -49,6 +53,8 @@ pub struct Options {
     pub is_child: bool,
     /// Where the counters are written at the end; absolute.
     pub stats: Option<std::path::PathBuf>,
+    /// What clients are told when their request is abandoned.
+    pub error_reply: Option<error_reply::ErrorReply>,
     /// A fault to inject.
     pub inject: Option<Injection>,
     /// The options of `vmsrs run` that were given, with absolute paths.
@@ -87,6 +93,8 @@ pub struct State {
     pub dispositions: Dispositions,
     /// Which recovery strategy comes next.
     pub ladder: Ladder,
+    /// The inputs that have crashed the server, where they are to be refused.
+    pub offenders: Option<Offenders>,
     /// The guest's limit on descriptors: soft and hard.
     pub descriptor_limit: (u64, u64),
 }

@@ -192,6 +192,7 @@ impl Thread {
             return Ok(Flow::Continue);
         };
         let mut record = self.describe(state, fault, domain.origin);
+        self.request_crashed(state, &domain, fault);
         record.input = std::mem::take(&mut domain.input);
         record.peer = domain.origin.fd().and_then(host::peer_name);
 
@@ -250,7 +251,8 @@ impl Thread {
         self.alternate_stack = checkpoint.alternate_stack;
         let error = match domain.origin {
             Origin::Stream(fd) => {
-                state.files.reset(fd);
+                let unanswered = domain.committed_early.is_none();
+                record.replied = self.end_connection(state, fd, unanswered, &record.input);
                 Some(Errno::ECONNRESET)
             }
             Origin::Accept(_) => Some(Errno::ECONNABORTED),
@@ -390,6 +392,7 @@ impl Thread {
             undone: Vec::new(),
             dropped_output: Vec::new(),
             kept: Vec::new(),
+            replied: false,
             pause: Duration::ZERO,
             program: self.process.program.clone(),
         }

@@ -135,6 +135,7 @@ fn become_child(call: &mut Call, start: Start) -> Result<Thread, KvmError> {
         .and_then(|file| reserved_fd(file.into()))
         .map_err(|e| KvmError::Ioctl("opening /proc/self/mem", e))?;
     let state: &mut State = call.state;
+    state.files.forget_after_fork();
     let state = State {
         space: state.space.take_over(&vm)?,
         tracker: Tracker::new(),
@@ -143,6 +144,7 @@ fn become_child(call: &mut Call, start: Start) -> Result<Thread, KvmError> {
         suspended: Default::default(),
         dispositions: std::mem::take(&mut state.dispositions),
         ladder: Ladder::default(),
+        offenders: None,
         descriptor_limit: state.descriptor_limit,
     };
     let options = Options {

@@ -91,6 +91,7 @@ fn accept(call: &mut Call) -> Result<u64, Errno> {
         let _ = host::close(connection);
         return Err(Errno::EMFILE);
     }
+    call.state.files.accepted(connection);
     call.compensate(Undo::Reset { fd: connection });
     call.write_address(
         address,

@@ -1,0 +1,99 @@
+//! `--learn`: what requests teach about their inputs, and which inputs the guest does not get to see.
+//!
+//! Only a connection that owes nothing teaches, and only on such a one is anything refused: the server may
+//! have kept the start of a request in its memory (a parser's state), and then the bytes that came last are
+//! not what crashed it. A connection owes an answer from a request that ends without one until output is
+//! sent to it.
+
+use std::borrow::Cow;
+use std::time::Instant;
+
+use recovery::Origin;
+use recovery::event::{Event, Hex, Refused};
+use recovery::learn::{INPUT_LIMIT, Refusal, Site, Verdict};
+
+use super::State;
+use super::domain::Domain;
+use super::effects::Deferred;
+use super::recover::Fault;
+use super::thread::Thread;
+use crate::host;
+
+impl Domain {
+    /// The whole of what the server got to see, if it began with that.
+    fn whole_input(&self) -> Option<&[u8]> {
+        let whole = self.is_fresh && self.input_len == self.input.len() as u64;
+        Some(&*self.input).filter(|input| whole && !input.is_empty())
+    }
+}
+
+impl Thread {
+    /// The domain is about to commit.
+    pub fn request_succeeded(&self, state: &mut State, domain: &Domain) {
+        let (Origin::Stream(fd), Some(offenders)) = (domain.origin, &mut state.offenders) else {
+            return;
+        };
+        let is_answer = |e: &Deferred| matches!(e, Deferred::Send { fd: to, .. } if *to == fd);
+        if domain.input_len > 0 && !domain.journal.deferred().iter().any(is_answer) {
+            state.files.set_owing(fd);
+        }
+        if let Some(input) = domain.whole_input() {
+            offenders.succeeded(input, Instant::now());
+        }
+    }
+
+    /// The domain has faulted, and its request is about to be abandoned.
+    pub fn request_crashed(&mut self, state: &mut State, domain: &Domain, fault: Fault) {
+        let (Origin::Stream(_), Some(offenders)) = (domain.origin, &mut state.offenders) else {
+            return;
+        };
+        // After an early commit it may be somebody else's doing.
+        if let (Some(input), None) = (domain.whole_input(), domain.committed_early) {
+            let site = Site {
+                kind: fault.kind,
+                rip: self.vcpu.registers().rip,
+            };
+            offenders.crashed(input, site, Instant::now());
+        }
+    }
+
+    /// Whether the guest must not get to see `bytes`, which begin a request on the connection `fd`. The
+    /// connection has ended then. `filled` says that the guest has asked for no more than that.
+    pub fn refuses(&self, state: &mut State, fd: i32, bytes: &[u8], filled: bool) -> bool {
+        let Some(offenders) = state.offenders.as_mut().filter(|o| !o.is_empty()) else {
+            return false;
+        };
+        if state.files.is_owing(fd) {
+            return false;
+        }
+        let mut input = Cow::Borrowed(bytes);
+        if filled && offenders.may_begin(bytes) {
+            // The guest will read the rest in the same request.
+            let mut rest = [0u8; INPUT_LIMIT];
+            let n = host::receive(fd, &mut rest, true).unwrap_or(0);
+            input.to_mut().extend_from_slice(&rest[..n]);
+        }
+        match offenders.arrived(&input, Instant::now()) {
+            Verdict::Deliver => false,
+            Verdict::Refuse(refusal) => {
+                self.refuse(state, fd, &input, refusal);
+                true
+            }
+        }
+    }
+
+    fn refuse(&self, state: &mut State, fd: i32, input: &[u8], refusal: Refusal) {
+        self.process.stats.offenders.refused.inc();
+        if let Some(count) = refusal.told {
+            self.process.reporter.emit(Event::Refused(Refused {
+                peer: host::peer_name(fd),
+                input_bytes: input.len() as u64,
+                count,
+                crashes: refusal.crashes,
+                kind: refusal.site.kind,
+                rip: Hex(refusal.site.rip),
+            }));
+        }
+        self.end_connection(state, fd, true, input);
+    }
+}
