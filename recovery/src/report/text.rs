@@ -4,6 +4,7 @@ use std::fmt::{self, Write};
 
 use super::{Excerpt, FaultReport, Frame};
 use crate::event::Outcome;
+use crate::origin::Origin;
 
 /// Width of the lines that show bytes.
 const BYTES_WIDTH: usize = 96;
@@ -124,6 +125,10 @@ fn verdict(r: &FaultReport) -> String {
         .as_ref()
         .map_or_else(|| "no reason given".to_owned(), |s| line(s));
     match r.outcome {
+        // Nobody's request: whether that helped is told by what comes next.
+        Outcome::Recovered if is_own_work(r) => {
+            "The server's own work was undone and is run again; no client is concerned.".to_owned()
+        }
         Outcome::Recovered => {
             "The request was undone as a whole; the server and everyone else went on.".to_owned()
         }
@@ -132,6 +137,12 @@ fn verdict(r: &FaultReport) -> String {
         }
         Outcome::Escalated => format!("The fault could not be contained: {reason}."),
     }
+}
+
+/// Whether the fault belongs to no client's request.
+fn is_own_work(r: &FaultReport) -> bool {
+    let own = [Origin::Internal, Origin::Timer].map(|origin| origin.to_string());
+    own.contains(&r.origin) && r.peer.is_none()
 }
 
 fn pause_parts(r: &FaultReport) -> String {
@@ -258,6 +269,17 @@ Registers
             report.id, report.pid
         );
         assert_eq!(render(&report), expected);
+    }
+
+    #[test]
+    fn work_of_the_server_itself_is_no_request() {
+        let mut report = sample(UNIX_EPOCH);
+        report.origin = "timer".into();
+        report.peer = None;
+        assert!(render(&report).contains("\nThe server's own work was undone and is run again;"));
+        // Charged to the connections of its wake-up.
+        report.peer = Some("127.0.0.1:4242".into());
+        assert!(render(&report).contains("\nThe request was undone"));
     }
 
     #[test]

@@ -69,8 +69,9 @@ fn is_tls(input: &[u8]) -> bool {
 
 impl Thread {
     /// Ends the connection `fd` of a request that is not to be answered by the server. The client gets the
-    /// configured reply if that can be the whole of an answer: nothing of one has been sent (`unanswered`),
-    /// nothing of an earlier one is left, and the guest is the server on this connection. True if it does.
+    /// configured reply if that can be the whole of an answer: nothing of one has been sent since its `input`
+    /// arrived (`unanswered`), nothing of an earlier one is left, and the guest is the server on this
+    /// connection. True if it does.
     pub fn end_connection(
         &self,
         state: &mut State,
@@ -79,7 +80,9 @@ impl Thread {
         input: &[u8],
     ) -> bool {
         let reply = self.process.options.error_reply.as_ref();
-        let fits = unanswered && !is_tls(input) && state.files.can_be_answered(fd);
+        // Without input of its own the request goes on with what came before, which may have been answered.
+        let begins = !input.is_empty() || state.files.is_owing(fd);
+        let fits = unanswered && begins && !is_tls(input) && state.files.can_be_answered(fd);
         let reply = reply.filter(|_| fits);
         state.files.end(fd, reply.map(|reply| &*reply.0));
         if reply.is_some() {

@@ -30,14 +30,15 @@ impl Domain {
 impl Thread {
     /// The domain is about to commit.
     pub fn request_succeeded(&self, state: &mut State, domain: &Domain) {
-        let (Origin::Stream(fd), Some(offenders)) = (domain.origin, &mut state.offenders) else {
+        let matters = state.offenders.is_some() || self.process.options.error_reply.is_some();
+        let (Origin::Stream(fd), true) = (domain.origin, matters) else {
             return;
         };
         let is_answer = |e: &Deferred| matches!(e, Deferred::Send { fd: to, .. } if *to == fd);
         if domain.input_len > 0 && !domain.journal.deferred().iter().any(is_answer) {
             state.files.set_owing(fd);
         }
-        if let Some(input) = domain.whole_input() {
+        if let (Some(offenders), Some(input)) = (&mut state.offenders, domain.whole_input()) {
             offenders.succeeded(input, Instant::now());
         }
     }
