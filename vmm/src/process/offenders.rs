@@ -9,21 +9,36 @@ use std::borrow::Cow;
 use std::time::Instant;
 
 use recovery::Origin;
-use recovery::event::{Event, Hex, Refused};
+use recovery::event::{Event, Hex, Outcome, Refused};
 use recovery::learn::{INPUT_LIMIT, Refusal, Site, Verdict};
 
 use super::State;
 use super::domain::Domain;
 use super::effects::Deferred;
-use super::recover::Fault;
+use super::reporter::FaultRecord;
 use super::thread::Thread;
 use crate::host;
 
 impl Domain {
     /// The whole of what the server got to see, if it began with that.
-    fn whole_input(&self) -> Option<&[u8]> {
+    pub fn whole_input(&self) -> Option<&[u8]> {
         let whole = self.is_fresh && self.input_len == self.input.len() as u64;
         Some(&*self.input).filter(|input| whole && !input.is_empty())
+    }
+}
+
+impl State {
+    /// A request with a whole input was abandoned. If that did not go as it should (it was committed early, or
+    /// others have used what it wrote), the fault may be somebody else's doing.
+    pub fn request_crashed(&mut self, record: &FaultRecord) {
+        let (Outcome::Recovered, Some(offenders)) = (record.outcome, &mut self.offenders) else {
+            return;
+        };
+        let site = Site {
+            kind: record.kind,
+            rip: record.rip,
+        };
+        offenders.crashed(&record.input, site, Instant::now());
     }
 }
 
@@ -40,21 +55,6 @@ impl Thread {
         }
         if let (Some(offenders), Some(input)) = (&mut state.offenders, domain.whole_input()) {
             offenders.succeeded(input, Instant::now());
-        }
-    }
-
-    /// The domain has faulted, and its request is about to be abandoned.
-    pub fn request_crashed(&mut self, state: &mut State, domain: &Domain, fault: Fault) {
-        let (Origin::Stream(_), Some(offenders)) = (domain.origin, &mut state.offenders) else {
-            return;
-        };
-        // After an early commit it may be somebody else's doing.
-        if let (Some(input), None) = (domain.whole_input(), domain.committed_early) {
-            let site = Site {
-                kind: fault.kind,
-                rip: self.vcpu.registers().rip,
-            };
-            offenders.crashed(input, site, Instant::now());
         }
     }
 

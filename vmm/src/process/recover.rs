@@ -192,7 +192,7 @@ impl Thread {
             return Ok(Flow::Continue);
         };
         let mut record = self.describe(state, fault, domain.origin);
-        self.request_crashed(state, &domain, fault);
+        let teaches = domain.whole_input().is_some();
         record.input = std::mem::take(&mut domain.input);
         record.peer = domain.origin.fd().and_then(host::peer_name);
 
@@ -289,6 +289,9 @@ impl Thread {
                 Some(format!("{n} effects could not be undone")),
             ),
         };
+        if teaches {
+            state.request_crashed(&record);
+        }
         record.pause = begun.elapsed();
         self.process
             .stats
