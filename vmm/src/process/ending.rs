@@ -25,7 +25,7 @@ const PERIOD: Duration = Duration::from_millis(5);
 /// Bytes that a peer may still send after the error reply.
 const DISCARD_LIMIT: usize = 16 << 20;
 /// Bytes that are thrown away at a time.
-const DISCARD_STEP: usize = 256 << 10;
+const DISCARD_STEP: usize = 32 << 10;
 
 /// What is still to be done for one connection.
 #[derive(Debug)]
