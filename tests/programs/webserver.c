@@ -1,5 +1,5 @@
 /* A small HTTP server with bugs: one thread, epoll, and a parser that keeps the bytes of an unfinished request
- * for each connection. Usage: webserver PORT */
+ * for each connection. Usage: webserver PORT [BYTES], where BYTES is how much it reads at a time. */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
@@ -24,6 +24,7 @@ struct connection {
 };
 
 static int epoll_fd;
+static size_t chunk = 1 << 20;
 static long connections, parser_bytes, served;
 static int good = 42;
 static int *volatile item = &good;
@@ -122,21 +123,29 @@ static void parse(struct connection *c) {
     c->room = 0;
 }
 
-static void receive(struct connection *c) {
+/* Whether more may be there. */
+static int receive(struct connection *c) {
     if (c->length == c->room) {
         size_t more = c->room ? c->room : 4096;
         c->request = realloc(c->request, c->room + more);
         c->room += more;
         parser_bytes += (long)more;
     }
-    ssize_t n = read(c->fd, c->request + c->length, c->room - c->length);
-    if (n < 0 && errno == EAGAIN) return;
+    size_t most = c->room - c->length < chunk ? c->room - c->length : chunk;
+    ssize_t n = read(c->fd, c->request + c->length, most);
+    if (n < 0 && errno == EAGAIN && c->length > 0) {
+        parse(c);
+        return 0;
+    }
+    if (n < 0 && errno == EAGAIN) return 0;
     if (n <= 0) {
         forget(c);
-        return;
+        return 0;
     }
     c->length += (size_t)n;
+    if ((size_t)n == chunk) return 1;
     parse(c);
+    return 0;
 }
 
 static void welcome(int listener) {
@@ -149,7 +158,8 @@ static void welcome(int listener) {
 }
 
 int main(int argc, char **argv) {
-    if (argc != 2) return 2;
+    if (argc < 2) return 2;
+    if (argc > 2) chunk = (size_t)atoi(argv[2]);
     signal(SIGPIPE, SIG_IGN);
     int listener = socket(AF_INET, SOCK_STREAM, 0);
     int on = 1;
@@ -173,7 +183,8 @@ int main(int argc, char **argv) {
             } else if (events[i].events == EPOLLOUT) {
                 send_owed(c);
             } else {
-                receive(c);
+                while (receive(c)) {
+                }
             }
         }
     }

@@ -18,9 +18,19 @@ pub const PATIENCE: Duration = Duration::from_secs(20);
 ///
 /// When it does not start.
 pub fn start(options: &[&str]) -> Monitored {
+    start_with(options, &[])
+}
+
+/// Likewise, with more arguments for the server.
+///
+/// # Panics
+///
+/// When it does not start.
+pub fn start_with(options: &[&str], arguments: &[&str]) -> Monitored {
     let port = free_port().expect("a port");
     let program = guest::program("webserver").expect("the server");
-    let command = [program.into_os_string(), port.to_string().into()];
+    let mut command = vec![program.into_os_string(), port.to_string().into()];
+    command.extend(arguments.iter().map(Into::into));
     let launch = Launch::monitored(command).expect("the monitor");
     match launch.options(options).start(port) {
         Ok(server) => server,

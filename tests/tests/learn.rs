@@ -212,8 +212,26 @@ fn redis_does_not_get_to_see_it_under_load() {
     assert!(refused >= 15, "{refused} refused, {recovered} recovered");
 }
 
-/// memcached reads the header of a binary request and the rest of it with a small buffer; whatever it asks
-/// for, the whole input is looked at.
+/// A server that reads a few bytes at a time has got the first of them when they could still be anybody's: the
+/// whole input is looked at.
+#[test]
+fn an_input_that_is_read_in_pieces() {
+    kvm_case("an_input_that_is_read_in_pieces");
+    let mut server = web::start_with(&["--learn"], &["8"]);
+    assert!(request("/crash")[..8] == request("/crate")[..8]);
+    for _ in 0..10 {
+        must_reset(&server, &request("/crash"));
+        assert_eq!(send_and_read(&server, "/crate").as_deref(), Some("hello"));
+        // More than what has crashed is something else.
+        let mut client = Client::connect(&server).unwrap();
+        assert_eq!(client.get("/crater").unwrap(), "hello");
+    }
+    let refused = refused(&mut server);
+    let recovered = events(&server, "recovered").len() as u64;
+    assert_eq!(refused + recovered, 10);
+    assert!(refused >= 7, "{refused} refused, {recovered} recovered");
+}
+
 #[test]
 fn memcached_does_not_get_to_see_it() {
     kvm_case("memcached_does_not_get_to_see_it");
@@ -224,7 +242,6 @@ fn memcached_does_not_get_to_see_it() {
     let mut other = memcached::Client::connect(port, PATIENCE).unwrap();
     for _ in 0..20 {
         let mut stream = net::connect(port, PATIENCE).unwrap();
-        // Longer than what memcached reads at once.
         let value = format!("{}STRIKE-ME", "x".repeat(3000));
         let command = format!("set k 0 0 {}\r\n{value}\r\n", value.len());
         stream.write_all(command.as_bytes()).unwrap();
