@@ -38,6 +38,15 @@ pub enum HeldLock {
     Read(u64, u32),
 }
 
+impl HeldLock {
+    /// Where it is.
+    pub fn address(self) -> u64 {
+        match self {
+            HeldLock::Mutex(at) | HeldLock::Write(at) | HeldLock::Read(at, _) => at,
+        }
+    }
+}
+
 // Members of `pthread_mutex_t`.
 const MUTEX_COUNT: u64 = 4;
 const MUTEX_OWNER: u64 = 8;
@@ -62,58 +71,92 @@ const READS_LIMIT: u32 = 64;
 /// Threads that may plausibly hold or wait for one mutex.
 const USERS_LIMIT: u32 = 1 << 16;
 
-/// Whether the word at `address` is the lock word of a mutex.
-pub fn is_mutex(memory: &impl Words, address: u64) -> bool {
+/// Whether the word at `address` is the lock word of a mutex that somebody holds.
+pub fn is_held_mutex(memory: &impl Words, address: u64) -> bool {
     let at = |offset| memory.word(address.wrapping_add(offset));
     let (Some(lock), Some(owner), Some(users), Some(kind)) =
         (at(0), at(MUTEX_OWNER), at(MUTEX_USERS), at(MUTEX_KIND))
     else {
         return false;
     };
-    lock <= 2
+    matches!(lock, 1 | 2)
         && kind & !PLAIN_KINDS == 0
-        && users < USERS_LIMIT
-        && (owner as i32) >= 0
-        && (owner == 0 || lock != 0)
+        && (1..USERS_LIMIT).contains(&users)
+        && (owner as i32) > 0
+}
+
+/// The read-write lock that the word at `address` belongs to, if it changes with the lock's state.
+pub fn rwlock_around(memory: &impl Words, address: u64) -> Option<u64> {
+    let members = [0, WRITERS, PHASE, WRITERS_FUTEX, WRITER];
+    members
+        .into_iter()
+        .map(|offset| address.wrapping_sub(offset))
+        .find(|lock| is_rwlock(memory, *lock))
+}
+
+/// The addresses of the words of a read-write lock that change.
+pub fn rwlock_words(lock: u64) -> [u64; 5] {
+    [0, WRITERS, PHASE, WRITERS_FUTEX, WRITER].map(|offset| lock.wrapping_add(offset))
 }
 
 fn is_rwlock(memory: &impl Words, address: u64) -> bool {
     let at = |offset| memory.word(address.wrapping_add(offset));
-    let padding = at(PADDING) == Some(0) && at(PADDING + 4) == Some(0);
-    padding
-        && at(WRITERS).is_some_and(|n| n < USERS_LIMIT)
-        && at(PHASE).is_some_and(|phase| phase & !3 == 0)
-        && at(WRITERS_FUTEX).is_some_and(|futex| futex & !3 == 0)
-        && at(0).is_some_and(|readers| readers >> READER_SHIFT < USERS_LIMIT)
-        && at(WRITER).is_some_and(|writer| (writer as i32) >= 0)
+    let zero = [PADDING, PADDING + 4, 32, 36, 40, 44];
+    if !address.is_multiple_of(8) || zero.iter().any(|offset| at(*offset) != Some(0)) {
+        return false;
+    }
+    let (Some(readers), Some(writers), Some(phase), Some(futex), Some(writer)) =
+        (at(0), at(WRITERS), at(PHASE), at(WRITERS_FUTEX), at(WRITER))
+    else {
+        return false;
+    };
+    // Process-shared, and the kind.
+    let constants =
+        at(28).is_some_and(|shared| shared <= 1) && at(48).is_some_and(|kind| kind <= 2);
+    constants
+        && readers >> READER_SHIFT < USERS_LIMIT
+        && writers < USERS_LIMIT
+        && phase & !3 == 0
+        && futex & !3 == 0
+        && readers & WRITE_PHASE == phase & 1
+        && (writer as i32) >= 0
+        && (writer == 0 || readers & WRITE_LOCKED != 0)
 }
 
 /// The lock at or around the word at `address` that thread `tid` has taken since memory was `before`, and
-/// holds `now`. `address` is a word that the thread has changed.
-pub fn held_at(before: &impl Words, now: &impl Words, address: u64, tid: u32) -> Option<HeldLock> {
+/// holds `now`. `address` is a word that the thread has changed; `is_futex` tells the words for which
+/// some thread has waited. A read-write lock that nobody has waited for is recognised only by its writer: it needs
+/// no more than its old content.
+pub fn held_at(
+    before: &impl Words,
+    now: &impl Words,
+    is_futex: &impl Fn(u64) -> bool,
+    address: u64,
+    tid: u32,
+) -> Option<HeldLock> {
     let is = now.word(address)?;
     let was = before.word(address)?;
     if is == tid && was != tid {
         let mutex = address.wrapping_sub(MUTEX_OWNER);
-        if is_mutex(now, mutex) && now.word(mutex)? != 0 {
+        if is_held_mutex(now, mutex) {
             return Some(HeldLock::Mutex(mutex));
         }
         let lock = address.wrapping_sub(WRITER);
-        if is_rwlock(now, lock) && now.word(lock)? & WRITE_LOCKED != 0 {
-            return Some(HeldLock::Write(lock));
-        }
+        return is_rwlock(now, lock).then_some(HeldLock::Write(lock));
+    }
+    let futexes = [PHASE, WRITERS_FUTEX].map(|offset| address.wrapping_add(offset));
+    if !futexes.into_iter().any(is_futex) || !is_rwlock(now, address) {
         return None;
     }
-    let more = is.wrapping_sub(was);
-    let reads = more >> READER_SHIFT;
-    let is_reader = more & 7 == 0 && (1..=READS_LIMIT).contains(&reads);
-    // Nobody writes while there are readers, and the phase is the readers'.
-    let shape = is & WRITE_PHASE == 0
-        && is >> READER_SHIFT >= reads
-        && is_rwlock(now, address)
-        && now.word(address.wrapping_add(WRITER))? == 0
-        && now.word(address.wrapping_add(PHASE))? & 1 == 0;
-    (is_reader && shape).then_some(HeldLock::Read(address, reads))
+    // A writer has taken the lock as soon as this is set, although it may still wait for its phase.
+    if is & !was & WRITE_LOCKED != 0 && now.word(address.wrapping_add(WRITER)) == Some(0) {
+        return Some(HeldLock::Write(address));
+    }
+    // A reader is counted from when it begins to wait for the lock.
+    let reads = (is >> READER_SHIFT).wrapping_sub(was >> READER_SHIFT);
+    (1..=READS_LIMIT)
+        .contains(&reads)
+        .then_some(HeldLock::Read(address, reads))
 }
 
 /// What unlocks `lock` for the thread that holds it, as its own unlock would.
@@ -136,7 +179,7 @@ pub fn release(memory: &impl Words, lock: HeldLock) -> Option<Release> {
             release.writes.push((at + WRITER, 0));
             release.writes.push((at + WRITERS_FUTEX, 0));
             release.wakes.push((at + WRITERS_FUTEX, 1));
-            let waiting = readers >> READER_SHIFT != 0;
+            let waiting = readers >> READER_SHIFT != 0 && readers & WRITE_PHASE != 0;
             let phase = if waiting { WRITE_PHASE } else { 0 };
             release.writes.push((at, readers ^ WRITE_LOCKED ^ phase));
             if waiting {
@@ -148,12 +191,15 @@ pub fn release(memory: &impl Words, lock: HeldLock) -> Option<Release> {
         HeldLock::Read(at, times) => {
             let mut readers = memory.word(at)?.checked_sub(times << READER_SHIFT)?;
             if readers >> READER_SHIFT == 0 {
-                if readers & WRITE_LOCKED != 0 {
+                if readers & (WRITE_LOCKED | WRITE_PHASE) == WRITE_LOCKED {
                     readers |= WRITE_PHASE;
                     release.writes.push((at + PHASE, 1));
                     release.wakes.push((at + PHASE, i32::MAX as u32));
                 }
-                readers &= !READERS_WAIT;
+                if readers & READERS_WAIT != 0 {
+                    readers &= !READERS_WAIT;
+                    release.wakes.push((at, i32::MAX as u32));
+                }
             }
             release.writes.push((at, readers));
         }

@@ -88,7 +88,7 @@ struct Input {
 /// The inputs that have crashed the server.
 #[derive(Debug)]
 pub struct Offenders {
-    keep_for: Duration,
+    keep_for: Option<Duration>,
     /// The map's hash is keyed at random, so nobody can choose inputs that collide.
     inputs: HashMap<Box<[u8]>, Input>,
     /// How many inputs there are of each length: what cannot be in the map is not hashed.
@@ -96,8 +96,8 @@ pub struct Offenders {
 }
 
 impl Offenders {
-    /// None yet; each will be forgotten `keep_for` after its last crash.
-    pub fn new(keep_for: Duration) -> Offenders {
+    /// None yet; each will be forgotten `keep_for` after its last crash, if that is limited.
+    pub fn new(keep_for: Option<Duration>) -> Offenders {
         Offenders {
             keep_for,
             inputs: HashMap::new(),
@@ -230,8 +230,13 @@ impl Offenders {
         self.lengths.get(input.len()).is_some_and(|n| *n > 0)
     }
 
+    fn is_old(&self, known: &Input, now: Instant) -> bool {
+        let age = now.saturating_duration_since(known.since);
+        self.keep_for.is_some_and(|keep_for| age >= keep_for)
+    }
+
     fn expire(&mut self, input: &[u8], now: Instant) {
-        let old = |known: &Input| now.saturating_duration_since(known.since) >= self.keep_for;
+        let old = |known: &Input| self.is_old(known, now);
         if self.inputs.get(input).is_some_and(old) {
             self.remove(input);
         }
@@ -242,10 +247,7 @@ impl Offenders {
             return;
         }
         // One that has expired has also not been seen for long, or its expiry is still to be noticed.
-        let key = |known: &Input| {
-            let old = now.saturating_duration_since(known.since) >= self.keep_for;
-            (!old, known.seen)
-        };
+        let key = |known: &Input| (!self.is_old(known, now), known.seen);
         let first = self.inputs.iter().min_by_key(|(_, known)| key(known));
         if let Some(bytes) = first.map(|(bytes, _)| bytes.clone()) {
             self.remove(&bytes);
@@ -279,7 +281,7 @@ mod tests {
 
     /// One that refuses `input`.
     fn learned(input: &[u8], now: Instant) -> Offenders {
-        let mut offenders = Offenders::new(HOUR);
+        let mut offenders = Offenders::new(Some(HOUR));
         for _ in 0..CRASHES_TO_LEARN {
             offenders.crashed(input, site(1), now);
         }
@@ -289,7 +291,7 @@ mod tests {
     #[test]
     fn the_second_crash_at_the_same_site_teaches() {
         let now = Instant::now();
-        let mut offenders = Offenders::new(HOUR);
+        let mut offenders = Offenders::new(Some(HOUR));
         assert!(!is_refused(&mut offenders, b"boom", now));
         offenders.crashed(b"boom", site(1), now);
         assert!(!is_refused(&mut offenders, b"boom", now));
@@ -320,7 +322,7 @@ mod tests {
     #[test]
     fn a_success_clears_and_the_cleared_cannot_be_learned() {
         let now = Instant::now();
-        let mut offenders = Offenders::new(HOUR);
+        let mut offenders = Offenders::new(Some(HOUR));
         offenders.crashed(b"exec", site(1), now);
         offenders.succeeded(b"exec", now);
         for _ in 0..5 {
@@ -364,7 +366,7 @@ mod tests {
     #[test]
     fn it_is_forgotten_some_time_after_its_last_crash() {
         let now = Instant::now();
-        let mut offenders = Offenders::new(Duration::from_secs(3));
+        let mut offenders = Offenders::new(Some(Duration::from_secs(3)));
         offenders.crashed(b"boom", site(1), now);
         offenders.crashed(b"boom", site(1), now + Duration::from_secs(2));
         let almost = now + Duration::from_millis(4999);
@@ -376,6 +378,16 @@ mod tests {
         ));
         assert!(offenders.is_empty());
         assert_eq!(offenders.lengths[4], 0);
+    }
+
+    #[test]
+    fn without_a_limit_it_is_never_forgotten() {
+        let now = Instant::now();
+        let mut offenders = Offenders::new(None);
+        offenders.crashed(b"boom", site(1), now);
+        let later = now + 10_000 * HOUR;
+        offenders.crashed(b"boom", site(1), later);
+        assert!(is_refused(&mut offenders, b"boom", later));
     }
 
     #[test]
@@ -429,7 +441,7 @@ mod tests {
             steps in prop::collection::vec((0u8..3, 0u8..4, 0u64..2), 0..200),
         ) {
             let now = Instant::now();
-            let mut offenders = Offenders::new(HOUR);
+            let mut offenders = Offenders::new(Some(HOUR));
             let mut models: [Model; 4] = Default::default();
             for (step, input, rip) in steps {
                 let model = &mut models[usize::from(input)];
@@ -459,7 +471,7 @@ mod tests {
         #[test]
         fn the_table_is_bounded(inputs in prop::collection::vec((1usize..40, any::<u8>(), 0u64..5), 0..1500)) {
             let start = Instant::now();
-            let mut offenders = Offenders::new(Duration::from_millis(700));
+            let mut offenders = Offenders::new(Some(Duration::from_millis(700)));
             for (n, (len, byte, rip)) in inputs.into_iter().enumerate() {
                 let now = start + Duration::from_millis(n as u64);
                 offenders.crashed(&vec![byte; len], site(rip), now);

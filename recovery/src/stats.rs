@@ -20,6 +20,7 @@
 //! | `recovery_pause_us` | `count`, `min`, `median`, `max`; the last three `null` when `count` is 0 |
 //! | `shadow_bytes_peak` | the most memory that shadow pages ever took |
 //! | `run_token_waits` | how often a thread had to wait for the run token |
+//! | `verify_heap` | see [`HeapCounters`] |
 //! | `offenders` | with `--learn`: inputs `refused` |
 //! | `error_replies` | clients that were sent the configured error reply |
 //! | `audit` | `checks` of the write set against a full copy, and `mismatches` found |
@@ -129,6 +130,26 @@ counter::counters! {
     }
 }
 
+counter::counters! {
+    /// Checks of the heap before a commit (`--verify-heap`).
+    HeapCounters {
+        /// Checks made.
+        checks,
+        /// Changed pages of heaps that were checked.
+        pages,
+        /// Chunks looked at.
+        chunks,
+        /// What the checks took, in microseconds.
+        time_us,
+        /// Requests abandoned because the heap was corrupt after them.
+        corruptions,
+        /// Parts of the heap that were found to have been corrupt before, and are left out since.
+        inherited,
+        /// Times that an arena was left out because a thread stood in the middle of malloc.
+        locked,
+    }
+}
+
 /// Request domains by outcome.
 #[derive(Debug, Default)]
 pub struct DomainCounters {
@@ -167,6 +188,8 @@ pub struct Stats {
     pub shadow_bytes: Peak,
     /// Times a thread had to wait for the run token.
     pub run_token_waits: Counter,
+    /// Checks of the heap.
+    pub verify_heap: HeapCounters,
     /// Self-checks.
     pub audit: AuditCounters,
     /// Inputs that have crashed the server before.
@@ -198,6 +221,7 @@ impl Stats {
             recovery_pause_us: Histogram::default(),
             shadow_bytes: Peak::default(),
             run_token_waits: Counter::default(),
+            verify_heap: HeapCounters::default(),
             audit: AuditCounters::default(),
             offenders: OffenderCounters::default(),
             error_replies: Counter::default(),
@@ -241,6 +265,7 @@ impl Stats {
             },
             "shadow_bytes_peak": self.shadow_bytes.get(),
             "run_token_waits": self.run_token_waits.get(),
+            "verify_heap": self.verify_heap.to_json(),
             "audit": self.audit.to_json(),
             "offenders": self.offenders.to_json(),
             "error_replies": self.error_replies.get(),
@@ -327,6 +352,7 @@ mod tests {
             "syscalls",
             "unsupported",
             "uptime_us",
+            "verify_heap",
         ];
         assert_eq!(keys, expected);
         assert_eq!(json["exits"]["page_fault"], 1);

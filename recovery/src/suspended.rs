@@ -10,7 +10,7 @@
 //! domain is taken out. Where that word is an address, others have built on what the domain made (a list
 //! that it had put an element into), so that it can no longer be taken out: the pages are *entangled*.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use guest_agentless::{GuestRange, PageNumber};
 
@@ -41,6 +41,10 @@ struct SuspendedPage {
 pub struct SuspendedPages {
     pages: BTreeMap<PageNumber, SuspendedPage>,
     entangled: bool,
+    /// Numbers were merged.
+    merged: bool,
+    /// Words of locks that both have written.
+    contended: BTreeSet<u64>,
 }
 
 impl SuspendedPages {
@@ -97,9 +101,14 @@ impl SuspendedPages {
         self.entangled
     }
 
-    /// Says that others have built on what the domain wrote, for a reason that the pages do not show.
-    pub fn entangle(&mut self) {
-        self.entangled = true;
+    /// Whether both the domain and others have written words that were taken for numbers.
+    pub fn is_merged(&self) -> bool {
+        self.merged
+    }
+
+    /// The addresses of words of locks that both the domain and others have written.
+    pub fn contended(&self) -> impl Iterator<Item = u64> + '_ {
+        self.contended.iter().copied()
     }
 
     /// Whether others have touched `page`.
@@ -110,6 +119,11 @@ impl SuspendedPages {
     /// What `page` would hold without the domain.
     pub fn without(&self, page: PageNumber) -> Option<&PageContent> {
         self.pages.get(&page).map(|state| &*state.without)
+    }
+
+    /// What `page` held when the domain was suspended or resumed last.
+    pub fn left(&self, page: PageNumber) -> Option<&PageContent> {
+        self.pages.get(&page).map(|state| &*state.left)
     }
 
     /// All pages with what they would hold without the domain.
@@ -143,10 +157,16 @@ impl SuspendedPages {
                 } else {
                     let address = page.address().0 + at as u64;
                     match merge(address, around(&state.left, at), around(&now, at)) {
-                        Merge::Add => without.wrapping_add(is.wrapping_sub(left)),
-                        Merge::Keep => is,
+                        Merge::Add => {
+                            self.merged = true;
+                            without.wrapping_add(is.wrapping_sub(left))
+                        }
+                        Merge::Keep => {
+                            self.contended.insert(address);
+                            is
+                        }
                         Merge::Entangle => {
-                            self.entangled |= is != without;
+                            self.entangled = true;
                             is
                         }
                     }

@@ -176,7 +176,10 @@ fn row(bug: &Bug, now: SystemTime) -> Row {
             .map_or_else(|| "?".to_owned(), |then| age(then, now)),
         bug.count.to_string(),
         report.outcome.to_string(),
-        cell(&report.signal),
+        report
+            .signal
+            .as_deref()
+            .map_or_else(|| "-".to_owned(), cell),
         report.kind.to_string(),
         cell(&symbol),
         report.peer.as_deref().map_or_else(|| "-".to_owned(), cell),
@@ -227,7 +230,7 @@ mod tests {
             ..FaultReport::new(
                 at(100_000 - seconds_ago),
                 Outcome::Recovered,
-                11,
+                Some(11),
                 FaultKind::NullRead,
                 17,
                 0x1000,

@@ -20,18 +20,25 @@ use recovery::report::ReportStore;
 use recovery::stats::Stats;
 
 use super::chain;
+use super::limit::{ByteLimit, TimeLimit};
 use crate::clock::{ClockPage, GuestClock, VDSO_IMAGE};
 use crate::inject::Injection;
 use crate::kvm::{self, EntryPath, Vm};
 use crate::loader::{self, Program};
-use crate::memory::{AddressSpace, copy, guest_descriptor_limits, reserved_fd, window};
+use crate::memory::{
+    AddressSpace, LockedPages, copy, guest_descriptor_limits, reserved_fd, window,
+};
 use crate::process::error_reply::ErrorReply;
 use crate::process::files::Files;
+use crate::process::limits::{DEFAULT_CPU, DEFAULT_TIMEOUT, Limits};
 use crate::process::reporter::Reporter;
 use crate::process::signals::{Action, Dispositions};
 use crate::process::thread::{Thread, inherited_ignored, install_signal_handlers};
-use crate::process::{Options, Parts, Process, State};
+use crate::process::{Options, Parts, Process, State, watchdog};
 use crate::sys::end::MONITOR_FAILED;
+
+/// How long `--learn` remembers an input.
+const DEFAULT_LEARN_FOR: Duration = Duration::from_secs(3600);
 
 /// The options of `vmsrs run`.
 #[derive(Args)]
@@ -53,6 +60,27 @@ pub struct RunArgs {
         hide_possible_values = true
     )]
     protect: Switch,
+    /// End a client's request that takes longer than DURATION (`10`, `500ms`, `2m`), as if it had crashed;
+    /// waiting for more work does not count
+    #[arg(long, value_name = "DURATION|off", default_value_t = TimeLimit(Some(DEFAULT_TIMEOUT)))]
+    request_timeout: TimeLimit,
+    /// End a client's request that uses more CPU time than DURATION
+    #[arg(long, value_name = "DURATION|off", default_value_t = TimeLimit(Some(DEFAULT_CPU)))]
+    request_cpu: TimeLimit,
+    /// End a client's request that writes more memory than BYTES (`64M`, `2G`) [default: a quarter of the
+    /// machine's memory]
+    #[arg(long, value_name = "BYTES|off")]
+    request_memory: Option<ByteLimit>,
+    /// Let a client's request end the server with `exit`; without this, it counts as a crash
+    #[arg(long)]
+    allow_exit: bool,
+    /// Check the glibc heap that a request has written before its effects become real: a silent overflow is
+    /// charged to the request that made it. Says so in the events, and does nothing, for other allocators
+    #[arg(long)]
+    verify_heap: bool,
+    /// Bytes of output that a request may hold back, such as 512K or 16M; past it, it can no longer be undone
+    #[arg(long, value_name = "BYTES", default_value = "4M")]
+    hold_limit: ByteLimit,
     /// Send clients whose request is abandoned a proper error before their connection ends, instead of a
     /// reset: that of a protocol, or the bytes in FILE. Not for connections with TLS
     #[arg(long, value_name = "http|resp|memcached|FILE")]
@@ -63,12 +91,11 @@ pub struct RunArgs {
     /// Forget such an input after this time without a crash
     #[arg(
         long,
-        value_name = "DURATION",
-        default_value = "1h",
-        value_parser = humantime::parse_duration,
+        value_name = "DURATION|off",
+        default_value_t = TimeLimit(Some(DEFAULT_LEARN_FOR)),
         requires = "learn"
     )]
-    learn_for: Duration,
+    learn_for: TimeLimit,
     /// Compare all of the guest's writable memory with a copy after each recovery (slow; for testing)
     #[arg(long, hide = true)]
     audit: bool,
@@ -103,8 +130,24 @@ impl RunArgs {
                 given.push(std::path::absolute(path)?.into());
             }
         }
+        given.push(format!("--hold-limit={}", self.hold_limit).into());
         if self.protect == Switch::Off {
             given.push("--protect=off".into());
+        }
+        for (name, limit) in [
+            ("--request-timeout", self.request_timeout),
+            ("--request-cpu", self.request_cpu),
+        ] {
+            given.push(format!("{name}={limit}").into());
+        }
+        if let Some(limit) = self.request_memory {
+            given.push(format!("--request-memory={limit}").into());
+        }
+        if self.allow_exit {
+            given.push("--allow-exit".into());
+        }
+        if self.verify_heap {
+            given.push("--verify-heap".into());
         }
         if self.audit {
             given.push("--audit".into());
@@ -118,8 +161,7 @@ impl RunArgs {
         }
         if self.learn {
             given.push("--learn".into());
-            let time = humantime::format_duration(self.learn_for);
-            given.push(format!("--learn-for={time}").into());
+            given.push(format!("--learn-for={}", self.learn_for).into());
         }
         if let Some(injection) = &self.inject {
             given.push(format!("--inject={injection}").into());
@@ -128,6 +170,19 @@ impl RunArgs {
     }
 }
 
+impl RunArgs {
+    fn limits(&self) -> Limits {
+        Limits {
+            timeout: self.request_timeout.0,
+            cpu: self.request_cpu.0,
+            memory: match self.request_memory {
+                Some(limit) => limit.0,
+                None => Limits::default_memory(),
+            },
+            allow_exit: self.allow_exit,
+        }
+    }
+}
 type AnyError = Box<dyn Error + Send + Sync>;
 
 /// Runs the program; returns only if it could not be started.
@@ -159,6 +214,7 @@ fn start(arguments: RunArgs) -> Result<Thread, AnyError> {
         None => loader::find_program(name, std::env::var_os("PATH").as_deref())?,
     };
     let given = arguments.given()?;
+    let limits = arguments.limits();
     let events = match &arguments.events {
         Some(path) => EventLog::append_options()
             .open(path)
@@ -233,9 +289,14 @@ fn start(arguments: RunArgs) -> Result<Thread, AnyError> {
         entry_path: probe.path,
         options: Options {
             protect,
+            hold_limit: arguments
+                .hold_limit
+                .0
+                .map_or(usize::MAX, |bytes| bytes as usize),
             is_child: false,
             audit: arguments.audit,
             stats: stats_path,
+            limits,
             error_reply,
             inject: arguments.inject,
             given,
@@ -251,10 +312,15 @@ fn start(arguments: RunArgs) -> Result<Thread, AnyError> {
             files: Files::default(),
             domain: None,
             suspended: Default::default(),
+            wait_words: Default::default(),
             dispositions: inherited_dispositions(),
             ladder: Ladder::default(),
-            offenders: arguments.learn.then(|| Offenders::new(arguments.learn_for)),
+            offenders: arguments
+                .learn
+                .then(|| Offenders::new(arguments.learn_for.0)),
             descriptor_limit: guest_descriptor_limits(),
+            heap: (protect && arguments.verify_heap).then(Box::default),
+            locked: LockedPages::default(),
         },
     });
     install_signal_handlers()?;
@@ -265,7 +331,9 @@ fn start(arguments: RunArgs) -> Result<Thread, AnyError> {
     let registers = vcpu.registers();
     registers.rip = loaded.entry;
     registers.rsp = loaded.stack_pointer;
-    let mut thread = Thread::new(Arc::new(process), vcpu, blocked);
+    let process = Arc::new(process);
+    watchdog::start(&process)?;
+    let mut thread = Thread::new(process, vcpu, blocked);
     thread.mark_loaded(&loaded.written);
     Ok(thread)
 }

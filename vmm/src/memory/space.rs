@@ -351,6 +351,19 @@ impl AddressSpace {
         Ok(())
     }
 
+    /// Gives the memory of `range` back to the host, if all of it is mapped and reads as zeros afterwards.
+    pub fn discard(&mut self, range: GuestRange) -> bool {
+        let mut covered = 0;
+        for vma in self.vmas.overlapping(range) {
+            let part = vma.range.intersection(range).map_or(0, |part| part.len());
+            covered += if is_zero_based(vma) { part } else { 0 };
+        }
+        let address = range.start() as *mut libc::c_void;
+        covered == range.len()
+            // SAFETY: the range lies in mappings of the guest, of which no Rust object knows.
+            && unsafe { libc::madvise(address, range.len() as usize, libc::MADV_DONTNEED) } == 0
+    }
+
     /// Whether `page` is private memory that was zero before its first write.
     pub fn is_zero_based(&self, page: PageNumber) -> bool {
         self.vmas.find(page.address().0).is_some_and(is_zero_based)

@@ -4,14 +4,16 @@
 //! Guest descriptors are host descriptors of the same number. What the kernel can be asked for is not
 //! kept here, so that it cannot drift.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::domain::Delivered;
 use super::ending::Endings;
 use crate::host;
+use crate::memory::reserved_copy;
 
 /// What a descriptor stands for, as far as recovery tells them apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,6 +60,64 @@ impl Known {
     }
 }
 
+/// What an origin call delivers again, because its domain runs again.
+#[derive(Debug)]
+pub enum GivenBack {
+    /// Bytes of a stream.
+    Bytes(Vec<u8>),
+    /// An accepted connection.
+    Connection {
+        /// Its descriptor.
+        fd: i32,
+        /// The peer's address.
+        peer: Vec<u8>,
+    },
+    /// A datagram.
+    Datagram {
+        /// As much of it as there was room for.
+        bytes: Vec<u8>,
+        /// Its length.
+        full: u64,
+        /// The sender's address.
+        peer: Vec<u8>,
+    },
+}
+
+/// What `dup2` has replaced, to be put back.
+pub struct Replaced {
+    fd: i32,
+    kept: OwnedFd,
+    flags: i32,
+    known: Option<Known>,
+    interests: Vec<((i32, i32), libc::epoll_event)>,
+}
+
+impl Replaced {
+    /// The descriptor.
+    pub fn fd(&self) -> i32 {
+        self.fd
+    }
+}
+
+/// Committed output that a peer has no room for yet.
+#[derive(Default)]
+struct Waiting {
+    bytes: VecDeque<u8>,
+    /// The guest has shut the connection down behind it.
+    shutdown: Option<i32>,
+    /// The guest has closed its descriptor: this one is closed when all is sent.
+    _kept: Option<OwnedFd>,
+}
+
+impl Waiting {
+    fn new(bytes: &[u8]) -> Waiting {
+        Waiting {
+            bytes: bytes.iter().copied().collect(),
+            ..Waiting::default()
+        }
+    }
+}
+
 /// How long the end of the process waits for connections that are ending.
 const LAST_CHANCE: Duration = Duration::from_millis(500);
 
@@ -67,11 +127,18 @@ pub struct Files {
     known: HashMap<i32, Known>,
     /// By member and epoll descriptor.
     interests: BTreeMap<(i32, i32), libc::epoll_event>,
-    backlog: BTreeMap<i32, Vec<u8>>,
+    backlog: BTreeMap<i32, Waiting>,
+    given_back: BTreeMap<i32, GivenBack>,
     endings: Arc<Endings>,
+    serves: bool,
 }
 
 impl Files {
+    /// Whether the peer finds what was sent to it in the same pieces.
+    pub fn keeps_records(&self, fd: i32) -> bool {
+        host::socket_number(fd, libc::SO_TYPE).is_ok_and(|kind| kind != libc::SOCK_STREAM)
+    }
+
     /// What `fd` stands for.
     pub fn kind(&mut self, fd: i32) -> Kind {
         self.known(fd).map_or(Kind::Closed, |known| known.kind)
@@ -99,6 +166,16 @@ impl Files {
         if let Some(known) = self.known(fd) {
             known.accepted = true;
         }
+    }
+
+    /// The process has accepted a connection.
+    pub fn set_serves(&mut self) {
+        self.serves = true;
+    }
+
+    /// Whether the process has ever accepted a connection: it is a server.
+    pub fn serves(&self) -> bool {
+        self.serves
     }
 
     /// The descriptor has changed its meaning (`connect`, `listen`, `dup2`): look again.
@@ -137,6 +214,13 @@ impl Files {
         }
     }
 
+    /// There was output to it.
+    pub fn note_sent(&mut self, fd: i32) {
+        if let Some(known) = self.known.get_mut(&fd) {
+            known.owing = false;
+        }
+    }
+
     /// Whether nothing was sent on the connection since then.
     pub fn is_owing(&self, fd: i32) -> bool {
         self.known.get(&fd).is_some_and(|known| known.owing)
@@ -149,31 +233,90 @@ impl Files {
         const WAITS_FOR_ROOM: u32 = libc::EPOLLOUT as u32;
         const ALWAYS_ASKS: u32 = libc::EPOLLET as u32;
         let known = self.known.get(&fd);
+        let shut = |waiting: &Waiting| waiting.shutdown.is_some();
         let waits = |event: &libc::epoll_event| {
             event.events & (WAITS_FOR_ROOM | ALWAYS_ASKS) == WAITS_FOR_ROOM
         };
         known.is_some_and(|known| known.accepted && !known.cut && !known.poisoned)
+            && !self.backlog.get(&fd).is_some_and(shut)
             && !self
                 .interests
                 .range((fd, i32::MIN)..=(fd, i32::MAX))
                 .any(|(_, event)| waits(event))
     }
 
-    /// Closes `fd`, and forgets about it.
-    pub fn close(&mut self, fd: i32) {
-        if self.is_poisoned(fd) {
-            // The monitor may still have the socket open, and then it stays in the interest lists.
-            let members = self.interests.range((fd, i32::MIN)..=(fd, i32::MAX));
-            for (_, epoll) in members.map(|(key, _)| *key) {
-                let _ = epoll_ctl(epoll, libc::EPOLL_CTL_DEL, fd, None);
-            }
-        }
-        self.flush(fd);
-        self.backlog.remove(&fd);
-        self.known.remove(&fd);
+    /// Makes the next origin call on `fd` deliver this.
+    pub fn give_back(&mut self, fd: i32, given: GivenBack) {
+        self.given_back.insert(fd, given);
+    }
+
+    /// What was given back on `fd`.
+    pub fn take_given_back(&mut self, fd: i32) -> Option<GivenBack> {
+        self.given_back.remove(&fd)
+    }
+
+    /// Keeps what `fd` stands for, which is about to be replaced.
+    pub fn replace(&mut self, fd: i32) -> io::Result<Replaced> {
+        let flags = host::fcntl(fd, libc::F_GETFD, 0)?;
+        let kept = reserved_copy(fd)?;
+        let mine = |(epoll, member): &(i32, i32)| *epoll == fd || *member == fd;
+        let interests = self
+            .interests
+            .iter()
+            .map(|(key, event)| (*key, *event))
+            .filter(|(key, _)| mine(key))
+            .collect();
+        self.interests.retain(|key, _| !mine(key));
+        Ok(Replaced {
+            fd,
+            kept,
+            flags,
+            known: self.known.remove(&fd),
+            interests,
+        })
+    }
+
+    /// Undoes the replacement.
+    pub fn put_back(&mut self, replaced: Replaced) -> io::Result<()> {
+        let fd = replaced.fd;
+        host::dup_to(&replaced.kept, fd, replaced.flags & libc::FD_CLOEXEC != 0)?;
         self.interests
             .retain(|(epoll, member), _| *epoll != fd && *member != fd);
+        self.interests.extend(replaced.interests);
+        match replaced.known {
+            Some(known) => self.known.insert(fd, known),
+            None => self.known.remove(&fd),
+        };
+        Ok(())
+    }
+
+    /// Closes `fd`, and forgets about it. Output that the peer has not taken yet is still sent.
+    pub fn close(&mut self, fd: i32) {
+        if self.is_poisoned(fd) {
+            // The monitor may still have the socket open, see `Endings`.
+            self.leave_interest_lists(fd);
+        }
+        if !self.flush(fd)
+            && let Some(waiting) = self.backlog.remove(&fd)
+            && let Ok(kept) = reserved_copy(fd)
+        {
+            self.leave_interest_lists(fd);
+            let number = kept.as_raw_fd();
+            let _kept = Some(kept);
+            self.backlog.insert(number, Waiting { _kept, ..waiting });
+        }
+        self.given_back.remove(&fd);
+        self.known.remove(&fd);
+        self.interests
+            .retain(|(member, epoll), _| *epoll != fd && *member != fd);
         let _ = host::close(fd);
+    }
+
+    /// A copy of `fd` that stays open would keep its places.
+    fn leave_interest_lists(&self, fd: i32) {
+        for (_, epoll) in self.interests.keys().filter(|(member, _)| *member == fd) {
+            let _ = epoll_ctl(*epoll, libc::EPOLL_CTL_DEL, fd, None);
+        }
     }
 
     /// `shutdown`, after what is still to be sent.
@@ -182,7 +325,10 @@ impl Files {
             return;
         }
         self.flush(fd);
-        let _ = host::shutdown(fd, how);
+        match self.backlog.get_mut(&fd) {
+            Some(waiting) if how != libc::SHUT_RD => waiting.shutdown = Some(how),
+            _ => drop(host::shutdown(fd, how)),
+        }
     }
 
     /// Resets the connection for good: the peer gets a reset after what was sent to it before, the guest's
@@ -193,7 +339,7 @@ impl Files {
 
     /// Likewise, with `reply` and the end of the stream in place of the reset, if there is one.
     pub fn end(&mut self, fd: i32, reply: Option<&[u8]>) {
-        let unsent = self.backlog.remove(&fd).unwrap_or_default();
+        let unsent = self.backlog.remove(&fd).unwrap_or_default().bytes.into();
         match self.known(fd) {
             Some(known) if !known.poisoned => known.poisoned = true,
             _ => return,
@@ -206,27 +352,19 @@ impl Files {
         self.endings.finish(LAST_CHANCE);
     }
 
-    /// In a forked child: what the monitor does in the background is the parent's.
-    pub fn forget_after_fork(&mut self) {
-        // Its descriptors are closed already, and its lock may be held by a thread that is not there.
-        std::mem::forget(std::mem::take(&mut self.endings));
-    }
-
     /// Sends committed output. What the socket has no room for is kept and sent later, in order.
     pub fn send(&mut self, fd: i32, bytes: Vec<u8>) {
         if self.is_poisoned(fd) {
             return;
         }
-        if let Some(known) = self.known.get_mut(&fd) {
-            known.owing = false;
-        }
+        self.note_sent(fd);
         match self.backlog.get_mut(&fd) {
-            Some(waiting) => waiting.extend_from_slice(&bytes),
+            Some(waiting) => waiting.bytes.extend(bytes),
             None => match host::send(fd, &bytes) {
                 Ok(n) if n == bytes.len() => return,
-                Ok(n) => drop(self.backlog.insert(fd, bytes[n..].to_vec())),
+                Ok(n) => drop(self.backlog.insert(fd, Waiting::new(&bytes[n..]))),
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                    self.backlog.insert(fd, bytes);
+                    self.backlog.insert(fd, Waiting::new(&bytes));
                 }
                 // The connection has failed: the guest will find out on its next read or write.
                 Err(_) => return,
@@ -240,16 +378,29 @@ impl Files {
         let Some(waiting) = self.backlog.get_mut(&fd) else {
             return true;
         };
-        while !waiting.is_empty() {
-            match host::send(fd, waiting) {
-                Ok(n) => drop(waiting.drain(..n)),
+        while !waiting.bytes.is_empty() {
+            match host::send(fd, waiting.bytes.as_slices().0) {
+                Ok(n) => drop(waiting.bytes.drain(..n)),
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return false,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(_) => break,
             }
         }
+        if let Some(how) = waiting.shutdown {
+            let _ = host::shutdown(fd, how);
+        }
         self.backlog.remove(&fd);
         true
+    }
+
+    /// The same descriptors in a forked child, whose parent sends what waits to be sent and ends what is ending.
+    pub fn for_child(mut self) -> Files {
+        // The monitor's descriptors in them are closed already, their numbers may be taken, and a lock may be
+        // held by a thread that is not there.
+        std::mem::forget(std::mem::take(&mut self.backlog));
+        std::mem::forget(std::mem::take(&mut self.endings));
+        self.given_back.clear();
+        self
     }
 
     /// Whether output waits for a peer to take it.

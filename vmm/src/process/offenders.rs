@@ -9,7 +9,7 @@ use std::borrow::Cow;
 use std::time::Instant;
 
 use recovery::Origin;
-use recovery::event::{Event, Hex, Outcome, Refused};
+use recovery::event::{Event, FaultKind, Hex, Outcome, Refused};
 use recovery::learn::{INPUT_LIMIT, Refusal, Site, Verdict};
 
 use super::State;
@@ -34,6 +34,10 @@ impl State {
         let (Outcome::Recovered, Some(offenders)) = (record.outcome, &mut self.offenders) else {
             return;
         };
+        if record.kind == FaultKind::Timeout {
+            // How long a request takes depends on more than its input.
+            return;
+        }
         let site = Site {
             kind: record.kind,
             rip: record.rip,
@@ -49,7 +53,7 @@ impl Thread {
         let (Origin::Stream(fd), true) = (domain.origin, matters) else {
             return;
         };
-        let is_answer = |e: &Deferred| matches!(e, Deferred::Send { fd: to, .. } if *to == fd);
+        let is_answer = |e: &Deferred| matches!(e, Deferred::Send { fd: to, .. } | Deferred::SendTo { fd: to, .. } if *to == fd);
         if domain.input_len > 0 && !domain.journal.deferred().iter().any(is_answer) {
             state.files.set_owing(fd);
         }

@@ -12,6 +12,7 @@ use recovery::suspended::Merge;
 
 use super::State;
 use super::domain::{Domain, Early};
+use super::rerun::Committed;
 use super::thread::Thread;
 use super::withdraw;
 use crate::memory::{Guard, runs};
@@ -33,17 +34,18 @@ impl State {
 
 impl Thread {
     /// The running domain waits, or has used up its time slice: others will run.
-    pub fn suspend(&mut self, state: &mut State) {
+    pub fn suspend(&mut self, state: &mut State) -> Committed {
         let in_request = state.domain.as_ref().is_some_and(Domain::is_request);
         if !in_request {
             return self.commit_early(state, Early::Suspended);
         }
         // Nobody is there to run meanwhile.
         if self.process.threads().len() <= 1 {
-            return;
+            return Committed::Done;
         }
+        self.count_written(state);
         let Some(mut domain) = state.domain.take() else {
-            return;
+            return Committed::Done;
         };
         let mut written = SuspendedPages::default();
         std::mem::swap(&mut written, &mut domain.pages);
@@ -57,6 +59,7 @@ impl Thread {
             state.domain = Some(domain);
             return self.commit_early(state, Early::Suspended);
         }
+        state.note_heap();
         for (page, base, content) in left {
             written.leave(page, &base, &content);
         }
@@ -73,6 +76,7 @@ impl Thread {
         domain.audit = None;
         self.process.stats.domains.suspended.inc();
         state.suspended.insert(tid, domain);
+        Committed::Done
     }
 
     /// The thread has the run token again: goes on with its domain, if it was suspended.
@@ -96,6 +100,20 @@ impl Thread {
         state.domain = Some(domain);
     }
 
+    /// A domain of this thread has been committed: what it wrote in pages that suspended domains have written
+    /// is told apart from what they did. Now and not when they are resumed: several domains together may write
+    /// a word and put it back.
+    pub fn tell_suspended(&mut self, state: &mut State) {
+        if state.suspended.is_empty() {
+            return;
+        }
+        let mut suspended = std::mem::take(&mut state.suspended);
+        for domain in suspended.values_mut() {
+            self.take_over_changes(state, domain);
+        }
+        state.suspended = suspended;
+    }
+
     fn take_over_changes(&mut self, state: &mut State, domain: &mut Domain) {
         if domain.pages.shared().next().is_none() {
             return;
@@ -115,6 +133,7 @@ impl Thread {
             let bytes = page.bytes().get(at..at + 4)?;
             Some(u32::from_ne_bytes(bytes.try_into().ok()?))
         };
+        let waits = &domain.waits;
         domain.pages.resume(
             |page, into| match content.get(&page) {
                 Some(now) => {
@@ -124,7 +143,12 @@ impl Thread {
                 None => false,
             },
             |address, left, now| {
-                if sync::is_mutex(&word, address) {
+                let rwlock = sync::rwlock_around(&word, address);
+                // Its count of readers, at its start, is a number.
+                let is_lock = waits.has_lock(address)
+                    || sync::is_held_mutex(&word, address)
+                    || rwlock.is_some_and(|lock| lock != address);
+                if is_lock {
                     Merge::Keep
                 } else if is_address(left) || is_address(now) {
                     Merge::Entangle

@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 
-use guest_agentless::sync::{self, CondWait, Words};
+use guest_agentless::sync::{self, CondWait, HeldLock, Words};
 use guest_agentless::{GuestRange, GuestVa, PAGE_SIZE, PageNumber};
 use recovery::SuspendedPages;
 use recovery::tracker::{Machine, PageContent};
@@ -30,6 +30,8 @@ const WAITS_LIMIT: usize = 64;
 /// The futexes that a domain has waited for.
 #[derive(Debug, Default)]
 pub struct Waits {
+    /// Locks, as far as the operation tells: a futex without a bit set.
+    locks: Vec<u64>,
     words: Vec<u64>,
     conditions: Vec<CondWait>,
     /// Whether it waits for the last of the conditions now.
@@ -49,9 +51,25 @@ impl Waits {
             if !self.conditions.contains(&condition) && self.conditions.len() < WAITS_LIMIT {
                 self.conditions.push(condition);
             }
-        } else if !self.words.contains(&word) && self.words.len() < WAITS_LIMIT {
-            self.words.push(word);
+        } else {
+            let words = if plain {
+                &mut self.locks
+            } else {
+                &mut self.words
+            };
+            if !words.contains(&word) && words.len() < WAITS_LIMIT {
+                words.push(word);
+            }
         }
+    }
+
+    /// Whether the domain has waited for the lock whose word is at `address`.
+    pub fn has_lock(&self, address: u64) -> bool {
+        self.locks.contains(&address)
+    }
+
+    fn wakes(&self) -> impl Iterator<Item = (u64, u32)> + '_ {
+        self.locks.iter().chain(&self.words).map(|word| (*word, 1))
     }
 
     /// The wait is over.
@@ -144,41 +162,79 @@ fn word_of(page: &PageContent, address: u64) -> u32 {
     u32::from_ne_bytes(bytes)
 }
 
+/// How a domain is undone.
+pub struct Decision {
+    /// See [`Withdrawal`].
+    pub withdrawal: Withdrawal,
+    /// Locks that it has taken, and holds.
+    held: Vec<HeldLock>,
+}
+
 /// Decides how `domain` is to be undone, now that it has faulted.
-pub fn decide(state: &State, domain: &mut Domain) -> Withdrawal {
+pub fn decide(state: &State, domain: &Domain, tid: i32) -> Decision {
     let shared = domain.pages.shared().count();
     if shared == 0 {
-        return Withdrawal::Whole;
+        return Decision {
+            withdrawal: Withdrawal::Whole,
+            held: Vec::new(),
+        };
     }
-    let others_use = |range: GuestRange, pages: &SuspendedPages| {
-        pages.shared().any(|page| range.contains(page.address().0))
+    let held = held_locks(state, &domain.pages, tid);
+    let inverses = domain.journal.inverses();
+    let others_use = |inverse: &Undo| match inverse {
+        // Others use memory of a mapping that would go.
+        Undo::Unmap { range } => domain
+            .pages
+            .shared()
+            .any(|page| range.contains(page.address().0)),
+        _ => false,
     };
-    let in_the_way = domain
-        .journal
-        .inverses()
-        .iter()
-        .any(|inverse| match inverse {
-            // Others use memory of a mapping that would go.
-            Undo::Unmap { range } => others_use(*range, &domain.pages),
-            _ => false,
-        });
     // The heap has grown for others since: it cannot shrink below them.
-    let heap = domain
-        .journal
-        .inverses()
-        .iter()
-        .rev()
-        .find_map(|inverse| match inverse {
-            Undo::Heap { end, .. } => Some(*end),
-            _ => None,
-        });
-    if in_the_way || heap.is_some_and(|end| end != state.space.heap().1) {
-        domain.pages.entangle();
+    let heap = inverses.iter().rev().find_map(|inverse| match inverse {
+        Undo::Heap { end, .. } => Some(*end),
+        _ => None,
+    });
+    let heap_moved = heap.is_some_and(|end| end != state.space.heap().1);
+    // Numbers that both have written are counters if the domain is inside a critical section; outside of one
+    // they may as well be what others made of its completed work.
+    let built_on = domain.pages.is_merged() && held.is_empty();
+    let entangled =
+        domain.pages.is_entangled() || built_on || heap_moved || inverses.iter().any(others_use);
+    Decision {
+        withdrawal: match entangled {
+            true => Withdrawal::Entangled,
+            false => Withdrawal::Shared(shared),
+        },
+        held,
     }
-    match domain.pages.is_entangled() {
-        true => Withdrawal::Entangled,
-        false => Withdrawal::Shared(shared),
+}
+
+/// The locks that the domain has taken, and held when it was suspended last.
+fn held_locks(state: &State, pages: &SuspendedPages, tid: i32) -> Vec<HeldLock> {
+    let view = |of: &dyn Fn(PageNumber) -> Option<u32>, address: u64| {
+        of(GuestVa(address).page()).or_else(|| memory().word(address))
+    };
+    let before = |address: u64| {
+        view(
+            &|page| Some(word_of(pages.without(page)?, address)),
+            address,
+        )
+    };
+    let now = |address: u64| view(&|page| Some(word_of(pages.left(page)?, address)), address);
+    let is_futex = |address: u64| state.wait_words.contains(&address);
+    let mut held = Vec::new();
+    for (page, without) in pages.iter() {
+        let Some(left) = pages.left(page) else {
+            continue;
+        };
+        let start = page.address().0;
+        for address in (start..start + PAGE_SIZE).step_by(4) {
+            if word_of(left, address) != word_of(without, address) {
+                held.extend(sync::held_at(&before, &now, &is_futex, address, tid as u32));
+            }
+        }
     }
+    held
 }
 
 /// The condition variables that the domain has waited for: they go on from where they are now, since its
@@ -201,25 +257,31 @@ impl Thread {
         &mut self,
         state: &mut State,
         domain: &Domain,
-        how: Withdrawal,
+        decision: &Decision,
         kept: &KeptWords,
     ) -> u32 {
+        let Decision { withdrawal, held } = decision;
         let pages = &domain.pages;
         let mut edits = Edits::default();
+        let guarded_by_lock = |page: PageNumber| {
+            held.iter()
+                .any(|lock| GuestVa(lock.address()).page() == page)
+        };
         for (page, without) in pages.iter() {
-            if how != Withdrawal::Entangled {
+            // What lies next to a lock that the domain holds is of the critical section that it is in.
+            if *withdrawal != Withdrawal::Entangled || guarded_by_lock(page) {
                 edits.0.insert(page, Box::new(without.clone()));
             }
         }
-        if how == Withdrawal::Entangled {
+        if *withdrawal == Withdrawal::Entangled {
             restore_own(state, pages, &domain.checkpoint, &mut edits);
         }
         let mut wakes = Vec::new();
-        if how != Withdrawal::Whole {
-            self.leave_locks(domain, kept, &mut edits, &mut wakes);
+        if *withdrawal != Withdrawal::Whole {
+            leave_locks(state, domain, decision, kept, &mut edits, &mut wakes);
         }
         // A wake-up that the domain has got may have been meant for whoever waits next to it.
-        wakes.extend(domain.waits.words.iter().map(|word| (*word, 1)));
+        wakes.extend(domain.waits.wakes());
         let mut lost = 0;
         for (page, content) in edits.0 {
             let start = page.address().0;
@@ -237,64 +299,58 @@ impl Thread {
         }
         lost
     }
+}
 
-    /// Synchronisation objects in shared pages: locks that the domain holds are released, what it has waited
-    /// for goes on without it.
-    fn leave_locks(
-        &self,
-        domain: &Domain,
-        kept: &KeptWords,
-        edits: &mut Edits,
-        wakes: &mut Vec<(u64, u32)>,
-    ) {
-        let pages = &domain.pages;
-        let before = |address: u64| match pages.without(GuestVa(address).page()) {
-            Some(page) => Some(word_of(page, address)),
-            None => memory().word(address),
-        };
-        let tid = self.tid() as u32;
-        let mut released = Vec::new();
-        for (page, without) in pages.iter() {
-            if pages.is_entangled() || pages.is_shared(page) {
-                let start = page.address().0;
-                for address in (start..start + PAGE_SIZE).step_by(4) {
-                    let is = memory().word(address);
-                    if is.is_none() || is == Some(word_of(without, address)) {
-                        continue;
-                    }
-                    let held = sync::held_at(&before, &memory(), address, tid);
-                    if let Some(release) = held.and_then(|lock| sync::release(&memory(), lock)) {
-                        released.extend(release.writes.iter().map(|(at, _)| *at));
-                        edits.apply(&release, wakes);
-                    }
-                }
+/// Synchronisation objects in shared pages: locks that the domain holds are released, what it has waited for
+/// goes on without it.
+fn leave_locks(
+    state: &State,
+    domain: &Domain,
+    decision: &Decision,
+    kept: &KeptWords,
+    edits: &mut Edits,
+    wakes: &mut Vec<(u64, u32)>,
+) {
+    let pages = &domain.pages;
+    let entangled = decision.withdrawal == Withdrawal::Entangled;
+    let in_shared = |address: u64| pages.is_shared(GuestVa(address).page());
+    // What the domain has handed over to others cannot be taken back.
+    let known = state
+        .wait_words
+        .iter()
+        .copied()
+        .filter(|word| in_shared(*word));
+    for word in known.chain(pages.contended()) {
+        let lock = sync::rwlock_around(&memory(), word);
+        for word in lock.map_or([0; 5], sync::rwlock_words) {
+            if let Some(value) = memory().word(word) {
+                edits.set(word, value);
             }
-        }
-        for word in &domain.waits.words {
-            // Others may wait for the same lock: its word has to go on saying so.
-            let others = !released.contains(word) && pages.is_shared(GuestVa(*word).page());
-            if let Some(is) = memory().word(*word).filter(|_| others)
-                && sync::is_mutex(&memory(), *word)
-            {
-                edits.set(*word, is);
-            }
-        }
-        for (address, value) in kept {
-            if pages.is_shared(GuestVa(*address).page()) {
-                edits.set(*address, *value);
-            }
-        }
-        let waiting = domain
-            .waits
-            .conditions
-            .last()
-            .filter(|_| domain.waits.in_condition);
-        let waiting = waiting.filter(|c| pages.is_shared(GuestVa(c.address).page()));
-        let cancelled = waiting.and_then(|condition| condition.cancel(&edits.words()));
-        if let Some(release) = cancelled {
-            edits.apply(&release, wakes);
         }
     }
+    // Others may wait for the same lock: its word has to go on saying so.
+    for word in domain.waits.locks.iter().filter(|word| in_shared(**word)) {
+        if let Some(is) = memory().word(*word) {
+            edits.set(*word, is);
+        }
+    }
+    for lock in &decision.held {
+        if entangled || in_shared(lock.address()) {
+            let release = sync::release(&memory(), *lock);
+            edits.apply(&release.unwrap_or_default(), wakes);
+        }
+    }
+    for (address, value) in kept.iter().filter(|(address, _)| in_shared(*address)) {
+        edits.set(*address, *value);
+    }
+    let waiting = domain
+        .waits
+        .conditions
+        .last()
+        .filter(|_| domain.waits.in_condition);
+    let waiting = waiting.filter(|condition| in_shared(condition.address));
+    let cancelled = waiting.and_then(|condition| condition.cancel(&edits.words()));
+    edits.apply(&cancelled.unwrap_or_default(), wakes);
 }
 
 /// The thread's own stack and control block go back to the checkpoint, from which it goes on.

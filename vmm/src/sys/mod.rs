@@ -4,20 +4,29 @@
 //! handler. Calls without one are passed through as the table describes them. Handlers return a result; one
 //! function turns it into RAX.
 
+mod attribute;
 pub mod end;
 mod event;
+mod event_read;
 mod exec;
 mod file;
+mod foretell;
 mod fork;
 mod futex;
 mod io;
+mod lock;
 mod memory;
+mod message;
 mod net;
 mod own_files;
 mod process;
 mod signal;
 mod thread;
+mod timer;
+mod transfer;
+mod verify;
 mod wait;
+mod watch;
 
 use guest_agentless::syscall::{self, ArgKind, Effect, Size, Support, Syscall};
 use guest_agentless::{Errno, GuestRange, Signal, to_rax};
@@ -29,14 +38,13 @@ use crate::kvm::KvmError;
 use crate::memory::{copy, first_reserved, window};
 use crate::process::Turn;
 use crate::process::domain::{Domain, Early};
-use crate::process::effects::{Deferred, Undo};
+use crate::process::effects::{Deferred, HostCall, Undo};
+use crate::process::rerun::Committed;
 use crate::process::signals::SignalInfo;
 use crate::process::thread::{Flow, Thread};
 
 /// Bytes that one read or receive moves at most: a short count is what servers expect of sockets.
 pub const BOUNCE: usize = 64 << 10;
-/// Bytes of output that a domain may hold back before it is committed early.
-const HOLD_LIMIT: usize = 4 << 20;
 /// Elements of an `iovec` array, as in Linux (`UIO_MAXIOV`).
 const IOV_MAX: u64 = 1024;
 
@@ -80,10 +88,11 @@ pub fn serve(thread: &mut Thread, state: &mut Turn<'_>) -> Result<Flow, KvmError
         args,
         done: None,
     };
-    let result = match call.check_descriptors() {
+    let result = match call.check_descriptors().and_then(|()| call.verify_heap()) {
         Ok(()) => call.handle(),
         Err(error) => Err(error),
     };
+    call.heap_unverified();
     log::trace!("{} = {result:?}", syscall::fmt_call(row, args));
     if result == Err(Errno::EPIPE) && call.raises_sigpipe() {
         let info =
@@ -143,6 +152,12 @@ impl Call<'_, '_> {
             .or_else(|| signal::handler(number))
             .or_else(|| thread::handler(number))
             .or_else(|| futex::handler(number))
+            .or_else(|| attribute::handler(number))
+            .or_else(|| timer::handler(number))
+            .or_else(|| lock::handler(number))
+            .or_else(|| watch::handler(number))
+            .or_else(|| transfer::handler(number))
+            .or_else(|| message::handler(number))
             .or_else(|| file::handler(number))
             .or_else(|| net::handler(number))
             .or_else(|| event::handler(number))
@@ -188,6 +203,11 @@ impl Call<'_, '_> {
         self.state.domain.is_some()
     }
 
+    /// Whether the running domain does its effects at once.
+    fn in_pass_through(&self) -> bool {
+        self.state.domain.as_ref().is_some_and(|d| d.pass_through)
+    }
+
     /// Whether the running domain is charged to a client.
     fn in_request(&self) -> bool {
         self.state.domain.as_ref().is_some_and(Domain::is_request)
@@ -197,7 +217,7 @@ impl Call<'_, '_> {
     fn pass_by_class(&mut self) -> Result<u64, Errno> {
         match self.row.effect {
             Effect::Pure => {}
-            _ => self.commit_early(Early::External),
+            _ => self.commit_early(Early::External)?,
         }
         self.pass()
     }
@@ -379,14 +399,27 @@ impl Call<'_, '_> {
         Ok(())
     }
 
-    /// Ends the running domain well.
-    fn commit(&mut self) {
-        self.thread.commit(self.state);
+    /// Ends the running domain well. An error means that the domain runs again instead, and that this call
+    /// does not take place.
+    fn commit(&mut self) -> Result<(), Errno> {
+        let committed = self.thread.commit(self.state);
+        self.unless_put_back(committed)
     }
 
-    /// Commits what the running domain has done so far.
-    fn commit_early(&mut self, why: Early) {
-        self.thread.commit_early(self.state, why);
+    /// Commits what the running domain has done so far. An error is as for `commit`.
+    fn commit_early(&mut self, why: Early) -> Result<(), Errno> {
+        let committed = self.thread.commit_early(self.state, why);
+        self.unless_put_back(committed)
+    }
+
+    fn unless_put_back(&mut self, committed: Committed) -> Result<(), Errno> {
+        match committed {
+            Committed::Done => Ok(()),
+            Committed::PutBack => {
+                self.done = Some(Ok(Flow::Continue));
+                Err(Errno::EINTR)
+            }
+        }
     }
 
     /// Begins a domain at this call, which is completed again with an error if the domain is abandoned.
@@ -397,6 +430,7 @@ impl Call<'_, '_> {
         }
         self.thread.arm(self.state);
         self.thread.continues = None;
+        self.thread.begin_limits();
         self.thread.begin(self.state, origin).map_err(|error| {
             log::error!("{error}");
             Errno::ENOMEM
@@ -409,6 +443,11 @@ impl Call<'_, '_> {
             Some(domain) => domain.journal.defer(effect),
             None => self.thread.perform(self.state, effect),
         }
+    }
+
+    /// Notes that another call undoes what has just been done.
+    fn compensate_by(&mut self, call: HostCall, what: &'static str) {
+        self.compensate(Undo::Call { call, what });
     }
 
     /// Notes how to undo what has just been done.
