@@ -18,6 +18,7 @@
 //! | `held` | `bytes_sent`, `bytes_dropped` |
 //! | `deferred` | `done`, `forgotten` |
 //! | `recovery_pause_us` | `count`, `min`, `median`, `max`; the last three `null` when `count` is 0 |
+//! | `restoration` | `postponed`, `waiting`, `waiting_peak`, `on_touch`, `by_cleaner`, `given_back`, `lost`: see [`RestorationCounters`] |
 //! | `shadow_bytes_peak` | the most memory that shadow pages ever took |
 //! | `run_token_waits` | how often a thread had to wait for the run token |
 //! | `audit` | `checks` of the write set against a full copy, and `mismatches` found |
@@ -33,7 +34,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::{Value, json};
 
-pub use self::counter::{CallCounters, Counter, Peak};
+pub use self::counter::{CallCounters, Counter, Level, Peak};
 pub use self::histogram::{Histogram, Summary};
 use crate::event::rfc3339;
 
@@ -119,6 +120,23 @@ counter::counters! {
     }
 }
 
+/// Large write sets that are restored bit by bit.
+#[derive(Debug, Default)]
+pub struct RestorationCounters {
+    /// Abandoned requests whose write set was hidden instead of restored at once.
+    pub postponed: Counter,
+    /// Pages that wait now, and the most that ever did.
+    pub waiting: Level,
+    /// Pages restored because somebody touched their region.
+    pub on_touch: Counter,
+    /// Pages restored by the cleaner.
+    pub by_cleaner: Counter,
+    /// Pages whose memory was given back to the host, among both.
+    pub given_back: Counter,
+    /// Pages that could not be restored.
+    pub lost: Counter,
+}
+
 /// Request domains by outcome.
 #[derive(Debug, Default)]
 pub struct DomainCounters {
@@ -147,6 +165,8 @@ pub struct Stats {
     pub domains: DomainCounters,
     /// Pages.
     pub pages: PageCounters,
+    /// Large write sets.
+    pub restoration: RestorationCounters,
     /// Held output.
     pub held: HeldCounters,
     /// Deferred actions.
@@ -179,6 +199,7 @@ impl Stats {
             unsupported: CallCounters::default(),
             domains: DomainCounters::default(),
             pages: PageCounters::default(),
+            restoration: RestorationCounters::default(),
             held: HeldCounters::default(),
             deferred: DeferredCounters::default(),
             recovery_pause_us: Histogram::default(),
@@ -215,6 +236,15 @@ impl Stats {
                 "early_committed": self.domains.early_committed.to_json(),
             },
             "pages": self.pages.to_json(),
+            "restoration": {
+                "postponed": self.restoration.postponed.get(),
+                "waiting": self.restoration.waiting.get(),
+                "waiting_peak": self.restoration.waiting.peak(),
+                "on_touch": self.restoration.on_touch.get(),
+                "by_cleaner": self.restoration.by_cleaner.get(),
+                "given_back": self.restoration.given_back.get(),
+                "lost": self.restoration.lost.get(),
+            },
             "held": self.held.to_json(),
             "deferred": self.deferred.to_json(),
             "recovery_pause_us": {
@@ -300,6 +330,7 @@ mod tests {
             "pages",
             "pid",
             "recovery_pause_us",
+            "restoration",
             "run_token_waits",
             "shadow_bytes_peak",
             "start_time",

@@ -19,6 +19,7 @@
 //! called before such a write.
 
 mod pages;
+mod postponed;
 mod shadow;
 #[cfg(test)]
 mod tests;
@@ -26,16 +27,24 @@ mod tests;
 use guest_agentless::{GuestRange, PageNumber};
 
 pub use pages::SavedPages;
-use pages::{Base, PageMap};
+use pages::{Activated, Base, PageMap, PageState};
+pub use postponed::{Progress, REGION_SIZE};
 pub use shadow::PageContent;
 use shadow::{Frame, ShadowStore};
 
-/// What the tracker needs from the machine. All of it concerns memory of the guest.
-pub trait Machine {
+/// Guest memory, from whatever thread.
+pub trait Memory {
     /// Copies a page out. False if it cannot be read.
     fn read(&mut self, page: PageNumber, into: &mut PageContent) -> bool;
     /// Copies a page in, whatever the guest itself may do with it. False if that cannot be done.
     fn write(&mut self, page: PageNumber, from: &PageContent) -> bool;
+    /// Gives the memory of private pages that were zero before their first write back to the host: they
+    /// are so again. False if that cannot be done.
+    fn give_back(&mut self, range: GuestRange) -> bool;
+}
+
+/// What the tracker needs from the machine. All of it concerns memory of the guest.
+pub trait Machine: Memory {
     /// Makes a page writable for the guest as far as its mapping allows, or read-only. Read-only takes
     /// effect with the next [`Machine::reprotect`].
     fn set_writable(&mut self, page: PageNumber, writable: bool);
@@ -89,6 +98,11 @@ pub struct Tracker {
     shadows: ShadowStore,
     active: Vec<Active>,
     active_limit: usize,
+    /// Counts the active sets; pages of an earlier one are not active.
+    epoch: u64,
+    /// The regions that the active set reaches into.
+    active_regions: Vec<u64>,
+    waiting: postponed::Waiting,
     /// Comparisons since the last re-protection that found nothing changed.
     wasted: u64,
     armed: bool,
@@ -113,6 +127,9 @@ impl Tracker {
             shadows: ShadowStore::default(),
             active: Vec::new(),
             active_limit: Self::ACTIVE_LIMIT,
+            epoch: 1,
+            active_regions: Vec::new(),
+            waiting: Default::default(),
             wasted: 0,
             armed: false,
             host_written: Vec::new(),
@@ -143,7 +160,7 @@ impl Tracker {
         }
     }
 
-    /// Takes note of the pages written before the tracker was armed.
+    /// Takes note of the pages that the guest has written.
     pub fn note_written(&mut self, machine: &mut impl Machine) {
         self.take_harvest(machine);
     }
@@ -194,7 +211,7 @@ impl Tracker {
             self.pages.set_base(page, Base::Itself);
             return false;
         }
-        if self.pages.get(page).is_some_and(|state| state.active) {
+        if self.is_active(page) {
             return false;
         }
         // A page that cannot be read cannot be written either: the call will fail on it.
@@ -203,6 +220,11 @@ impl Tracker {
             return false;
         }
         self.activate(page)
+    }
+
+    fn is_active(&self, page: PageNumber) -> bool {
+        let state = self.pages.get(page);
+        state.is_some_and(|state| state.epoch == self.epoch)
     }
 
     /// The running domain ended well: what memory holds now is the base of the next one.
@@ -308,7 +330,8 @@ impl Tracker {
     /// the next domain begins with. No guest code has run in between.
     pub fn settle(&mut self, machine: &mut impl Machine) {
         for page in std::mem::take(&mut self.host_written) {
-            let Some(state) = self.pages.get(page).filter(|state| state.active) else {
+            let state = self.pages.get(page);
+            let Some(state) = state.filter(|state| state.epoch == self.epoch) else {
                 continue;
             };
             let frame = state.frame().unwrap_or_else(|| self.shadows.allocate());
@@ -327,13 +350,23 @@ impl Tracker {
     pub fn abandon(
         &mut self,
         machine: &mut impl Machine,
-        mut examine: impl FnMut(PageNumber, &PageContent),
+        examine: impl FnMut(PageNumber, &PageContent),
     ) -> Abandoned {
         self.host_written.clear();
         self.take_harvest(machine);
+        self.restore_now(machine, |_| true, examine)
+    }
+
+    /// Restores the active pages that `which` names.
+    fn restore_now(
+        &mut self,
+        machine: &mut impl Machine,
+        which: impl Fn(PageNumber) -> bool,
+        mut examine: impl FnMut(PageNumber, &PageContent),
+    ) -> Abandoned {
         let mut outcome = Abandoned::default();
         // Newest first: where two pages are one in memory, the older base is the one of the checkpoint.
-        for entry in self.active.iter().rev() {
+        for entry in self.active.iter().rev().filter(|entry| which(entry.page)) {
             let base = match entry.frame {
                 Some(frame) => self.shadows.get(frame),
                 None => PageContent::zero(),
@@ -361,7 +394,7 @@ impl Tracker {
     /// The mapping of `range` is gone for good, or is a new one.
     pub fn forget(&mut self, machine: &mut impl Machine, range: GuestRange) {
         self.take_harvest(machine);
-        for state in self.pages.remove(range).into_states() {
+        for state in self.pages.remove(range, self.epoch).into_states() {
             if let Base::Shadow(frame) = state.base {
                 self.shadows.free(frame);
             }
@@ -374,7 +407,7 @@ impl Tracker {
     /// to [`Tracker::put_back`] if the domain is abandoned, to [`Tracker::drop_saved`] if it commits.
     pub fn save(&mut self, machine: &mut impl Machine, range: GuestRange) -> SavedPages {
         self.take_harvest(machine);
-        let saved = self.pages.remove(range);
+        let saved = self.pages.remove(range, self.epoch);
         self.active
             .retain(|entry| !range.contains(entry.page.address().0));
         saved
@@ -383,13 +416,12 @@ impl Tracker {
     /// Undoes [`Tracker::save`]; whatever is known of the same pages now is forgotten.
     pub fn put_back(&mut self, machine: &mut impl Machine, saved: SavedPages) {
         self.forget(machine, saved.range());
+        let epoch = saved.epoch;
         for (page, state) in saved.into_pages() {
-            self.pages.set(page, state);
-            if state.active {
-                self.active.push(Active {
-                    page,
-                    frame: state.frame(),
-                });
+            let was_active = state.epoch == epoch;
+            self.pages.set(page, PageState { epoch: 0, ..state });
+            if was_active {
+                self.activate(page);
             }
         }
     }
@@ -425,10 +457,14 @@ impl Tracker {
     }
 
     fn activate(&mut self, page: PageNumber) -> bool {
-        let state = self.pages.entry(page);
-        if std::mem::replace(&mut state.active, true) {
-            return false;
-        }
+        let state = match self.pages.activate(page, self.epoch) {
+            Activated::Before => return false,
+            Activated::Now(state) => state,
+            Activated::First(state) => {
+                self.active_regions.push(page.0 / pages::REGION);
+                state
+            }
+        };
         self.active.push(Active {
             page,
             frame: state.frame(),
@@ -455,9 +491,16 @@ impl Tracker {
 
     fn deactivate_all(&mut self, machine: &mut impl Machine) {
         machine.reprotect();
-        for entry in self.active.drain(..) {
-            self.pages.entry(entry.page).active = false;
-        }
+        self.begin_epoch();
+    }
+
+    /// No page is active any more.
+    fn begin_epoch(&mut self) {
+        self.epoch += 1;
+        self.active_regions.clear();
+        self.active.clear();
+        // One large write set is no reason to keep the room for the next one.
+        self.active.shrink_to(Self::ACTIVE_LIMIT * 4);
     }
 }
 

@@ -25,6 +25,7 @@ use crate::loader::{self, Program};
 use crate::memory::{AddressSpace, copy, guest_descriptor_limits, reserved_fd, window};
 use crate::process::files::Files;
 use crate::process::reporter::Reporter;
+use crate::process::restore::AT_ONCE;
 use crate::process::signals::{Action, Dispositions};
 use crate::process::thread::{Thread, inherited_ignored, install_signal_handlers};
 use crate::process::{Options, Parts, Process, State};
@@ -53,6 +54,9 @@ pub struct RunArgs {
     /// Compare all of the guest's writable memory with a copy after each recovery (slow; for testing)
     #[arg(long, hide = true)]
     audit: bool,
+    /// Restore up to PAGES pages of a crashed request at once; more are restored when they are touched
+    #[arg(long, value_name = "PAGES", default_value_t = AT_ONCE, hide = true)]
+    restore_at_once: usize,
     /// Make a request fault: `rip:match=TEXT[,after=CALLS]` (for testing)
     #[arg(long, value_name = "SPEC", hide = true)]
     inject: Option<Injection>,
@@ -89,6 +93,9 @@ impl RunArgs {
         }
         if self.audit {
             given.push("--audit".into());
+        }
+        if self.restore_at_once != AT_ONCE {
+            given.push(format!("--restore-at-once={}", self.restore_at_once).into());
         }
         if let Some(injection) = &self.inject {
             given.push(format!("--inject={injection}").into());
@@ -199,6 +206,7 @@ fn start(arguments: RunArgs) -> Result<Thread, AnyError> {
             protect,
             is_child: false,
             audit: arguments.audit,
+            restore_at_once: arguments.restore_at_once,
             stats: stats_path,
             inject: arguments.inject,
             given,

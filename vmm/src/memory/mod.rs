@@ -2,6 +2,7 @@
 
 pub mod copy;
 mod guard;
+mod hide;
 mod monitor;
 pub mod page_table;
 mod reserved;

@@ -299,7 +299,7 @@ impl AddressSpace {
             return Ok(Resolution::Forbidden);
         }
         let page = GuestVa(address).page();
-        if self.guards.contains(page) {
+        if self.guards.contains(page) || self.is_hidden(page) {
             return Ok(Resolution::Guarded);
         }
         let zero_based = is_zero_based(vma);
@@ -404,6 +404,23 @@ impl AddressSpace {
         };
         // SAFETY: guest windows stay reserved for the guest for as long as the monitor runs.
         unsafe { vm.add_slot(part.start(), part.start(), part.len(), true) }
+    }
+
+    /// Gives the memory of `range` back to the host. Private memory without a file is zero afterwards.
+    pub fn discard(&mut self, range: GuestRange) -> Result<(), Errno> {
+        debug_assert!(window::contains(range));
+        // SAFETY: the range lies in a guest window; its pages are the guest's to lose.
+        let result = unsafe {
+            libc::madvise(
+                range.start() as *mut libc::c_void,
+                range.len() as usize,
+                libc::MADV_DONTNEED,
+            )
+        };
+        match result {
+            0 => Ok(()),
+            _ => Err(errno_of(&io::Error::last_os_error())),
+        }
     }
 
     fn clear(&mut self, range: GuestRange) -> Result<(), Errno> {

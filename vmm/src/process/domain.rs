@@ -6,7 +6,7 @@ use recovery::{Journal, Origin, SuspendedPages};
 
 use super::effects::{Deferred, Undo};
 use super::thread::Thread;
-use super::tracked::{TrackedMemory, mapped_parts};
+use super::tracked::{HostMemory, TrackedMemory, mapped_parts};
 use super::withdraw::Waits;
 use super::{Process, State};
 use crate::kvm::{KvmError, Registers, Vcpu};
@@ -118,8 +118,10 @@ impl State {
         let memory = TrackedMemory {
             vm: &process.vm,
             vcpu,
-            space: &mut self.space,
-            own_memory: &process.own_memory,
+            host: HostMemory {
+                space: &mut self.space,
+                own_memory: &process.own_memory,
+            },
         };
         (&mut self.tracker, memory)
     }
@@ -165,6 +167,9 @@ impl Thread {
         }
         let (tracker, mut memory) = state.tracking(&self.process, &mut self.vcpu);
         tracker.settle(&mut memory);
+        if self.process.options.audit {
+            self.restore_all(state);
+        }
         let audit = self
             .process
             .options

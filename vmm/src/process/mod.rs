@@ -1,5 +1,6 @@
 //! The guest process: what its threads share, and who may touch it when.
 
+mod cleaner;
 pub mod control;
 mod decode;
 pub mod domain;
@@ -8,6 +9,7 @@ pub mod files;
 mod flusher;
 pub mod recover;
 pub mod reporter;
+pub mod restore;
 pub mod signals;
 mod suspend;
 pub mod thread;
@@ -49,6 +51,8 @@ pub struct Options {
     pub is_child: bool,
     /// Where the counters are written at the end; absolute.
     pub stats: Option<std::path::PathBuf>,
+    /// Pages of a write set that are restored at once; a larger one is hidden.
+    pub restore_at_once: usize,
     /// A fault to inject.
     pub inject: Option<Injection>,
     /// The options of `vmsrs run` that were given, with absolute paths.
@@ -119,6 +123,8 @@ pub struct Process {
     ending: AtomicBool,
     /// Whether a thread sends output that waits.
     flushing: AtomicBool,
+    /// Whether a thread restores what waits.
+    cleaning: AtomicBool,
 }
 
 /// What a [`Process`] is made from.
@@ -161,6 +167,7 @@ impl Process {
             idle_vcpus: Mutex::new(Vec::new()),
             ending: AtomicBool::new(false),
             flushing: AtomicBool::new(false),
+            cleaning: AtomicBool::new(false),
         }
     }
 

@@ -222,9 +222,8 @@ impl Thread {
                 .dropped_output
                 .extend_from_slice(&output[..output.len().min(room)]);
         }
-        let (tracker, mut memory) = state.tracking(&self.process, &mut self.vcpu);
-        let undone = tracker.abandon(&mut memory, |_, _| {});
-        record.pages_written = tracker.active_pages().count() as u64;
+        let (undone, waiting) = self.restore_or_hide(state);
+        record.pages_written = state.tracker.active_count() as u64 + waiting;
         record.pages_restored = undone.restored.len() as u64;
         record.written = undone
             .restored
@@ -233,7 +232,12 @@ impl Thread {
             .collect();
         self.process.stats.pages.restored.add(record.pages_restored);
         let not_withdrawn = self.withdraw(state, &domain, &decision, &kept_words);
-        record.pages_restored += domain.pages.iter().count() as u64;
+        record.pages_restored += domain.pages.iter().count() as u64 + waiting;
+        if waiting > 0 {
+            let what = format!("{waiting} pages were hidden, to be restored when touched");
+            record.undone.push(what);
+        }
+        super::cleaner::ensure(&self.process, state);
         self.keep(state, domain.origin, journal, &mut record.kept);
         if let Some(image) = domain.audit.take() {
             self.check_audit(state, &image);
@@ -395,7 +399,8 @@ impl Thread {
         }
     }
 
-    fn check_audit(&mut self, state: &State, image: &Image) {
+    fn check_audit(&mut self, state: &mut State, image: &Image) {
+        self.restore_all(state);
         let audit = &self.process.stats.audit;
         audit.checks.inc();
         let now = Image::take(state);

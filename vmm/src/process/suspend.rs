@@ -81,6 +81,8 @@ impl Thread {
         let Some(mut domain) = state.suspended.remove(&tid) else {
             return;
         };
+        let written: Vec<PageNumber> = domain.pages.iter().map(|(page, _)| page).collect();
+        self.restore_pages(state, written);
         for range in runs(domain.pages.unshared()) {
             let parts: Vec<_> = state.space.guards().overlapping(range).collect();
             for (part, guard) in parts {

@@ -128,6 +128,7 @@ impl Thread {
             self.deliver_signals(turn);
         }
         self.ensure_domain(turn)?;
+        self.vcpu.set_root(turn.space.root())?;
         let exit = self.vcpu.run()?;
         let stats = &self.process.stats;
         match exit {

@@ -1,0 +1,97 @@
+//! Demand-driven restoration: a large write set is hidden at once, and restored when it is touched or by the
+//! cleaner (`recovery::tracker`, `memory/hide.rs`).
+
+use std::collections::BTreeSet;
+
+use guest_agentless::PageNumber;
+use recovery::tracker::Abandoned;
+
+use super::thread::Thread;
+use super::tracked::HostMemory;
+use super::{Process, State};
+use crate::memory::{runs, window};
+
+/// Pages of a write set that are restored at once: about as long as it takes to hide more.
+pub const AT_ONCE: usize = 512;
+
+impl State {
+    /// Restores a hidden region and shows it again. Returns how many pages were waiting.
+    pub(super) fn restore(&mut self, process: &Process, region: u64) -> u64 {
+        let before = self.tracker.waiting_pages();
+        let mut memory = HostMemory {
+            space: &mut self.space,
+            own_memory: &process.own_memory,
+        };
+        let done = self.tracker.restore_region(&mut memory, region);
+        self.space.reveal(region);
+        let stats = &process.stats;
+        stats.pages.restored.add(done.restored + done.given_back);
+        stats.restoration.given_back.add(done.given_back);
+        stats.restoration.waiting.set(self.tracker.waiting_pages());
+        if done.lost > 0 {
+            stats.restoration.lost.add(done.lost);
+            log::error!(
+                "{} pages of an abandoned request could not be restored",
+                done.lost
+            );
+        }
+        before - self.tracker.waiting_pages()
+    }
+}
+
+impl Thread {
+    /// Gives memory back what the running domain has written. What is too much to be done at once is hidden
+    /// and left for later; returns how many pages that are, besides.
+    pub(super) fn restore_or_hide(&mut self, state: &mut State) -> (Abandoned, u64) {
+        let limit = self.process.options.restore_at_once;
+        let (tracker, mut memory) = state.tracking(&self.process, &mut self.vcpu);
+        tracker.note_written(&mut memory);
+        if tracker.active_count() > limit {
+            tracker.close_write_set(&mut memory);
+            let regions: Vec<u64> = tracker.active_regions().to_vec();
+            // Who shares memory with the guest must not see the request's writes.
+            let regions: Vec<u64> = regions
+                .into_iter()
+                .filter(|region| !state.space.is_shared(*region))
+                .collect();
+            match state.space.hide(&self.process.vm, &regions) {
+                Ok(()) => {
+                    let hidden: BTreeSet<u64> = regions.into_iter().collect();
+                    let (tracker, mut memory) = state.tracking(&self.process, &mut self.vcpu);
+                    let (outcome, waiting) = tracker.postpone(&mut memory, &hidden, |_, _| {});
+                    self.process
+                        .stats
+                        .restoration
+                        .waiting
+                        .set(tracker.waiting_pages());
+                    self.process.stats.restoration.postponed.inc();
+                    return (outcome, waiting);
+                }
+                Err(error) => log::warn!("a large write set is restored at once: {error}"),
+            }
+        }
+        let (tracker, mut memory) = state.tracking(&self.process, &mut self.vcpu);
+        (tracker.abandon(&mut memory, |_, _| {}), 0)
+    }
+
+    /// Restores what waits of `pages`, and around them.
+    pub(super) fn restore_pages(&mut self, state: &mut State, pages: Vec<PageNumber>) {
+        if !state.space.hides() {
+            return;
+        }
+        for range in runs(pages.into_iter()) {
+            for region in state.space.hidden_in(range) {
+                state.restore(&self.process, region);
+            }
+        }
+    }
+
+    /// Restores everything that waits.
+    pub(super) fn restore_all(&mut self, state: &mut State) {
+        for window in window::windows() {
+            for region in state.space.hidden_in(window) {
+                state.restore(&self.process, region);
+            }
+        }
+    }
+}
