@@ -82,6 +82,23 @@ pub enum Event {
         /// Why.
         reason: String,
     },
+    /// There is no room for the shadow pages of a request: what it had done so far can no longer be undone.
+    /// Told once, until [`Event::ProtectionRestored`].
+    ProtectionDegraded {
+        /// Why.
+        reason: String,
+        /// Bytes of shadow pages.
+        shadow_bytes: u64,
+        /// What they may be.
+        limit: u64,
+    },
+    /// Requests can be undone as a whole again.
+    ProtectionRestored {
+        /// Bytes of shadow pages.
+        shadow_bytes: u64,
+        /// What they may be.
+        limit: u64,
+    },
     /// The guest ended.
     Exited {
         /// Process ID.

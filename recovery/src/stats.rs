@@ -20,6 +20,7 @@
 //! | `recovery_pause_us` | `count`, `min`, `median`, `max`; the last three `null` when `count` is 0 |
 //! | `restoration` | `postponed`, `waiting`, `waiting_peak`, `on_touch`, `by_cleaner`, `given_back`, `lost`: see [`RestorationCounters`] |
 //! | `shadow_bytes_peak` | the most memory that shadow pages ever took |
+//! | `shadow_evicted` | shadow pages that were evicted to stay within the limit |
 //! | `run_token_waits` | how often a thread had to wait for the run token |
 //! | `audit` | `checks` of the write set against a full copy, and `mismatches` found |
 
@@ -65,6 +66,8 @@ counter::counters! {
         held_limit,
         /// It waited for a lock, or longer than its time slice, and others had to run.
         suspended,
+        /// There was no room for its shadow pages.
+        shadow_limit,
     }
 }
 
@@ -175,6 +178,8 @@ pub struct Stats {
     pub recovery_pause_us: Histogram,
     /// Memory taken by shadow pages, in bytes.
     pub shadow_bytes: Peak,
+    /// Shadow pages that were evicted: the pages are trapped again.
+    pub shadow_evicted: Peak,
     /// Times a thread had to wait for the run token.
     pub run_token_waits: Counter,
     /// Self-checks.
@@ -204,6 +209,7 @@ impl Stats {
             deferred: DeferredCounters::default(),
             recovery_pause_us: Histogram::default(),
             shadow_bytes: Peak::default(),
+            shadow_evicted: Peak::default(),
             run_token_waits: Counter::default(),
             audit: AuditCounters::default(),
             start: Instant::now(),
@@ -254,6 +260,7 @@ impl Stats {
                 "max": pause.map(|p| p.max),
             },
             "shadow_bytes_peak": self.shadow_bytes.get(),
+            "shadow_evicted": self.shadow_evicted.get(),
             "run_token_waits": self.run_token_waits.get(),
             "audit": self.audit.to_json(),
         })
@@ -333,6 +340,7 @@ mod tests {
             "restoration",
             "run_token_waits",
             "shadow_bytes_peak",
+            "shadow_evicted",
             "start_time",
             "startup_us",
             "syscalls",

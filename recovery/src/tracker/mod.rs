@@ -18,6 +18,7 @@
 //! The machine does not see what the host writes for a system call: [`Tracker::host_write`] has to be
 //! called before such a write.
 
+mod budget;
 mod pages;
 mod postponed;
 mod shadow;
@@ -26,6 +27,7 @@ mod tests;
 
 use guest_agentless::{GuestRange, PageNumber};
 
+pub use budget::{FirstWrite, HostWrite};
 pub use pages::SavedPages;
 use pages::{Activated, Base, PageMap, PageState};
 pub use postponed::{Progress, REGION_SIZE};
@@ -103,6 +105,11 @@ pub struct Tracker {
     /// The regions that the active set reaches into.
     active_regions: Vec<u64>,
     waiting: postponed::Waiting,
+    /// Bytes that shadows may take.
+    shadow_limit: u64,
+    /// There was no room for a shadow in the running domain.
+    cramped: bool,
+    evicted: u64,
     /// Comparisons since the last re-protection that found nothing changed.
     wasted: u64,
     armed: bool,
@@ -130,6 +137,9 @@ impl Tracker {
             epoch: 1,
             active_regions: Vec::new(),
             waiting: Default::default(),
+            shadow_limit: u64::MAX,
+            cramped: false,
+            evicted: 0,
             wasted: 0,
             armed: false,
             host_written: Vec::new(),
@@ -184,42 +194,62 @@ impl Tracker {
         machine.reprotect();
     }
 
-    /// The guest is about to write a trapped page: takes its shadow and lets it through. False if the
-    /// page cannot be read.
-    pub fn first_write(&mut self, machine: &mut impl Machine, page: PageNumber) -> bool {
-        if !self.take_shadow(machine, page) {
-            return false;
+    /// The guest is about to write a trapped page: takes its shadow and lets it through.
+    pub fn first_write(&mut self, machine: &mut impl Machine, page: PageNumber) -> FirstWrite {
+        match self.find_room(machine) {
+            true => self.first_write_anyway(machine, page),
+            false => FirstWrite::NoRoom,
         }
-        machine.set_writable(page, true);
-        true
     }
 
-    /// The host is about to write `range` on behalf of the guest. Returns how many pages became active.
-    pub fn host_write(&mut self, machine: &mut impl Machine, range: GuestRange) -> u64 {
+    /// Likewise, whether there is room for the shadow or not.
+    pub fn first_write_anyway(
+        &mut self,
+        machine: &mut impl Machine,
+        page: PageNumber,
+    ) -> FirstWrite {
+        if !self.take_shadow(machine, page) {
+            return FirstWrite::Unreadable;
+        }
+        machine.set_writable(page, true);
+        FirstWrite::Taken
+    }
+
+    /// The host is about to write `range` on behalf of the guest. Where it stops for want of room the rest is
+    /// still to be told, after a commit.
+    pub fn host_write(&mut self, machine: &mut impl Machine, range: GuestRange) -> HostWrite {
         let mut activated = 0;
         for page in range.pages() {
-            activated += u64::from(self.host_write_page(machine, page));
-            if self.armed && self.host_written.last() != Some(&page) {
+            if self.is_trapped(machine, page) {
+                match self.first_write(machine, page) {
+                    FirstWrite::Taken => {}
+                    FirstWrite::NoRoom => {
+                        return HostWrite {
+                            activated,
+                            stopped: Some(page),
+                        };
+                    }
+                    // A page that cannot be read cannot be written either: the call will fail on it.
+                    FirstWrite::Unreadable => continue,
+                }
+            }
+            if !self.armed {
+                self.pages.set_base(page, Base::Itself);
+                continue;
+            }
+            activated += u64::from(self.activate(page));
+            if self.host_written.last() != Some(&page) {
                 self.host_written.push(page);
             }
         }
-        activated
+        HostWrite {
+            activated,
+            stopped: None,
+        }
     }
 
-    fn host_write_page(&mut self, machine: &mut impl Machine, page: PageNumber) -> bool {
-        if !self.armed {
-            self.pages.set_base(page, Base::Itself);
-            return false;
-        }
-        if self.is_active(page) {
-            return false;
-        }
-        // A page that cannot be read cannot be written either: the call will fail on it.
-        if !self.is_writable(page, machine.is_zero_based(page)) && !self.first_write(machine, page)
-        {
-            return false;
-        }
-        self.activate(page)
+    fn is_trapped(&self, machine: &impl Machine, page: PageNumber) -> bool {
+        self.armed && !self.is_active(page) && !self.is_writable(page, machine.is_zero_based(page))
     }
 
     fn is_active(&self, page: PageNumber) -> bool {
@@ -236,16 +266,19 @@ impl Tracker {
         let harvested = self.take_harvest(machine);
         let over = self.active.len() > self.active_limit;
         let mut copied = 0;
+        let mut trapped = std::mem::take(&mut self.cramped);
         for entry in &mut self.active {
-            // A page that was never shadowed, of a write set past the limit: trapping it again costs an
+            // A page that was never shadowed, of a write set past the limit, or without room: trapping it again costs an
             // exit if it is written once more, but no memory if it is not.
-            if over && entry.frame.is_none() {
+            let full = self.shadows.bytes().saturating_add(4096) > self.shadow_limit;
+            trapped |= full && entry.frame.is_none();
+            if (over || full) && entry.frame.is_none() {
                 self.pages.set_base(entry.page, Base::Itself);
                 machine.set_writable(entry.page, false);
                 continue;
             }
             let frame = *entry.frame.get_or_insert_with(|| {
-                let frame = self.shadows.allocate();
+                let frame = self.shadows.allocate(entry.page);
                 self.pages.set_base(entry.page, Base::Shadow(frame));
                 frame
             });
@@ -261,11 +294,12 @@ impl Tracker {
         // comparison in every commit for each page that is not. Whoever has paid as much for the one as
         // the other would have cost is never worse off than by a factor of two.
         self.wasted += compared - copied;
-        let reprotected = over || self.wasted > Self::FAULT_COST * (copied + 1);
+        let reprotected = over || trapped || self.wasted > Self::FAULT_COST * (copied + 1);
         if reprotected {
             self.wasted = 0;
             self.deactivate_all(machine);
         }
+        self.trim(machine);
         Committed {
             harvested,
             compared,
@@ -315,7 +349,7 @@ impl Tracker {
             Some(Base::Shadow(frame)) => self.shadows.get_mut(frame).clone_from(content),
             Some(Base::Itself) => {}
             None | Some(Base::Zero) => {
-                let frame = self.shadows.allocate();
+                let frame = self.shadows.allocate(page);
                 self.shadows.get_mut(frame).clone_from(content);
                 self.pages.set_base(page, Base::Shadow(frame));
                 if let Some(entry) = self.active.iter_mut().rfind(|entry| entry.page == page) {
@@ -334,7 +368,7 @@ impl Tracker {
             let Some(state) = state.filter(|state| state.epoch == self.epoch) else {
                 continue;
             };
-            let frame = state.frame().unwrap_or_else(|| self.shadows.allocate());
+            let frame = state.frame().unwrap_or_else(|| self.shadows.allocate(page));
             machine.read(page, self.shadows.get_mut(frame));
             if state.frame().is_none() {
                 self.pages.set_base(page, Base::Shadow(frame));
@@ -394,13 +428,17 @@ impl Tracker {
     /// The mapping of `range` is gone for good, or is a new one.
     pub fn forget(&mut self, machine: &mut impl Machine, range: GuestRange) {
         self.take_harvest(machine);
+        let mut was_active = false;
         for state in self.pages.remove(range, self.epoch).into_states() {
+            was_active |= state.epoch == self.epoch;
             if let Base::Shadow(frame) = state.base {
                 self.shadows.free(frame);
             }
         }
-        self.active
-            .retain(|entry| !range.contains(entry.page.address().0));
+        if was_active {
+            self.active
+                .retain(|entry| !range.contains(entry.page.address().0));
+        }
     }
 
     /// Takes what is known of `range` out, because the running domain replaces its mapping; to be given
@@ -480,7 +518,7 @@ impl Tracker {
         {
             return true;
         }
-        let frame = self.shadows.allocate();
+        let frame = self.shadows.allocate(page);
         if !machine.read(page, self.shadows.get_mut(frame)) {
             self.shadows.free(frame);
             return false;

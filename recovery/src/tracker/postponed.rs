@@ -8,6 +8,7 @@
 //! A region either waits or has active pages, never both: it has to be restored before anything in it is
 //! read, written, mapped or unmapped.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
 use guest_agentless::{GuestRange, PageNumber};
@@ -24,6 +25,12 @@ pub(super) struct Waiting {
     /// By number: the epoch of the active set that the region belongs to, and the number of pages.
     regions: BTreeMap<u64, (u64, u32)>,
     pages: u64,
+}
+
+impl Waiting {
+    pub(super) fn contains(&self, region: u64) -> bool {
+        self.regions.contains_key(&region)
+    }
 }
 
 /// What restoring some of the backlog did.
@@ -83,13 +90,26 @@ impl Tracker {
         let mut postponed = 0;
         for region in self.active_regions.iter().filter(|r| hidden.contains(r)) {
             let pages = self.pages.active_in(*region, self.epoch);
-            self.waiting.regions.insert(*region, (self.epoch, pages));
-            postponed += u64::from(pages);
+            // One that was forgotten in between is listed twice.
+            if let Entry::Vacant(entry) = self.waiting.regions.entry(*region) {
+                entry.insert((self.epoch, pages));
+                postponed += u64::from(pages);
+            }
         }
         self.waiting.pages += postponed;
         self.wasted = 0;
         self.begin_epoch();
         (outcome, postponed)
+    }
+
+    /// Nothing is known any more of `range`, which lies in a region that was restored and has not been used
+    /// since.
+    pub fn forget_unused(&mut self, range: GuestRange) {
+        for state in self.pages.remove(range, self.epoch).into_states() {
+            if let Base::Shadow(frame) = state.base {
+                self.shadows.free(frame);
+            }
+        }
     }
 
     /// Pages that wait to be restored.

@@ -3,6 +3,7 @@
 pub mod check;
 pub mod report;
 pub mod run;
+mod size;
 
 use std::error::Error;
 use std::process::ExitCode;

@@ -51,6 +51,9 @@ pub struct RunArgs {
         hide_possible_values = true
     )]
     protect: Switch,
+    /// Memory for shadow pages, like `512M` [default: a quarter of the machine's, or of the cgroup's limit]
+    #[arg(long, value_name = "BYTES", value_parser = super::size::parse)]
+    shadow_limit: Option<u64>,
     /// Compare all of the guest's writable memory with a copy after each recovery (slow; for testing)
     #[arg(long, hide = true)]
     audit: bool,
@@ -90,6 +93,9 @@ impl RunArgs {
         }
         if self.protect == Switch::Off {
             given.push("--protect=off".into());
+        }
+        if let Some(limit) = self.shadow_limit {
+            given.push(format!("--shadow-limit={limit}").into());
         }
         if self.audit {
             given.push("--audit".into());
@@ -163,6 +169,7 @@ fn start(arguments: RunArgs) -> Result<Thread, AnyError> {
         false => None,
     };
 
+    crate::host::fix_mmap_threshold();
     copy::install_fault_handler()?;
     window::reserve().map_err(|e| format!("cannot reserve the guest's address space: {e}"))?;
     let vm = Vm::create(protect)?;
@@ -199,6 +206,9 @@ fn start(arguments: RunArgs) -> Result<Thread, AnyError> {
         .write(true)
         .open("/proc/self/mem")?;
     let own_memory = File::from(reserved_fd(own_memory.into())?);
+    let mut tracker = Tracker::new();
+    let limit = arguments.shadow_limit;
+    tracker.set_shadow_limit(limit.unwrap_or_else(super::size::default_shadow_limit));
     let process = Process::new(Parts {
         vm,
         entry_path: probe.path,
@@ -218,7 +228,7 @@ fn start(arguments: RunArgs) -> Result<Thread, AnyError> {
         own_memory,
         state: State {
             space,
-            tracker: Tracker::new(),
+            tracker,
             files: Files::default(),
             domain: None,
             suspended: Default::default(),

@@ -87,7 +87,53 @@ impl PageTable {
     }
 }
 
+/// The pages of region number `region`.
+fn region_range(region: u64) -> GuestRange {
+    let start = region.saturating_mul(REGION_SIZE);
+    GuestRange::from_bounds(start, start.saturating_add(REGION_SIZE))
+}
+
 impl AddressSpace {
+    /// Unmaps `range`, private memory, as far as the guest can tell. What lies in whole regions stays in the
+    /// host until [`AddressSpace::finish_unmap`]; the rest is returned, to be unmapped first.
+    pub fn condemn(&mut self, range: GuestRange) -> Vec<GuestRange> {
+        let first = range.start().next_multiple_of(REGION_SIZE);
+        let end = range.end() / REGION_SIZE * REGION_SIZE;
+        if first >= end || self.vmas.overlapping(range).any(|vma| vma.shared) {
+            return vec![range];
+        }
+        let whole = GuestRange::from_bounds(first, end);
+        self.vmas.remove(whole);
+        self.condemned
+            .extend(first / REGION_SIZE..end / REGION_SIZE);
+        let edges = [
+            GuestRange::from_bounds(range.start(), first),
+            GuestRange::from_bounds(end, range.end()),
+        ];
+        edges.into_iter().filter(|edge| !edge.is_empty()).collect()
+    }
+
+    /// The regions in `range` that are still to be unmapped.
+    pub fn condemned_in(&self, range: GuestRange) -> Vec<u64> {
+        let regions = range.start() / REGION_SIZE..range.end().div_ceil(REGION_SIZE);
+        match range.is_empty() || self.condemned.is_empty() {
+            true => Vec::new(),
+            false => self.condemned.range(regions).copied().collect(),
+        }
+    }
+
+    /// Really unmaps a region that was condemned; returns its range, of which the tracker has to know.
+    pub fn finish_unmap(&mut self, region: u64) -> Option<GuestRange> {
+        if !self.condemned.remove(&region) {
+            return None;
+        }
+        let range = region_range(region);
+        if let Err(error) = self.clear(range) {
+            log::error!("{range:?} could not be unmapped: {error}");
+        }
+        Some(range)
+    }
+
     /// The first-level page table that a vCPU has to run with.
     pub fn root(&self) -> u64 {
         self.table.root
@@ -136,8 +182,8 @@ impl AddressSpace {
 
     /// Whether others than the guest may see memory of `region`, by a mapping that they share.
     pub fn is_shared(&self, region: u64) -> bool {
-        let start = region.saturating_mul(REGION_SIZE);
-        let range = GuestRange::from_bounds(start, start.saturating_add(REGION_SIZE));
-        self.vmas.overlapping(range).any(|vma| vma.shared)
+        self.vmas
+            .overlapping(region_range(region))
+            .any(|vma| vma.shared)
     }
 }

@@ -8,7 +8,7 @@
 //! Everything here is mechanism. What it means for the running domain (that it has to be undone) is decided
 //! in `sys::memory`.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::io;
 use std::os::fd::BorrowedFd;
 
@@ -90,6 +90,8 @@ pub struct AddressSpace {
     pub(super) vmas: VmaMap,
     pub(super) table: PageTable,
     pub(super) guards: Guards,
+    /// Regions that the guest has no mapping in but that are not unmapped yet (see `hide`).
+    pub(super) condemned: BTreeSet<u64>,
     slots: HashSet<u64>,
     /// First address and current end of the heap.
     heap: (u64, u64),
@@ -102,6 +104,7 @@ impl AddressSpace {
             vmas: VmaMap::new(),
             table: PageTable::new(vm.monitor().clone())?,
             guards: Guards::default(),
+            condemned: BTreeSet::new(),
             slots: HashSet::new(),
             heap: (0, 0),
         })
@@ -114,6 +117,7 @@ impl AddressSpace {
             vmas: std::mem::take(&mut self.vmas),
             table: self.table.take_over(vm.monitor().clone()),
             guards: Guards::default(),
+            condemned: BTreeSet::new(),
             slots: HashSet::new(),
             heap: self.heap,
         };
@@ -423,7 +427,7 @@ impl AddressSpace {
         }
     }
 
-    fn clear(&mut self, range: GuestRange) -> Result<(), Errno> {
+    pub(super) fn clear(&mut self, range: GuestRange) -> Result<(), Errno> {
         self.table.unmap(range).map_err(|_| Errno::ENOMEM)?;
         window::release(range).map_err(|e| errno_of(&e))
     }

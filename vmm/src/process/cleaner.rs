@@ -19,7 +19,7 @@ const REST: Duration = Duration::from_millis(1);
 
 /// Makes sure that what waits is done, if anything waits.
 pub fn ensure(process: &Arc<Process>, state: &State) {
-    if state.tracker.waiting_pages() == 0 || process.cleaning.swap(true, Ordering::AcqRel) {
+    if state.tracker.next_waiting().is_none() || process.cleaning.swap(true, Ordering::AcqRel) {
         return;
     }
     let for_thread = Arc::clone(process);

@@ -96,6 +96,8 @@ pub enum Early {
     HoldLimit,
     /// It waits, for a lock or longer than its time slice, and others must run.
     Suspended,
+    /// There is no room for the shadow of a page that it writes.
+    ShadowLimit,
 }
 
 impl Early {
@@ -103,6 +105,7 @@ impl Early {
         match self {
             Early::External => "a call that cannot be undone came before the fault",
             Early::HoldLimit => "its output reached the hold limit before the fault",
+            Early::ShadowLimit => "its shadow pages reached their limit before the fault",
             Early::Suspended => "it was suspended before the fault, so that others could run",
         }
     }
@@ -135,9 +138,7 @@ impl Thread {
         }
         self.touch(state, range);
         for part in mapped_parts(&state.space, range) {
-            let (tracker, mut memory) = state.tracking(&self.process, &mut self.vcpu);
-            let pages = tracker.host_write(&mut memory, part);
-            self.process.stats.pages.host_written.add(pages);
+            self.host_write(state, part);
         }
     }
 
@@ -221,6 +222,7 @@ impl Thread {
         stats.pages.copied.add(done.copied);
         stats.pages.reprotected.add(u64::from(done.reprotected));
         stats.shadow_bytes.raise(tracker.shadow_bytes());
+        self.note_room(state, domain.committed_early.is_none());
         stats.domains.committed.inc();
         self.tell_suspended(state);
         for effect in deferred {
@@ -248,6 +250,7 @@ impl Thread {
                 Early::External => counters.external.inc(),
                 Early::HoldLimit => counters.held_limit.inc(),
                 Early::Suspended => counters.suspended.inc(),
+                Early::ShadowLimit => counters.shadow_limit.inc(),
             }
             self.continues = Some(Continuation {
                 origin,

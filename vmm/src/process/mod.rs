@@ -1,5 +1,6 @@
 //! The guest process: what its threads share, and who may touch it when.
 
+mod budget;
 mod cleaner;
 pub mod control;
 mod decode;
@@ -123,6 +124,8 @@ pub struct Process {
     ending: AtomicBool,
     /// Whether a thread sends output that waits.
     flushing: AtomicBool,
+    /// Whether there was no room for the shadow pages of a request, and no request has done well since.
+    degraded: AtomicBool,
     /// Whether a thread restores what waits.
     cleaning: AtomicBool,
 }
@@ -167,6 +170,7 @@ impl Process {
             idle_vcpus: Mutex::new(Vec::new()),
             ending: AtomicBool::new(false),
             flushing: AtomicBool::new(false),
+            degraded: AtomicBool::new(false),
             cleaning: AtomicBool::new(false),
         }
     }

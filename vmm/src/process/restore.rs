@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use guest_agentless::PageNumber;
+use guest_agentless::{Errno, GuestRange, PAGE_SIZE, PageNumber};
 use recovery::tracker::Abandoned;
 
 use super::thread::Thread;
@@ -24,6 +24,9 @@ impl State {
         };
         let done = self.tracker.restore_region(&mut memory, region);
         self.space.reveal(region);
+        if let Some(range) = self.space.finish_unmap(region) {
+            self.tracker.forget_unused(range);
+        }
         let stats = &process.stats;
         stats.pages.restored.add(done.restored + done.given_back);
         stats.restoration.given_back.add(done.given_back);
@@ -57,6 +60,7 @@ impl Thread {
             match state.space.hide(&self.process.vm, &regions) {
                 Ok(()) => {
                     let hidden: BTreeSet<u64> = regions.into_iter().collect();
+                    self.finish_unmapping(state, |region| !hidden.contains(&region));
                     let (tracker, mut memory) = state.tracking(&self.process, &mut self.vcpu);
                     let (outcome, waiting) = tracker.postpone(&mut memory, &hidden, |_, _| {});
                     self.process
@@ -70,8 +74,54 @@ impl Thread {
                 Err(error) => log::warn!("a large write set is restored at once: {error}"),
             }
         }
+        self.finish_unmapping(state, |_| true);
         let (tracker, mut memory) = state.tracking(&self.process, &mut self.vcpu);
         (tracker.abandon(&mut memory, |_, _| {}), 0)
+    }
+
+    /// A mapping that the running domain had made is gone. Freeing a large one takes long: it waits until the
+    /// write set is restored or hidden.
+    pub(super) fn unmap_again(
+        &mut self,
+        state: &mut State,
+        range: GuestRange,
+    ) -> Result<(), Errno> {
+        let large = range.len() / PAGE_SIZE > self.process.options.restore_at_once as u64;
+        let parts = match large {
+            true => state.space.condemn(range),
+            false => vec![range],
+        };
+        let mut outcome = Ok(());
+        for part in parts {
+            let (tracker, mut memory) = state.tracking(&self.process, &mut self.vcpu);
+            tracker.forget(&mut memory, part);
+            outcome = outcome.and(state.space.unmap(part));
+        }
+        outcome
+    }
+
+    /// Really unmaps what was condemned of the regions that `which` names.
+    fn finish_unmapping(&mut self, state: &mut State, which: impl Fn(u64) -> bool) {
+        for window in window::windows() {
+            let mut regions = state.space.condemned_in(window);
+            regions.retain(|region| which(*region));
+            self.unmap_condemned(state, regions);
+        }
+    }
+
+    /// Something else is about to be mapped in `range`.
+    pub(super) fn unmap_now(&mut self, state: &mut State, range: GuestRange) {
+        let regions = state.space.condemned_in(range);
+        self.unmap_condemned(state, regions);
+    }
+
+    fn unmap_condemned(&mut self, state: &mut State, regions: Vec<u64>) {
+        for region in regions {
+            if let Some(range) = state.space.finish_unmap(region) {
+                let (tracker, mut memory) = state.tracking(&self.process, &mut self.vcpu);
+                tracker.forget(&mut memory, range);
+            }
+        }
     }
 
     /// Restores what waits of `pages`, and around them.

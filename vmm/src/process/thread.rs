@@ -190,8 +190,7 @@ impl Thread {
             Resolution::Mapped => true,
             Resolution::Trapped => {
                 self.process.stats.pages.tracked.inc();
-                let (tracker, mut memory) = state.tracking(&self.process, &mut self.vcpu);
-                tracker.first_write(&mut memory, GuestVa(address).page())
+                self.first_write(state, GuestVa(address).page())
             }
             Resolution::Guarded => {
                 self.touch(

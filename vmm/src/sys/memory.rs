@@ -27,6 +27,7 @@ pub fn handler(number: i64) -> Option<Handler> {
         libc::SYS_mremap => mremap,
         libc::SYS_madvise => madvise,
         libc::SYS_brk => brk,
+        libc::SYS_mlock | libc::SYS_mlock2 | libc::SYS_munlock | libc::SYS_msync => pass_range,
         _ => return None,
     })
 }
@@ -110,6 +111,7 @@ impl Call<'_, '_> {
         extra: i32,
     ) -> Result<(), Errno> {
         let range = vma.range;
+        self.thread.touch(self.state, range);
         self.forget(range);
         self.state.space.map(vma, file, extra)?;
         self.compensate(Undo::Unmap { range });
@@ -213,6 +215,16 @@ fn mprotect(call: &mut Call) -> Result<u64, Errno> {
     let old = call.state.space.protect(range, protection)?;
     call.compensate(Undo::Protect { old });
     Ok(0)
+}
+
+/// Calls on a range whose pages the host may look at. The monitor's own are not there.
+fn pass_range(call: &mut Call) -> Result<u64, Errno> {
+    let start = call.args[0] & !(PAGE_SIZE - 1);
+    let end = call.args[0].checked_add(call.args[1]);
+    let len = end.ok_or(Errno::EINVAL)? - start;
+    let range = window::checked(start, len).ok_or(Errno::ENOMEM)?;
+    call.thread.touch(call.state, range);
+    call.pass_by_class()
 }
 
 fn brk(call: &mut Call) -> Result<u64, Errno> {
