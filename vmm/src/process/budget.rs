@@ -1,4 +1,5 @@
-//! When there is no room for shadow pages: the running domain is committed early, and the episode is told.
+//! When there is no room for shadow pages: what the running domain has written can no longer be undone, and
+//! the episode is told (`docs/decisions/0016`).
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -10,6 +11,13 @@ use recovery::tracker::FirstWrite;
 use super::State;
 use super::domain::Early;
 use super::thread::Thread;
+
+/// Pages of which it is remembered how they were: in them locks are found that the domain holds.
+const PAGES_KEPT: usize = 1024;
+
+/// Why a fault of such a domain is not recovered from.
+pub const REASON: &str =
+    "there was no room for its shadow pages: what it wrote until then stays, except for its stack";
 
 impl Thread {
     /// The guest is about to write a trapped page. False if the page cannot be read.
@@ -46,6 +54,9 @@ impl Thread {
         }
     }
 
+    /// Makes room for shadow pages: what the running domain has written so far becomes its base, as if others
+    /// had built on it. It goes on, and nothing that it has to say leaves before its end; but if it faults,
+    /// only what comes after this is undone, and its own stack.
     fn commit_for_room(&mut self, state: &mut State) {
         let process = Arc::clone(&self.process);
         if !process.degraded.swap(true, Ordering::Relaxed) {
@@ -55,10 +66,38 @@ impl Thread {
                 limit: state.tracker.shadow_limit(),
             });
         }
-        self.commit_early(state, Early::ShadowLimit);
+        // Between two domains there is nothing to commit, and little to write.
+        let Some(mut domain) = state.domain.take() else {
+            return;
+        };
+        if !domain.is_request() {
+            state.domain = Some(domain);
+            return self.commit_early(state, Early::ShadowLimit);
+        }
+        process.stats.domains.early_committed.shadow_limit.inc();
+        let own: Vec<GuestRange> = [domain.checkpoint.registers.rsp, domain.checkpoint.bases.0]
+            .iter()
+            .filter_map(|address| Some(state.space.vmas().find(*address)?.range))
+            .collect();
+        let is_own = |page: PageNumber| own.iter().any(|range| range.contains(page.address().0));
+        let mut written = std::mem::take(&mut domain.pages);
+        let (tracker, mut memory) = state.tracking(&process, &mut self.vcpu);
+        let mut kept = 0;
+        tracker.suspend(&mut memory, usize::MAX, |page, base, content| {
+            kept += 1;
+            if kept <= PAGES_KEPT || is_own(page) {
+                written.leave(page, base, content);
+            }
+        });
+        written.entangle();
+        domain.pages = written;
+        domain.journal.mark();
+        domain.audit = None;
+        domain.cramped = true;
+        state.domain = Some(domain);
     }
 
-    /// A domain has been committed; `whole` says that it was not committed early.
+    /// A domain has been committed; `whole` says that it could have been undone.
     pub(super) fn note_room(&mut self, state: &State, whole: bool) {
         let process = &self.process;
         process.stats.shadow_evicted.raise(state.tracker.evicted());

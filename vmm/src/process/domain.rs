@@ -44,6 +44,8 @@ pub struct Domain {
     pub calls: u64,
     /// Why it was committed early, if it was: a fault cannot undo what came before.
     pub committed_early: Option<&'static str>,
+    /// Whether there was no room for its shadow pages.
+    pub cramped: bool,
     /// The events that it began with, if it began with some.
     pub delivered: Option<Delivered>,
     /// What it had written when it was suspended last, if it was.
@@ -190,6 +192,7 @@ impl Thread {
             held_bytes: 0,
             calls: 0,
             committed_early: None,
+            cramped: false,
             delivered: self.delivered.take(),
             pages: SuspendedPages::default(),
             waits: Waits::default(),
@@ -222,7 +225,7 @@ impl Thread {
         stats.pages.copied.add(done.copied);
         stats.pages.reprotected.add(u64::from(done.reprotected));
         stats.shadow_bytes.raise(tracker.shadow_bytes());
-        self.note_room(state, domain.committed_early.is_none());
+        self.note_room(state, !domain.cramped);
         stats.domains.committed.inc();
         self.tell_suspended(state);
         for effect in deferred {

@@ -281,6 +281,7 @@ impl Thread {
         let broken = undone.lost.len() as u32 + not_withdrawn + self.undo_failures;
         let lessened = domain
             .committed_early
+            .or(domain.cramped.then_some(super::budget::REASON))
             .map(str::to_owned)
             .or_else(|| decision.withdrawal.reason());
         (record.outcome, record.reason) = match (lessened, broken) {

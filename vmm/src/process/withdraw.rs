@@ -169,6 +169,9 @@ pub struct Decision {
 /// Decides how `domain` is to be undone, now that it has faulted.
 pub fn decide(state: &State, domain: &Domain, tid: i32) -> Decision {
     let shared = domain.pages.shared().count();
+    if domain.cramped {
+        return Withdrawal::Entangled;
+    }
     if shared == 0 {
         return Decision {
             withdrawal: Withdrawal::Whole,
