@@ -8,13 +8,14 @@ use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use guest_agentless::{Signal, SignalSet};
 use recovery::Tracker;
 use recovery::event::{Event, EventLog};
 use recovery::ladder::Ladder;
-use recovery::report::ReportStore;
+use recovery::report::{DEFAULT_AGE, DEFAULT_BYTES, ReportStore};
 use recovery::stats::Stats;
 
 use super::chain;
@@ -43,6 +44,12 @@ pub struct RunArgs {
     /// Keep fault reports in DIR [default: $XDG_STATE_HOME/vmsrs/reports]
     #[arg(long, value_name = "DIR")]
     report_dir: Option<PathBuf>,
+    /// Keep at most BYTES of fault reports, like `64M`; the oldest go first
+    #[arg(long, value_name = "BYTES", value_parser = super::size::parse, default_value_t = DEFAULT_BYTES)]
+    quarantine_limit: u64,
+    /// Keep fault reports for TIME, like `12h` or `90d`
+    #[arg(long, value_name = "TIME", value_parser = super::size::parse_time, default_value = "90d")]
+    quarantine_age: Duration,
     /// Recover from crashing requests; `off` runs under KVM without recovery, for comparison
     #[arg(
         long,
@@ -90,6 +97,12 @@ impl RunArgs {
                 given.push(name.into());
                 given.push(std::path::absolute(path)?.into());
             }
+        }
+        if self.quarantine_limit != DEFAULT_BYTES {
+            given.push(format!("--quarantine-limit={}", self.quarantine_limit).into());
+        }
+        if self.quarantine_age != DEFAULT_AGE {
+            given.push(format!("--quarantine-age={}s", self.quarantine_age.as_secs()).into());
         }
         if self.protect == Switch::Off {
             given.push("--protect=off".into());
@@ -165,7 +178,8 @@ fn start(arguments: RunArgs) -> Result<Thread, AnyError> {
     let store = match protect {
         true => Some(ReportStore::open(arguments.report_dir).map_err(|error| {
             format!("{}; name another one with --report-dir DIR", chain(&error))
-        })?),
+        })?)
+        .map(|store| store.with_limits(arguments.quarantine_limit, arguments.quarantine_age)),
         false => None,
     };
 

@@ -1,6 +1,7 @@
 //! Sizes in bytes, as options name them.
 
 use std::fs;
+use std::time::Duration;
 
 /// What is left for shadow pages where nothing is known of the machine.
 const FALLBACK: u64 = 1 << 30;
@@ -19,6 +20,21 @@ pub fn parse(text: &str) -> Result<u64, String> {
     number
         .checked_mul(1 << shift)
         .ok_or_else(|| format!("{text:?} is more than there is"))
+}
+
+/// `90s`, `15m`, `12h`, `30d`.
+pub fn parse_time(text: &str) -> Result<Duration, String> {
+    let unit = match text.char_indices().next_back() {
+        Some((at, 's')) => Some((at, 1)),
+        Some((at, 'm')) => Some((at, 60)),
+        Some((at, 'h')) => Some((at, 3600)),
+        Some((at, 'd')) => Some((at, 24 * 3600)),
+        _ => None,
+    };
+    let seconds = unit.and_then(|(at, unit)| text[..at].parse::<u64>().ok()?.checked_mul(unit));
+    seconds
+        .map(Duration::from_secs)
+        .ok_or_else(|| format!("{text:?} is not a time, like 90s, 15m, 12h or 30d"))
 }
 
 /// A quarter of the machine's memory, or of the limit of the cgroup if that is lower.
@@ -60,6 +76,15 @@ mod tests {
         assert_eq!(parse("2G"), Ok(2 << 30));
         for wrong in ["", "G", "1T", "-1", "1.5G", "99999999999G", "\u{20ac}"] {
             assert!(parse(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn times_have_a_unit() {
+        assert_eq!(parse_time("90s"), Ok(Duration::from_secs(90)));
+        assert_eq!(parse_time("2d"), Ok(Duration::from_secs(2 * 24 * 3600)));
+        for wrong in ["", "s", "5", "-1s", "1w", "99999999999999999999d"] {
+            assert!(parse_time(wrong).is_err(), "{wrong}");
         }
     }
 

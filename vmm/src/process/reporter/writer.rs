@@ -45,6 +45,13 @@ impl Writer {
         }
     }
 
+    /// Removes reports that have become too old.
+    pub(super) fn prune(&self) {
+        if let Some(store) = &self.store {
+            store.prune();
+        }
+    }
+
     /// Whether there is a saved report now.
     fn save(&self, report: &FaultReport) -> bool {
         let Some(store) = &self.store else {
