@@ -17,8 +17,8 @@ use super::page_table::{ADDRESS, ENTRIES, PRESENT, PageTable, TABLE, index};
 use super::space::AddressSpace;
 use crate::kvm::{KvmError, Vm};
 
-/// Retired tables beyond which KVM is made to forget them: 16 MiB.
-const RETIRED_LIMIT: usize = 4096;
+/// Retired tables beyond which KVM is made to forget them: 4 MiB, or some 300 large write sets.
+const RETIRED_LIMIT: usize = 1024;
 
 /// Bytes of a region.
 const REGION_SIZE: u64 = recovery::tracker::REGION_SIZE;
