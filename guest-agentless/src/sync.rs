@@ -105,17 +105,14 @@ fn is_rwlock(memory: &impl Words, address: u64) -> bool {
     if !address.is_multiple_of(8) || zero.iter().any(|offset| at(*offset) != Some(0)) {
         return false;
     }
-    let (Some(readers), Some(writers), Some(phase), Some(futex), Some(writer)) = (
-        at(0),
-        at(WRITERS),
-        at(PHASE),
-        at(WRITERS_FUTEX),
-        at(WRITER),
-    ) else {
+    let (Some(readers), Some(writers), Some(phase), Some(futex), Some(writer)) =
+        (at(0), at(WRITERS), at(PHASE), at(WRITERS_FUTEX), at(WRITER))
+    else {
         return false;
     };
     // Process-shared, and the kind.
-    let constants = at(28).is_some_and(|shared| shared <= 1) && at(48).is_some_and(|kind| kind <= 2);
+    let constants =
+        at(28).is_some_and(|shared| shared <= 1) && at(48).is_some_and(|kind| kind <= 2);
     constants
         && readers >> READER_SHIFT < USERS_LIMIT
         && writers < USERS_LIMIT

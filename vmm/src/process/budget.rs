@@ -89,7 +89,6 @@ impl Thread {
                 written.leave(page, base, content);
             }
         });
-        written.entangle();
         domain.pages = written;
         domain.journal.mark();
         domain.audit = None;

@@ -222,7 +222,8 @@ impl Thread {
                 .dropped_output
                 .extend_from_slice(&output[..output.len().min(room)]);
         }
-        let (undone, waiting) = self.restore_or_hide(state);
+        // To take a suspended domain's writes out, memory is read around them.
+        let (undone, waiting) = self.restore_or_hide(state, domain.pages.is_empty());
         record.pages_written = state.tracker.active_count() as u64 + waiting;
         record.pages_restored = undone.restored.len() as u64;
         record.written = undone

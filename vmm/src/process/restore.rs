@@ -44,12 +44,16 @@ impl State {
 
 impl Thread {
     /// Gives memory back what the running domain has written. What is too much to be done at once is hidden
-    /// and left for later; returns how many pages that are, besides.
-    pub(super) fn restore_or_hide(&mut self, state: &mut State) -> (Abandoned, u64) {
+    /// and left for later if `may_hide` says so; returns how many pages that are, besides.
+    pub(super) fn restore_or_hide(
+        &mut self,
+        state: &mut State,
+        may_hide: bool,
+    ) -> (Abandoned, u64) {
         let limit = self.process.options.restore_at_once;
         let (tracker, mut memory) = state.tracking(&self.process, &mut self.vcpu);
         tracker.note_written(&mut memory);
-        if tracker.active_count() > limit {
+        if may_hide && tracker.active_count() > limit {
             tracker.close_write_set(&mut memory);
             let regions: Vec<u64> = tracker.active_regions().to_vec();
             // Who shares memory with the guest must not see the request's writes.

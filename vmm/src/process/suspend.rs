@@ -81,8 +81,6 @@ impl Thread {
         let Some(mut domain) = state.suspended.remove(&tid) else {
             return;
         };
-        let written: Vec<PageNumber> = domain.pages.iter().map(|(page, _)| page).collect();
-        self.restore_pages(state, written);
         for range in runs(domain.pages.unshared()) {
             let parts: Vec<_> = state.space.guards().overlapping(range).collect();
             for (part, guard) in parts {
@@ -117,8 +115,9 @@ impl Thread {
             return;
         }
         let process = std::sync::Arc::clone(&self.process);
-        let (_, mut memory) = state.tracking(&process, &mut self.vcpu);
         let shared: Vec<PageNumber> = domain.pages.shared().collect();
+        self.restore_pages(state, shared.clone());
+        let (_, mut memory) = state.tracking(&process, &mut self.vcpu);
         let content: BTreeMap<PageNumber, _> = shared
             .into_iter()
             .filter_map(|page| Some((page, withdraw::content(&mut memory, page)?)))

@@ -52,7 +52,11 @@ impl Waits {
                 self.conditions.push(condition);
             }
         } else {
-            let words = if plain { &mut self.locks } else { &mut self.words };
+            let words = if plain {
+                &mut self.locks
+            } else {
+                &mut self.words
+            };
             if !words.contains(&word) && words.len() < WAITS_LIMIT {
                 words.push(word);
             }
@@ -170,7 +174,10 @@ pub struct Decision {
 pub fn decide(state: &State, domain: &Domain, tid: i32) -> Decision {
     let shared = domain.pages.shared().count();
     if domain.cramped {
-        return Withdrawal::Entangled;
+        return Decision {
+            withdrawal: Withdrawal::Entangled,
+            held: held_locks(&domain.pages, tid),
+        };
     }
     if shared == 0 {
         return Decision {
@@ -197,10 +204,8 @@ pub fn decide(state: &State, domain: &Domain, tid: i32) -> Decision {
     // Numbers that both have written are counters if the domain is inside a critical section; outside of one
     // they may as well be what others made of its completed work.
     let built_on = domain.pages.is_merged() && held.is_empty();
-    let entangled = domain.pages.is_entangled()
-        || built_on
-        || heap_moved
-        || inverses.iter().any(others_use);
+    let entangled =
+        domain.pages.is_entangled() || built_on || heap_moved || inverses.iter().any(others_use);
     Decision {
         withdrawal: match entangled {
             true => Withdrawal::Entangled,
@@ -216,7 +221,10 @@ fn held_locks(pages: &SuspendedPages, tid: i32) -> Vec<HeldLock> {
         of(GuestVa(address).page()).or_else(|| memory().word(address))
     };
     let before = |address: u64| {
-        view(&|page| Some(word_of(pages.without(page)?, address)), address)
+        view(
+            &|page| Some(word_of(pages.without(page)?, address)),
+            address,
+        )
     };
     let now = |address: u64| view(&|page| Some(word_of(pages.left(page)?, address)), address);
     let mut held = Vec::new();
@@ -312,7 +320,11 @@ fn leave_locks(
     let entangled = decision.withdrawal == Withdrawal::Entangled;
     let in_shared = |address: u64| pages.is_shared(GuestVa(address).page());
     // What the domain has handed over to others cannot be taken back.
-    let known = state.wait_words.iter().copied().filter(|word| in_shared(*word));
+    let known = state
+        .wait_words
+        .iter()
+        .copied()
+        .filter(|word| in_shared(*word));
     for word in known.chain(pages.contended()) {
         let lock = sync::rwlock_around(&memory(), word);
         for word in lock.map_or([0; 5], sync::rwlock_words) {
@@ -336,7 +348,11 @@ fn leave_locks(
     for (address, value) in kept.iter().filter(|(address, _)| in_shared(*address)) {
         edits.set(*address, *value);
     }
-    let waiting = domain.waits.conditions.last().filter(|_| domain.waits.in_condition);
+    let waiting = domain
+        .waits
+        .conditions
+        .last()
+        .filter(|_| domain.waits.in_condition);
     let waiting = waiting.filter(|condition| in_shared(condition.address));
     let cancelled = waiting.and_then(|condition| condition.cancel(&edits.words()));
     edits.apply(&cancelled.unwrap_or_default(), wakes);
