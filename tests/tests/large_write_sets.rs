@@ -150,7 +150,7 @@ fn over_the_shadow_limit_requests_succeed_and_it_is_told() {
         .map(|event| event.event.as_str())
         .filter(|event| event.starts_with("protection-"))
         .collect();
-    assert!(told.len() >= 2 && told.len() % 2 == 0, "{told:?}");
+    assert!(told.len() >= 2 && told.len().is_multiple_of(2), "{told:?}");
     for pair in told.chunks(2) {
         assert_eq!(pair, ["protection-degraded", "protection-restored"]);
     }
