@@ -87,16 +87,17 @@ impl Retention {
         };
         ids.sort_unstable_by(|a, b| b.cmp(a));
         let oldest = now.checked_sub(self.age).map(ReportId::earliest);
-        let (mut kept, mut bytes) = (0, 0u64);
+        // The newest one has its place, wherever it is in the order.
+        let (mut kept, mut bytes) = (usize::from(newest.is_some()), 0u64);
         let mut excess = Vec::new();
-        for id in &ids {
+        for id in ids.iter().filter(|id| newest != Some(id)) {
             bytes = bytes.saturating_add(match self.bytes {
                 u64::MAX => 0,
                 _ => size(&archive.path(id)),
             });
             let too_old = oldest.as_ref().is_some_and(|oldest| id < oldest);
             let too_much = kept >= self.keep || bytes > self.bytes;
-            match newest != Some(id) && (too_old || too_much) {
+            match too_old || too_much {
                 true => excess.push(id),
                 false => kept += 1,
             }

@@ -264,6 +264,7 @@ proptest! {
                     tracker.settle(&mut machine);
                     restored(&mut tracker, &mut machine);
                     committed = machine.image();
+                    machine.committed = None;
                 }
                 Step::Harvest => tracker.note_written(&mut machine),
                 Step::Commit => {
