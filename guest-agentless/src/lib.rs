@@ -6,6 +6,7 @@
 pub mod address;
 pub mod elf;
 pub mod errno;
+pub mod heap;
 pub mod script;
 pub mod signal;
 pub mod symbols;

@@ -124,8 +124,16 @@ fn is_rwlock(memory: &impl Words, address: u64) -> bool {
 }
 
 /// The lock at or around the word at `address` that thread `tid` has taken since memory was `before`, and
-/// holds `now`. `address` is a word that the thread has changed.
-pub fn held_at(before: &impl Words, now: &impl Words, address: u64, tid: u32) -> Option<HeldLock> {
+/// holds `now`. `address` is a word that the thread has changed; `is_futex` tells the words for which
+/// some thread has waited. A read-write lock that nobody has waited for is recognised only by its writer: it needs
+/// no more than its old content.
+pub fn held_at(
+    before: &impl Words,
+    now: &impl Words,
+    is_futex: &impl Fn(u64) -> bool,
+    address: u64,
+    tid: u32,
+) -> Option<HeldLock> {
     let is = now.word(address)?;
     let was = before.word(address)?;
     if is == tid && was != tid {
@@ -134,20 +142,21 @@ pub fn held_at(before: &impl Words, now: &impl Words, address: u64, tid: u32) ->
             return Some(HeldLock::Mutex(mutex));
         }
         let lock = address.wrapping_sub(WRITER);
-        if is_rwlock(now, lock) {
-            return Some(HeldLock::Write(lock));
-        }
+        return is_rwlock(now, lock).then_some(HeldLock::Write(lock));
+    }
+    let futexes = [PHASE, WRITERS_FUTEX].map(|offset| address.wrapping_add(offset));
+    if !futexes.into_iter().any(is_futex) || !is_rwlock(now, address) {
         return None;
     }
     // A writer has taken the lock as soon as this is set, although it may still wait for its phase.
-    let took = is & !was & WRITE_LOCKED != 0 && now.word(address.wrapping_add(WRITER)) == Some(0);
-    if took && is_rwlock(now, address) {
+    if is & !was & WRITE_LOCKED != 0 && now.word(address.wrapping_add(WRITER)) == Some(0) {
         return Some(HeldLock::Write(address));
     }
     // A reader is counted from when it begins to wait for the lock.
     let reads = (is >> READER_SHIFT).wrapping_sub(was >> READER_SHIFT);
-    let is_reader = (1..=READS_LIMIT).contains(&reads) && is_rwlock(now, address);
-    is_reader.then_some(HeldLock::Read(address, reads))
+    (1..=READS_LIMIT)
+        .contains(&reads)
+        .then_some(HeldLock::Read(address, reads))
 }
 
 /// What unlocks `lock` for the thread that holds it, as its own unlock would.

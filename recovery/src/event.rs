@@ -64,6 +64,13 @@ pub enum Event {
         /// `127.0.0.1:6379`, `[::1]:6379`, or the path of a Unix socket.
         address: String,
     },
+    /// Whether the heap is verified, with `--verify-heap`, once that is known: when the first request ends.
+    HeapVerification {
+        /// The guest's allocator is known.
+        active: bool,
+        /// Why the heap is not verified.
+        reason: Option<String>,
+    },
     /// A fault was recovered from.
     Recovered(Fault),
     /// A fault was recovered from, but not every guarantee could be kept.
@@ -99,6 +106,32 @@ pub enum Event {
         /// What they may be.
         limit: u64,
     },
+    /// The process was given back the state that it had when it began to serve. What has happened since is
+    /// lost; the fault has an event of its own.
+    Restarted {
+        /// Why.
+        reason: String,
+        /// As in the event of the fault.
+        signal: Option<String>,
+        /// What went wrong.
+        kind: FaultKind,
+        /// The guest thread that faulted (TID).
+        thread: i32,
+        /// The faulting instruction.
+        rip: Hex,
+        /// What its domain was charged to.
+        origin: String,
+        /// How long the process stood still, in microseconds.
+        pause_us: u64,
+        /// Pages given back their content.
+        pages_restored: u64,
+        /// Connections reset.
+        connections_reset: u64,
+        /// Other descriptors closed.
+        descriptors_closed: u64,
+        /// Threads ended.
+        threads_ended: u64,
+    },
     /// The guest ended.
     Exited {
         /// Process ID.
@@ -125,8 +158,9 @@ impl Event {
 /// The members that every fault event has.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Fault {
-    /// The signal's name, such as `SIGSEGV`.
-    pub signal: String,
+    /// The name of the signal that ends the server without the monitor, such as `SIGSEGV`; none for the kinds
+    /// `exit`, `timeout` and `memory`, which raise none.
+    pub signal: Option<String>,
     /// What went wrong.
     pub kind: FaultKind,
     /// The address of the faulting access, if there was one.
@@ -137,6 +171,8 @@ pub struct Fault {
     pub rip: Hex,
     /// `function+0x12` at `rip`, if it has a symbol.
     pub symbol: Option<String>,
+    /// What was done about it: the rung of the ladder (see [`crate::ladder::Rung::name`]).
+    pub rung: String,
     /// What the domain was charged to, such as `stream:7`.
     pub origin: String,
     /// Whose request it was: `127.0.0.1:4242`, or the path of a Unix socket.
@@ -158,12 +194,13 @@ mod tests {
 
     fn fault() -> Fault {
         Fault {
-            signal: "SIGSEGV".into(),
+            signal: Some("SIGSEGV".into()),
             kind: FaultKind::NullWrite,
             address: Some(Hex(0)),
             thread: 12,
             rip: Hex(0x40_1000),
             symbol: Some("crash+0x4".into()),
+            rung: "abandon".into(),
             origin: "stream:7".into(),
             peer: None,
             pages_written: 3,
@@ -183,7 +220,8 @@ mod tests {
             value(Event::fault(Outcome::Recovered, fault(), None)),
             json!({
                 "event": "recovered", "signal": "SIGSEGV", "kind": "null-write", "address": "0x0",
-                "thread": 12, "rip": "0x401000", "symbol": "crash+0x4", "origin": "stream:7", "peer": null,
+                "thread": 12, "rip": "0x401000", "symbol": "crash+0x4", "rung": "abandon",
+                "origin": "stream:7", "peer": null,
                 "pages_written": 3, "pages_restored": 3, "pause_us": 84, "report": "r",
             })
         );

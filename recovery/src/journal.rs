@@ -49,6 +49,16 @@ impl<D, U> Journal<D, U> {
         self.deferred.last_mut()
     }
 
+    /// Takes the inverses out that `chosen` picks: what they were for is gone.
+    pub fn take_inverses(&mut self, mut chosen: impl FnMut(&U) -> bool) -> Vec<U> {
+        extract(&mut self.undo, &mut self.marked.1, &mut chosen)
+    }
+
+    /// Takes the waiting effects out that `chosen` picks, in order.
+    pub fn take_deferred(&mut self, mut chosen: impl FnMut(&D) -> bool) -> Vec<D> {
+        extract(&mut self.deferred, &mut self.marked.0, &mut chosen)
+    }
+
     /// Whether nothing is in it.
     pub fn is_empty(&self) -> bool {
         self.deferred.is_empty() && self.undo.is_empty()
@@ -88,6 +98,18 @@ impl<D, U> Journal<D, U> {
     }
 }
 
+/// Takes what `chosen` picks out of a list of which the first `marked` elements are marked.
+fn extract<T>(
+    list: &mut Vec<T>,
+    marked: &mut usize,
+    chosen: &mut impl FnMut(&T) -> bool,
+) -> Vec<T> {
+    let before = list.get(..*marked).unwrap_or_default();
+    let gone = before.iter().filter(|item| chosen(item)).count();
+    *marked -= gone;
+    list.extract_if(.., |item| chosen(item)).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -101,8 +123,16 @@ mod tests {
         }
         assert_eq!(journal.commit().0, [1, 2, 3]);
         assert!(journal.is_empty());
+        for i in 1..=4 {
+            journal.defer(i);
+        }
+        assert_eq!(journal.take_deferred(|i| i % 2 == 0), [2, 4]);
+        assert_eq!(journal.deferred(), [1, 3]);
         journal.compensate(-1);
         journal.compensate(-2);
+        journal.compensate(-3);
+        assert_eq!(journal.inverses(), [-1, -2, -3]);
+        assert_eq!(journal.take_inverses(|i| *i == -3), [-3]);
         assert_eq!(journal.abandon().0, [-2, -1]);
         assert!(journal.is_empty());
     }
@@ -116,7 +146,10 @@ mod tests {
         journal.defer(2);
         journal.compensate(-2);
         journal.compensate(-3);
-        assert_eq!(journal.split_at_mark().abandon(), (vec![-3, -2], vec![2]));
+        journal.defer(3);
+        assert_eq!(journal.take_deferred(|i| *i == 2), [2]);
+        assert_eq!(journal.take_inverses(|i| *i == -2), [-2]);
+        assert_eq!(journal.split_at_mark().abandon(), (vec![-3], vec![3]));
         assert_eq!(journal.commit(), (vec![1], vec![-1]));
     }
 }

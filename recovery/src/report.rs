@@ -44,12 +44,15 @@ pub struct FaultReport {
     pub outcome: Outcome,
     /// Why it did not end as recovered, if so.
     pub reason: Option<String>,
-    /// The signal's name, such as `SIGSEGV`.
-    pub signal: String,
+    /// The signal's name, such as `SIGSEGV`; none if the fault raises none.
+    pub signal: Option<String>,
     /// What went wrong.
     pub kind: FaultKind,
     /// The address of the faulting access, if there was one.
     pub address: Option<Hex>,
+    /// What more is known of what went wrong.
+    #[serde(default)]
+    pub detail: Option<String>,
     /// The guest thread (TID).
     pub thread: i32,
     /// Its name.
@@ -62,6 +65,9 @@ pub struct FaultReport {
     pub registers: Vec<Register>,
     /// The call stack at the fault, innermost first.
     pub stack: Vec<Frame>,
+    /// What was done about it: the rung of the ladder.
+    #[serde(default)]
+    pub rung: String,
     /// What the domain was charged to, such as `stream:7`.
     pub origin: String,
     /// Whose request it was.
@@ -137,7 +143,7 @@ impl FaultReport {
     pub fn new(
         time: SystemTime,
         outcome: Outcome,
-        signal: i32,
+        signal: Option<i32>,
         kind: FaultKind,
         thread: i32,
         rip: u64,
@@ -150,15 +156,17 @@ impl FaultReport {
             program: String::new(),
             outcome,
             reason: None,
-            signal: signal_name(signal),
+            signal: signal.map(signal_name),
             kind,
             address: None,
+            detail: None,
             thread,
             thread_name: String::new(),
             rip: Hex(rip),
             symbol: None,
             registers: Vec::new(),
             stack: Vec::new(),
+            rung: String::new(),
             origin: origin.to_string(),
             peer: None,
             input: Excerpt::default(),
@@ -182,6 +190,7 @@ impl FaultReport {
             thread: self.thread,
             rip: self.rip,
             symbol: self.symbol.clone(),
+            rung: self.rung.clone(),
             origin: self.origin.clone(),
             peer: self.peer.clone(),
             pages_written: self.pages_written,
@@ -216,10 +225,10 @@ impl FaultReport {
             &mut r.program,
             &mut r.thread_name,
             &mut r.origin,
+            &mut r.rung,
             &mut r.time,
-            &mut r.signal,
         ];
-        let optional = [&mut r.reason, &mut r.symbol, &mut r.peer];
+        let optional = [&mut r.reason, &mut r.symbol, &mut r.peer, &mut r.signal];
         let frames = r
             .stack
             .iter_mut()
@@ -299,7 +308,7 @@ mod tests {
             ..FaultReport::new(
                 time,
                 Outcome::Recovered,
-                11,
+                Some(11),
                 FaultKind::NullWrite,
                 17,
                 0x40_1234,

@@ -14,6 +14,8 @@
 //! | `syscalls` | system calls by name; those without a name as `syscall_N`, numbers past the table as `out_of_range` |
 //! | `unsupported` | likewise, calls answered with ENOSYS |
 //! | `domains` | `committed`, `abandoned`, `rerun`, `suspended`; `early_committed` by reason |
+//! | `ladder` | faults by rung: `rerun`, `abandon`, `reset_delivered`, `restart`, `give_up` |
+//! | `restart` | `pause_us` of restarts in place as `recovery_pause_us`; `image_bytes_peak`, the most that the image took |
 //! | `pages` | see [`PageCounters`] |
 //! | `held` | `bytes_sent`, `bytes_dropped` |
 //! | `deferred` | `done`, `forgotten` |
@@ -22,6 +24,7 @@
 //! | `shadow_bytes_peak` | the most memory that shadow pages ever took |
 //! | `shadow_evicted` | shadow pages that were evicted to stay within the limit |
 //! | `run_token_waits` | how often a thread had to wait for the run token |
+//! | `verify_heap` | see [`HeapCounters`] |
 //! | `audit` | `checks` of the write set against a full copy, and `mismatches` found |
 
 mod counter;
@@ -38,6 +41,7 @@ use serde_json::{Value, json};
 pub use self::counter::{CallCounters, Counter, Level, Peak};
 pub use self::histogram::{Histogram, Summary};
 use crate::event::rfc3339;
+use crate::ladder::Rung;
 
 counter::counters! {
     /// vCPU exits by reason.
@@ -68,6 +72,35 @@ counter::counters! {
         suspended,
         /// There was no room for its shadow pages.
         shadow_limit,
+    }
+}
+
+counter::counters! {
+    /// Faults, by the rung of the ladder that was taken.
+    LadderCounters {
+        /// Undone and run again.
+        rerun,
+        /// Undone, and the origin completed with an error.
+        abandon,
+        /// Undone, and the connections of the wake-up reset.
+        reset_delivered,
+        /// The process was restarted in place.
+        restart,
+        /// The process ended.
+        give_up,
+    }
+}
+
+impl LadderCounters {
+    /// Counts a rung.
+    pub fn count(&self, rung: Rung) {
+        match rung {
+            Rung::Rerun => self.rerun.inc(),
+            Rung::Abandon => self.abandon.inc(),
+            Rung::ResetDelivered => self.reset_delivered.inc(),
+            Rung::Restart => self.restart.inc(),
+            Rung::GiveUp(_) => self.give_up.inc(),
+        }
     }
 }
 
@@ -140,6 +173,26 @@ pub struct RestorationCounters {
     pub lost: Counter,
 }
 
+counter::counters! {
+    /// Checks of the heap before a commit (`--verify-heap`).
+    HeapCounters {
+        /// Checks made.
+        checks,
+        /// Changed pages of heaps that were checked.
+        pages,
+        /// Chunks looked at.
+        chunks,
+        /// What the checks took, in microseconds.
+        time_us,
+        /// Requests abandoned because the heap was corrupt after them.
+        corruptions,
+        /// Parts of the heap that were found to have been corrupt before, and are left out since.
+        inherited,
+        /// Times that an arena was left out because a thread stood in the middle of malloc.
+        locked,
+    }
+}
+
 /// Request domains by outcome.
 #[derive(Debug, Default)]
 pub struct DomainCounters {
@@ -166,6 +219,12 @@ pub struct Stats {
     pub unsupported: CallCounters,
     /// Request domains.
     pub domains: DomainCounters,
+    /// Faults by rung.
+    pub ladder: LadderCounters,
+    /// How long the process stood still for restarts in place, in microseconds.
+    pub restart_pause_us: Histogram,
+    /// Memory taken by the image of the process, in bytes.
+    pub image_bytes: Peak,
     /// Pages.
     pub pages: PageCounters,
     /// Large write sets.
@@ -182,6 +241,8 @@ pub struct Stats {
     pub shadow_evicted: Peak,
     /// Times a thread had to wait for the run token.
     pub run_token_waits: Counter,
+    /// Checks of the heap.
+    pub verify_heap: HeapCounters,
     /// Self-checks.
     pub audit: AuditCounters,
     start: Instant,
@@ -203,6 +264,9 @@ impl Stats {
             syscalls: CallCounters::default(),
             unsupported: CallCounters::default(),
             domains: DomainCounters::default(),
+            ladder: LadderCounters::default(),
+            restart_pause_us: Histogram::default(),
+            image_bytes: Peak::default(),
             pages: PageCounters::default(),
             restoration: RestorationCounters::default(),
             held: HeldCounters::default(),
@@ -211,6 +275,7 @@ impl Stats {
             shadow_bytes: Peak::default(),
             shadow_evicted: Peak::default(),
             run_token_waits: Counter::default(),
+            verify_heap: HeapCounters::default(),
             audit: AuditCounters::default(),
             start: Instant::now(),
             start_time: SystemTime::now(),
@@ -225,7 +290,6 @@ impl Stats {
 
     /// Everything as one JSON object. `name` gives the name of a system call by its number.
     pub fn to_json(&self, name: impl Fn(u64) -> Option<&'static str>) -> Value {
-        let pause = self.recovery_pause_us.summary();
         json!({
             "pid": std::process::id(),
             "start_time": rfc3339(self.start_time),
@@ -241,6 +305,11 @@ impl Stats {
                 "suspended": self.domains.suspended.get(),
                 "early_committed": self.domains.early_committed.to_json(),
             },
+            "ladder": self.ladder.to_json(),
+            "restart": {
+                "pause_us": summary(&self.restart_pause_us),
+                "image_bytes_peak": self.image_bytes.get(),
+            },
             "pages": self.pages.to_json(),
             "restoration": {
                 "postponed": self.restoration.postponed.get(),
@@ -253,15 +322,11 @@ impl Stats {
             },
             "held": self.held.to_json(),
             "deferred": self.deferred.to_json(),
-            "recovery_pause_us": {
-                "count": pause.map_or(0, |p| p.count),
-                "min": pause.map(|p| p.min),
-                "median": pause.map(|p| p.median),
-                "max": pause.map(|p| p.max),
-            },
+            "recovery_pause_us": summary(&self.recovery_pause_us),
             "shadow_bytes_peak": self.shadow_bytes.get(),
             "shadow_evicted": self.shadow_evicted.get(),
             "run_token_waits": self.run_token_waits.get(),
+            "verify_heap": self.verify_heap.to_json(),
             "audit": self.audit.to_json(),
         })
     }
@@ -295,6 +360,16 @@ impl Stats {
     }
 }
 
+fn summary(histogram: &Histogram) -> Value {
+    let times = histogram.summary();
+    json!({
+        "count": times.map_or(0, |p| p.count),
+        "min": times.map(|p| p.min),
+        "median": times.map(|p| p.median),
+        "max": times.map(|p| p.max),
+    })
+}
+
 /// `duration` in whole microseconds, as events, reports and statistics write it.
 pub fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
@@ -318,6 +393,8 @@ mod tests {
         stats.unsupported.inc(300);
         stats.domains.early_committed.held_limit.inc();
         stats.pages.tracked.add(5);
+        stats.ladder.count(Rung::ResetDelivered);
+        stats.restart_pause_us.record(900);
         stats.recovery_pause_us.record(84);
         stats.shadow_bytes.raise(8192);
         stats.listening();
@@ -334,9 +411,11 @@ mod tests {
             "domains",
             "exits",
             "held",
+            "ladder",
             "pages",
             "pid",
             "recovery_pause_us",
+            "restart",
             "restoration",
             "run_token_waits",
             "shadow_bytes_peak",
@@ -346,6 +425,7 @@ mod tests {
             "syscalls",
             "unsupported",
             "uptime_us",
+            "verify_heap",
         ];
         assert_eq!(keys, expected);
         assert_eq!(json["exits"]["page_fault"], 1);
@@ -353,6 +433,8 @@ mod tests {
         assert_eq!(json["unsupported"], json!({"syscall_300": 1}));
         assert_eq!(json["domains"]["early_committed"]["held_limit"], 1);
         assert_eq!(json["pages"]["tracked"], 5);
+        assert_eq!(json["ladder"]["reset_delivered"], 1);
+        assert_eq!(json["restart"]["pause_us"]["max"], 900);
         let pause = json!({"count": 1, "min": 84, "median": 84, "max": 84});
         assert_eq!(json["recovery_pause_us"], pause);
         assert_eq!(json["shadow_bytes_peak"], 8192);

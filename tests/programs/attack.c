@@ -178,6 +178,12 @@ static void sweep(unsigned long at)
 		SYS_setfsgid, SYS_setsid, SYS_umask, SYS_reboot, SYS_sync, SYS_close_range, SYS_alarm,
 		SYS_arch_prctl, SYS_set_tid_address, SYS_set_robust_list, SYS_sigaltstack, SYS_setpriority,
 	};
+	// As a descriptor, 0 must not be what others share: `fchmod(0, ...)` and the like succeed.
+	int own = (int)syscall(SYS_memfd_create, "swept", 0);
+	if (own < 0 || dup2(own, 0) != 0 || close(own) != 0) {
+		succeeded("nothing, without a descriptor of its own");
+		return;
+	}
 	for (long number = 0; number < 470; number++) {
 		int skip = 0;
 		for (unsigned i = 0; i < sizeof left_out / sizeof *left_out; i++)

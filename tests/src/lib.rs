@@ -7,8 +7,11 @@
 pub mod audit;
 pub mod error;
 pub mod event;
+pub mod faults;
 pub mod guest;
+pub mod heap;
 pub mod kvm;
+pub mod ladder;
 pub mod lane;
 pub mod load;
 pub mod memcached;

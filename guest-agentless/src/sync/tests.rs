@@ -26,7 +26,7 @@ fn apply(memory: &mut Memory, release: &Release) {
 fn held(before: &Memory, now: &Memory) -> Vec<HeldLock> {
     let changed = now.keys().filter(|at| now[at] != before[at]);
     changed
-        .filter_map(|at| held_at(&view(before), &view(now), *at, TID))
+        .filter_map(|at| held_at(&view(before), &view(now), &|_| true, *at, TID))
         .collect()
 }
 

@@ -19,15 +19,19 @@
 //! called before such a write.
 
 mod budget;
+mod changed;
+mod image;
 mod pages;
 mod postponed;
 mod shadow;
 #[cfg(test)]
 mod tests;
 
-use guest_agentless::{GuestRange, PageNumber};
+use guest_agentless::{GuestRange, PAGE_SIZE, PageNumber};
 
 pub use budget::{FirstWrite, HostWrite};
+use image::ImagePages;
+pub use image::{ImageLost, ImageRestored};
 pub use pages::SavedPages;
 use pages::{Activated, Base, PageMap, PageState};
 pub use postponed::{Progress, REGION_SIZE};
@@ -43,6 +47,13 @@ pub trait Memory {
     /// Gives the memory of private pages that were zero before their first write back to the host: they
     /// are so again. False if that cannot be done.
     fn give_back(&mut self, range: GuestRange) -> bool;
+    /// Fills pages with zeros, whatever the guest itself may do with them. False if that cannot be done.
+    fn clear(&mut self, range: GuestRange) -> bool {
+        self.give_back(range)
+            || range
+                .pages()
+                .all(|page| self.write(page, PageContent::zero()))
+    }
 }
 
 /// What the tracker needs from the machine. All of it concerns memory of the guest.
@@ -113,10 +124,16 @@ pub struct Tracker {
     /// Comparisons since the last re-protection that found nothing changed.
     wasted: u64,
     armed: bool,
+    /// Pages that became active since the last commit or abandon.
+    written: u64,
     /// Pages that the host has written since the last commit.
     host_written: Vec<PageNumber>,
     harvest: Vec<PageNumber>,
     scratch: Box<PageContent>,
+    /// What the last commit has changed, if somebody wants to know.
+    changes: Option<Vec<PageNumber>>,
+    image: Option<ImagePages>,
+    image_lost: Option<ImageLost>,
 }
 
 impl Tracker {
@@ -142,9 +159,13 @@ impl Tracker {
             evicted: 0,
             wasted: 0,
             armed: false,
+            written: 0,
             host_written: Vec::new(),
             harvest: Vec::new(),
             scratch: PageContent::boxed(),
+            changes: None,
+            image: None,
+            image_lost: None,
         }
     }
 
@@ -170,7 +191,18 @@ impl Tracker {
         }
     }
 
-    /// Takes note of the pages that the guest has written.
+    /// Bytes of the pages that the running domain has written, as far as they are known. Pages that were in use
+    /// before it are not counted, pages that it has unmapped are: they are kept to be put back.
+    pub fn written_bytes(&self) -> u64 {
+        self.written * PAGE_SIZE
+    }
+
+    /// Likewise, and counts from zero again.
+    pub fn take_written_bytes(&mut self) -> u64 {
+        std::mem::take(&mut self.written) * PAGE_SIZE
+    }
+
+    /// Takes note of the pages that the machine has to report.
     pub fn note_written(&mut self, machine: &mut impl Machine) {
         self.take_harvest(machine);
     }
@@ -264,9 +296,12 @@ impl Tracker {
         }
         self.host_written.clear();
         let harvested = self.take_harvest(machine);
+        self.written = 0;
         let over = self.active.len() > self.active_limit;
         let mut copied = 0;
         let mut trapped = std::mem::take(&mut self.cramped);
+        let mut changes = self.changes.take();
+        changes.iter_mut().for_each(Vec::clear);
         for entry in &mut self.active {
             // A page that was never shadowed, of a write set past the limit, or without room: trapping it again costs an
             // exit if it is written once more, but no memory if it is not.
@@ -275,6 +310,7 @@ impl Tracker {
             if (over || full) && entry.frame.is_none() {
                 self.pages.set_base(entry.page, Base::Itself);
                 machine.set_writable(entry.page, false);
+                changes.iter_mut().for_each(|list| list.push(entry.page));
                 continue;
             }
             let frame = *entry.frame.get_or_insert_with(|| {
@@ -287,8 +323,10 @@ impl Tracker {
             if readable && self.scratch.bytes() != shadow.bytes() {
                 shadow.clone_from(&self.scratch);
                 copied += 1;
+                changes.iter_mut().for_each(|list| list.push(entry.page));
             }
         }
+        self.changes = changes;
         let compared = self.active.len() as u64;
         // Protecting again costs a fault for each page that is still in use; not doing so costs a
         // comparison in every commit for each page that is not. Whoever has paid as much for the one as
@@ -388,6 +426,7 @@ impl Tracker {
     ) -> Abandoned {
         self.host_written.clear();
         self.take_harvest(machine);
+        self.written = 0;
         self.restore_now(machine, |_| true, examine)
     }
 
@@ -399,6 +438,8 @@ impl Tracker {
         mut examine: impl FnMut(PageNumber, &PageContent),
     ) -> Abandoned {
         let mut outcome = Abandoned::default();
+        let many = self.active.len() > self.active_limit;
+        let mut discarded = Vec::new();
         // Newest first: where two pages are one in memory, the older base is the one of the checkpoint.
         for entry in self.active.iter().rev().filter(|entry| which(entry.page)) {
             let base = match entry.frame {
@@ -414,6 +455,11 @@ impl Tracker {
                 continue;
             }
             examine(entry.page, &self.scratch);
+            if many && entry.frame.is_none() {
+                let page = entry.page;
+                discarded.push(RestoredPage { page, bytes });
+                continue;
+            }
             match machine.write(entry.page, base) {
                 true => outcome.restored.push(RestoredPage {
                     page: entry.page,
@@ -422,11 +468,33 @@ impl Tracker {
                 false => outcome.lost.push(entry.page),
             }
         }
+        discarded.sort_unstable_by_key(|restored| restored.page);
+        for run in discarded.chunk_by(|a, b| a.page.0 + 1 == b.page.0) {
+            let start = run[0].page.address().0;
+            let range = GuestRange::from_bounds(start, start + run.len() as u64 * PAGE_SIZE);
+            let done = machine.give_back(range);
+            for restored in run {
+                match done || machine.write(restored.page, PageContent::zero()) {
+                    true => outcome.restored.push(*restored),
+                    false => outcome.lost.push(restored.page),
+                }
+            }
+        }
         outcome
     }
 
     /// The mapping of `range` is gone for good, or is a new one.
     pub fn forget(&mut self, machine: &mut impl Machine, range: GuestRange) {
+        self.forget_content(machine, range);
+        if let Some(image) = &mut self.image
+            && !image.take_out(range).is_empty()
+        {
+            self.lose_image(ImageLost::Unmapped);
+        }
+    }
+
+    /// The pages of `range` are zero, as if nobody had ever written them.
+    pub fn forget_content(&mut self, machine: &mut impl Machine, range: GuestRange) {
         self.take_harvest(machine);
         let mut was_active = false;
         for state in self.pages.remove(range, self.epoch).into_states() {
@@ -445,16 +513,22 @@ impl Tracker {
     /// to [`Tracker::put_back`] if the domain is abandoned, to [`Tracker::drop_saved`] if it commits.
     pub fn save(&mut self, machine: &mut impl Machine, range: GuestRange) -> SavedPages {
         self.take_harvest(machine);
-        let saved = self.pages.remove(range, self.epoch);
+        let mut saved = self.pages.remove(range, self.epoch);
+        if let Some(image) = &mut self.image {
+            saved.image = image.take_out(range);
+        }
         self.active
             .retain(|entry| !range.contains(entry.page.address().0));
         saved
     }
 
     /// Undoes [`Tracker::save`]; whatever is known of the same pages now is forgotten.
-    pub fn put_back(&mut self, machine: &mut impl Machine, saved: SavedPages) {
+    pub fn put_back(&mut self, machine: &mut impl Machine, mut saved: SavedPages) {
         self.forget(machine, saved.range());
         let epoch = saved.epoch;
+        if let Some(image) = &mut self.image {
+            image.put_in(std::mem::take(&mut saved.image));
+        }
         for (page, state) in saved.into_pages() {
             let was_active = state.epoch == epoch;
             self.pages.set(page, PageState { epoch: 0, ..state });
@@ -503,10 +577,15 @@ impl Tracker {
                 state
             }
         };
-        self.active.push(Active {
-            page,
-            frame: state.frame(),
-        });
+        let frame = state.frame();
+        self.active.push(Active { page, frame });
+        self.written += 1;
+        if frame.is_none() {
+            if let Some(image) = &mut self.image {
+                image.keep(page, None);
+            }
+            self.limit_image();
+        }
         true
     }
 
@@ -524,6 +603,10 @@ impl Tracker {
             return false;
         }
         self.pages.set_base(page, Base::Shadow(frame));
+        if let Some(image) = &mut self.image {
+            image.keep(page, Some(self.shadows.get(frame)));
+        }
+        self.limit_image();
         true
     }
 

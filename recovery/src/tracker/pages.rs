@@ -70,12 +70,37 @@ pub struct SavedPages {
     pages: Vec<(PageNumber, PageState)>,
     /// The epoch of the tracker at that time.
     pub(super) epoch: u64,
+    /// The parts of the range that show mappings of the image of the process.
+    pub(super) image: Vec<GuestRange>,
 }
 
 impl SavedPages {
     /// The range.
     pub fn range(&self) -> GuestRange {
         self.range
+    }
+
+    pub(super) fn new(
+        range: GuestRange,
+        pages: Vec<(PageNumber, PageState)>,
+        epoch: u64,
+        image: Vec<GuestRange>,
+    ) -> SavedPages {
+        SavedPages {
+            range,
+            pages,
+            epoch,
+            image,
+        }
+    }
+
+    pub(super) fn add(&mut self, page: PageNumber, state: PageState) {
+        self.pages.push((page, state));
+    }
+
+    /// Whether the image of the process needs what was mapped there.
+    pub fn is_of_image(&self) -> bool {
+        !self.image.is_empty()
     }
 
     pub(super) fn into_pages(self) -> impl Iterator<Item = (PageNumber, PageState)> {
@@ -161,6 +186,12 @@ impl PageMap {
         }
     }
 
+    /// Takes out what is known of `page`.
+    pub fn take(&mut self, page: PageNumber) -> Option<PageState> {
+        let region = self.regions.get_mut(&(page.0 / REGION))?;
+        region.states[slot(page)].take()
+    }
+
     /// Lets go of the region if nothing is known of its pages.
     pub fn drop_if_empty(&mut self, region: u64) {
         let empty = |region: &Region| region.states.iter().all(Option::is_none);
@@ -197,11 +228,7 @@ impl PageMap {
             }
             self.drop_if_empty(number);
         }
-        SavedPages {
-            range,
-            pages,
-            epoch,
-        }
+        SavedPages::new(range, pages, epoch, Vec::new())
     }
 }
 

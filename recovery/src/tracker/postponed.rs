@@ -78,6 +78,7 @@ impl Tracker {
         examine: impl FnMut(PageNumber, &PageContent),
     ) -> (Abandoned, u64) {
         self.host_written.clear();
+        self.written = 0;
         let in_sight = self.active_regions.iter().any(|r| !hidden.contains(r));
         let outcome = match in_sight {
             true => self.restore_now(

@@ -366,3 +366,157 @@ fn forgetting_a_range_frees_its_shadows() {
     assert_eq!(tracker.shadow_bytes(), 0);
     assert_eq!(tracker.active_pages().count(), 0);
 }
+
+/// Maps a page anew in place of what is there.
+fn map_anew(machine: &mut Simulated, page: u64) {
+    machine.memory.insert(page, PageContent::boxed());
+    machine.trapped.remove(&page);
+    machine.open.remove(&page);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(512))]
+
+    /// Whatever domains do, commit and abandon after the image was taken: it comes back byte for byte, again
+    /// and again, and domains afterwards are undone as ever.
+    #[test]
+    fn the_image_comes_back_byte_for_byte(
+        before in prop::collection::vec((any_page(0), 0..4096usize, any::<u8>()), 0..12),
+        lives in prop::collection::vec(prop::collection::vec(step(), 0..60), 1..4),
+        limit in 0..10usize,
+        gives_back in any::<bool>(),
+        room in prop_oneof![Just(u64::MAX), 1..12u64],
+    ) {
+        let mut machine = Simulated { gives_back, ..Simulated::new() };
+        let mut tracker = Tracker { active_limit: limit, ..Tracker::new() };
+        for (page, offset, value) in before {
+            guest_write(&mut tracker, &mut machine, page, offset, value);
+        }
+        tracker.arm(&mut machine, pages(0, PAGES).map(PageNumber));
+        let mapped = vec![GuestRange::from_bounds(0, PAGES * 4096)];
+        tracker.set_shadow_limit(room.saturating_mul(4096));
+        tracker.take_image(mapped.clone(), Vec::new(), u64::MAX);
+        let image = machine.image();
+        for steps in lives {
+            let mut committed = machine.image();
+            let mut aside = Vec::new();
+            for step in steps {
+                // The last step may have committed for want of room, and then gone on.
+                if let Some(image) = machine.committed.take() {
+                    committed = image;
+                }
+                match step {
+                    Step::Guest { page, offset, value } => {
+                        guest_write(&mut tracker, &mut machine, page, offset, value);
+                    }
+                    Step::Host { page, offset, value } => {
+                        host_write(&mut tracker, &mut machine, page);
+                        machine.store(page, offset, value);
+                    }
+                    Step::Result { page, offset, value } => {
+                        restored(&mut tracker, &mut machine);
+                        tracker.commit(&mut machine);
+                        host_write(&mut tracker, &mut machine, page);
+                        machine.store(page, offset, value);
+                        tracker.settle(&mut machine);
+                        committed = machine.image();
+                        machine.committed = None;
+                    }
+                    Step::Harvest => tracker.note_written(&mut machine),
+                    Step::Commit => {
+                        restored(&mut tracker, &mut machine);
+                        tracker.commit(&mut machine);
+                        committed = machine.image();
+                    }
+                    Step::Abandon => {
+                        tracker.abandon(&mut machine, |_, _| {});
+                        prop_assert_eq!(&restored(&mut tracker, &mut machine), &committed);
+                    }
+                    Step::Postpone { hidden } => {
+                        tracker.close_write_set(&mut machine);
+                        let regions = tracker.active_regions().iter().copied();
+                        let hidden = regions.filter(|r| hidden >> (r % 8) & 1 == 1).collect();
+                        tracker.postpone(&mut machine, &hidden, |_, _| {});
+                    }
+                    Step::Replace { page, abandon } => {
+                        restored(&mut tracker, &mut machine);
+                        let old = machine.memory[&page].clone();
+                        let saved = tracker.save(&mut machine, one_page(page));
+                        map_anew(&mut machine, page);
+                        guest_write(&mut tracker, &mut machine, page, 7, 7);
+                        if abandon {
+                            map_anew(&mut machine, page);
+                            machine.memory.insert(page, old);
+                            tracker.put_back(&mut machine, saved);
+                            if !tracker.is_writable(PageNumber(page), true) {
+                                machine.trapped.insert(page);
+                            }
+                            tracker.abandon(&mut machine, |_, _| {});
+                            prop_assert_eq!(&machine.image(), &committed);
+                        } else {
+                            match saved.is_of_image() {
+                                true => aside.push((page, old, tracker.keep_for_image(saved))),
+                                false => tracker.drop_saved(saved),
+                            }
+                            tracker.commit(&mut machine);
+                            committed = machine.image();
+                        }
+                    }
+                }
+            }
+            // A restart.
+            restored(&mut tracker, &mut machine);
+            machine.committed = None;
+            tracker.abandon(&mut machine, |_, _| {});
+            prop_assert!(tracker.has_image());
+            for (page, old, parts) in aside {
+                tracker.forget(&mut machine, one_page(page));
+                map_anew(&mut machine, page);
+                machine.memory.insert(page, old);
+                for part in parts {
+                    tracker.put_back(&mut machine, part);
+                }
+                if !tracker.is_writable(PageNumber(page), page >= FILE_PAGES) {
+                    machine.trapped.insert(page);
+                }
+            }
+            let done = tracker.restore_image(&mut machine, mapped.clone());
+            prop_assert_eq!(done.lost, 0);
+            prop_assert_eq!(&machine.image(), &image);
+            // Nothing is open that the tracker would not hear of.
+            for page in pages(0, PAGES) {
+                let writable = tracker.is_writable(PageNumber(page), page >= FILE_PAGES);
+                prop_assert!(writable || machine.trapped.contains(&page), "page {}", page);
+            }
+        }
+    }
+}
+
+#[test]
+fn an_image_past_its_limit_is_given_up() {
+    let mut machine = Simulated::new();
+    let mut tracker = Tracker::new();
+    tracker.arm(&mut machine, pages(0, PAGES).map(PageNumber));
+    let mapped = vec![GuestRange::from_bounds(0, PAGES * 4096)];
+    tracker.take_image(mapped, Vec::new(), 2 * 4096);
+    guest_write(&mut tracker, &mut machine, 0, 0, 9);
+    tracker.commit(&mut machine);
+    assert!(tracker.has_image() && tracker.image_bytes() > 4096);
+    guest_write(&mut tracker, &mut machine, STRIDE, 0, 9);
+    tracker.commit(&mut machine);
+    assert!(!tracker.has_image());
+    assert_eq!(tracker.image_lost(), Some(ImageLost::Limit));
+    assert_eq!(tracker.image_bytes(), 0);
+}
+
+#[test]
+fn an_image_whose_mapping_is_gone_for_good_is_given_up() {
+    let mut machine = Simulated::new();
+    let mut tracker = Tracker::new();
+    tracker.arm(&mut machine, pages(0, PAGES).map(PageNumber));
+    tracker.take_image(vec![one_page(1)], Vec::new(), u64::MAX);
+    tracker.forget(&mut machine, one_page(2));
+    assert!(tracker.has_image());
+    tracker.forget(&mut machine, one_page(1));
+    assert_eq!(tracker.image_lost(), Some(ImageLost::Unmapped));
+}

@@ -1,9 +1,9 @@
 //! The command line.
 
 pub mod check;
+mod limit;
 pub mod report;
 pub mod run;
-mod size;
 
 use std::error::Error;
 use std::process::ExitCode;

@@ -14,22 +14,28 @@ use clap::{Args, ValueEnum};
 use guest_agentless::{Signal, SignalSet};
 use recovery::Tracker;
 use recovery::event::{Event, EventLog};
-use recovery::ladder::Ladder;
-use recovery::report::{DEFAULT_AGE, DEFAULT_BYTES, ReportStore};
+use recovery::ladder::{DEFAULT_RESTART_LIMIT, DEFAULT_STORM_LIMIT, Ladder};
+use recovery::report::{DEFAULT_BYTES, ReportStore};
 use recovery::stats::Stats;
 
 use super::chain;
+use super::limit::{ByteLimit, TimeLimit};
 use crate::clock::{ClockPage, GuestClock, VDSO_IMAGE};
 use crate::inject::Injection;
 use crate::kvm::{self, EntryPath, Vm};
 use crate::loader::{self, Program};
-use crate::memory::{AddressSpace, copy, guest_descriptor_limits, reserved_fd, window};
+use crate::memory::{
+    AddressSpace, LockedPages, copy, guest_descriptor_limits, reserved_fd, window,
+};
+use crate::process::budget::default_shadow_limit;
 use crate::process::files::Files;
+use crate::process::image::RestartMode;
+use crate::process::limits::{DEFAULT_CPU, DEFAULT_TIMEOUT, Limits};
 use crate::process::reporter::Reporter;
 use crate::process::restore::AT_ONCE;
 use crate::process::signals::{Action, Dispositions};
 use crate::process::thread::{Thread, inherited_ignored, install_signal_handlers};
-use crate::process::{Options, Parts, Process, State};
+use crate::process::{Options, Parts, Process, State, watchdog};
 use crate::sys::end::MONITOR_FAILED;
 
 /// The options of `vmsrs run`.
@@ -45,11 +51,11 @@ pub struct RunArgs {
     #[arg(long, value_name = "DIR")]
     report_dir: Option<PathBuf>,
     /// Keep at most BYTES of fault reports, like `64M`; the oldest go first
-    #[arg(long, value_name = "BYTES", value_parser = super::size::parse, default_value_t = DEFAULT_BYTES)]
-    quarantine_limit: u64,
-    /// Keep fault reports for TIME, like `12h` or `90d`
-    #[arg(long, value_name = "TIME", value_parser = super::size::parse_time, default_value = "90d")]
-    quarantine_age: Duration,
+    #[arg(long, value_name = "BYTES|off", default_value_t = ByteLimit(Some(DEFAULT_BYTES)))]
+    quarantine_limit: ByteLimit,
+    /// Keep fault reports for DURATION, like `12h` or `90d`
+    #[arg(long, value_name = "DURATION|off", default_value = "90d")]
+    quarantine_age: TimeLimit,
     /// Recover from crashing requests; `off` runs under KVM without recovery, for comparison
     #[arg(
         long,
@@ -59,8 +65,45 @@ pub struct RunArgs {
     )]
     protect: Switch,
     /// Memory for shadow pages, like `512M` [default: a quarter of the machine's, or of the cgroup's limit]
-    #[arg(long, value_name = "BYTES", value_parser = super::size::parse)]
-    shadow_limit: Option<u64>,
+    #[arg(long, value_name = "BYTES|off")]
+    shadow_limit: Option<ByteLimit>,
+    /// End a client's request that takes longer than DURATION (`10`, `500ms`, `2m`), as if it had crashed;
+    /// waiting for more work does not count
+    #[arg(long, value_name = "DURATION|off", default_value_t = TimeLimit(Some(DEFAULT_TIMEOUT)))]
+    request_timeout: TimeLimit,
+    /// End a client's request that uses more CPU time than DURATION
+    #[arg(long, value_name = "DURATION|off", default_value_t = TimeLimit(Some(DEFAULT_CPU)))]
+    request_cpu: TimeLimit,
+    /// End a client's request that writes more memory than BYTES (`64M`, `2G`) [default: a quarter of the
+    /// machine's memory]
+    #[arg(long, value_name = "BYTES|off")]
+    request_memory: Option<ByteLimit>,
+    /// Let a client's request end the server with `exit`; without this, it counts as a crash
+    #[arg(long)]
+    allow_exit: bool,
+    /// Check the glibc heap that a request has written before its effects become real: a silent overflow is
+    /// charged to the request that made it. Says so in the events, and does nothing, for other allocators
+    #[arg(long)]
+    verify_heap: bool,
+    /// Bytes of output that a request may hold back, such as 512K or 16M; past it, it can no longer be undone
+    #[arg(long, value_name = "BYTES", default_value = "4M")]
+    hold_limit: ByteLimit,
+    /// Restart the server in place when nothing lesser helps: from an image taken when it began to serve,
+    /// with its listening sockets kept open. `on`: unless it has written files since, which it would then
+    /// contradict; `always`: even then
+    #[arg(
+        long,
+        value_name = "on|off|always",
+        default_value = "on",
+        hide_possible_values = true
+    )]
+    restart: RestartMode,
+    /// Restarts in place in one minute after which the server is given up
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_RESTART_LIMIT)]
+    storm_limit: u32,
+    /// Bytes that the image for restarts may take [default: a quarter of the machine's memory]
+    #[arg(long, value_name = "BYTES")]
+    image_limit: Option<ByteLimit>,
     /// Compare all of the guest's writable memory with a copy after each recovery (slow; for testing)
     #[arg(long, hide = true)]
     audit: bool,
@@ -98,17 +141,38 @@ impl RunArgs {
                 given.push(std::path::absolute(path)?.into());
             }
         }
-        if self.quarantine_limit != DEFAULT_BYTES {
-            given.push(format!("--quarantine-limit={}", self.quarantine_limit).into());
+        given.push(format!("--quarantine-limit={}", self.quarantine_limit).into());
+        given.push(format!("--quarantine-age={}", self.quarantine_age).into());
+        if let Some(limit) = self.shadow_limit {
+            given.push(format!("--shadow-limit={limit}").into());
         }
-        if self.quarantine_age != DEFAULT_AGE {
-            given.push(format!("--quarantine-age={}s", self.quarantine_age.as_secs()).into());
-        }
+        given.push(format!("--hold-limit={}", self.hold_limit).into());
         if self.protect == Switch::Off {
             given.push("--protect=off".into());
         }
-        if let Some(limit) = self.shadow_limit {
-            given.push(format!("--shadow-limit={limit}").into());
+        for (name, limit) in [
+            ("--request-timeout", self.request_timeout),
+            ("--request-cpu", self.request_cpu),
+        ] {
+            given.push(format!("{name}={limit}").into());
+        }
+        if let Some(limit) = self.request_memory {
+            given.push(format!("--request-memory={limit}").into());
+        }
+        if self.allow_exit {
+            given.push("--allow-exit".into());
+        }
+        if self.verify_heap {
+            given.push("--verify-heap".into());
+        }
+        if self.restart != RestartMode::On {
+            given.push(format!("--restart={}", self.restart.name()).into());
+        }
+        if self.storm_limit != DEFAULT_RESTART_LIMIT {
+            given.push(format!("--storm-limit={}", self.storm_limit).into());
+        }
+        if let Some(limit) = self.image_limit {
+            given.push(format!("--image-limit={limit}").into());
         }
         if self.audit {
             given.push("--audit".into());
@@ -123,6 +187,19 @@ impl RunArgs {
     }
 }
 
+impl RunArgs {
+    fn limits(&self) -> Limits {
+        Limits {
+            timeout: self.request_timeout.0,
+            cpu: self.request_cpu.0,
+            memory: match self.request_memory {
+                Some(limit) => limit.0,
+                None => Limits::default_memory(),
+            },
+            allow_exit: self.allow_exit,
+        }
+    }
+}
 type AnyError = Box<dyn Error + Send + Sync>;
 
 /// Runs the program; returns only if it could not be started.
@@ -154,6 +231,7 @@ fn start(arguments: RunArgs) -> Result<Thread, AnyError> {
         None => loader::find_program(name, std::env::var_os("PATH").as_deref())?,
     };
     let given = arguments.given()?;
+    let limits = arguments.limits();
     let events = match &arguments.events {
         Some(path) => EventLog::append_options()
             .open(path)
@@ -179,7 +257,12 @@ fn start(arguments: RunArgs) -> Result<Thread, AnyError> {
         true => Some(ReportStore::open(arguments.report_dir).map_err(|error| {
             format!("{}; name another one with --report-dir DIR", chain(&error))
         })?)
-        .map(|store| store.with_limits(arguments.quarantine_limit, arguments.quarantine_age)),
+        .map(|store| {
+            store.with_limits(
+                arguments.quarantine_limit.0.unwrap_or(u64::MAX),
+                arguments.quarantine_age.0.unwrap_or(Duration::MAX),
+            )
+        }),
         false => None,
     };
 
@@ -221,17 +304,28 @@ fn start(arguments: RunArgs) -> Result<Thread, AnyError> {
         .open("/proc/self/mem")?;
     let own_memory = File::from(reserved_fd(own_memory.into())?);
     let mut tracker = Tracker::new();
-    let limit = arguments.shadow_limit;
-    tracker.set_shadow_limit(limit.unwrap_or_else(super::size::default_shadow_limit));
+    tracker.set_shadow_limit(match arguments.shadow_limit {
+        Some(limit) => limit.0.unwrap_or(u64::MAX),
+        None => default_shadow_limit(),
+    });
     let process = Process::new(Parts {
         vm,
         entry_path: probe.path,
         options: Options {
             protect,
+            hold_limit: arguments
+                .hold_limit
+                .0
+                .map_or(usize::MAX, |bytes| bytes as usize),
             is_child: false,
             audit: arguments.audit,
             restore_at_once: arguments.restore_at_once,
             stats: stats_path,
+            limits,
+            restart: arguments.restart,
+            image_limit: arguments
+                .image_limit
+                .map(|limit| limit.0.unwrap_or(u64::MAX)),
             inject: arguments.inject,
             given,
         },
@@ -248,8 +342,11 @@ fn start(arguments: RunArgs) -> Result<Thread, AnyError> {
             suspended: Default::default(),
             wait_words: Default::default(),
             dispositions: inherited_dispositions(),
-            ladder: Ladder::default(),
+            ladder: Ladder::new(DEFAULT_STORM_LIMIT, arguments.storm_limit),
+            restart: Default::default(),
             descriptor_limit: guest_descriptor_limits(),
+            heap: (protect && arguments.verify_heap).then(Box::default),
+            locked: LockedPages::default(),
         },
     });
     install_signal_handlers()?;
@@ -260,7 +357,9 @@ fn start(arguments: RunArgs) -> Result<Thread, AnyError> {
     let registers = vcpu.registers();
     registers.rip = loaded.entry;
     registers.rsp = loaded.stack_pointer;
-    let mut thread = Thread::new(Arc::new(process), vcpu, blocked);
+    let process = Arc::new(process);
+    watchdog::start(&process)?;
+    let mut thread = Thread::new(process, vcpu, blocked);
     thread.mark_loaded(&loaded.written);
     Ok(thread)
 }

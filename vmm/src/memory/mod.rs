@@ -3,6 +3,7 @@
 pub mod copy;
 mod guard;
 mod hide;
+mod locked;
 mod monitor;
 pub mod page_table;
 mod reserved;
@@ -10,6 +11,9 @@ mod space;
 pub mod window;
 
 pub use guard::{Guard, runs};
+pub use locked::LockedPages;
 pub use monitor::MonitorRegion;
-pub use reserved::{first_reserved, guest_descriptor_limits, reserved_fd, set_descriptor_limits};
+pub use reserved::{
+    first_reserved, guest_descriptor_limits, reserved_copy, reserved_fd, set_descriptor_limits,
+};
 pub use space::{AddressSpace, Attempt, PROGRAM_BASE, Resolution, STACK_TOP, Stash, is_zero_based};

@@ -280,6 +280,26 @@ impl AddressSpace {
         }
     }
 
+    /// Puts the `parts` (ascending) of stashed mappings back where they were, and drops the rest.
+    pub fn unstash_parts(&mut self, stashed: Vec<Stash>, parts: &[GuestRange]) {
+        for Stash { vma, host } in stashed {
+            let start = vma.range.start();
+            let piece = |from: u64, to: u64| {
+                let vma = vma.clipped(GuestRange::from_bounds(from, to))?;
+                let host = host + (vma.range.start() - start);
+                (!vma.range.is_empty()).then_some(Stash { vma, host })
+            };
+            let mut at = start;
+            let wanted = parts.iter().filter_map(|part| part.intersection(vma.range));
+            for part in wanted.filter(|part| !part.is_empty()) {
+                Self::drop_stash(piece(at, part.start()).into_iter().collect());
+                self.unstash(piece(part.start(), part.end()).into_iter().collect());
+                at = part.end();
+            }
+            Self::drop_stash(piece(at, vma.range.end()).into_iter().collect());
+        }
+    }
+
     /// Drops stashed mappings for good.
     pub fn drop_stash(stashed: Vec<Stash>) {
         for Stash { vma, host } in stashed {

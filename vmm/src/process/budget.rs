@@ -1,6 +1,8 @@
 //! When there is no room for shadow pages: what the running domain has written can no longer be undone, and
 //! the episode is told (`docs/decisions/0016`).
 
+use std::fs;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -11,6 +13,7 @@ use recovery::tracker::FirstWrite;
 use super::State;
 use super::domain::Early;
 use super::thread::Thread;
+use crate::host;
 
 /// Pages of which it is remembered how they were: in them locks are found that the domain holds.
 const PAGES_KEPT: usize = 1024;
@@ -18,6 +21,27 @@ const PAGES_KEPT: usize = 1024;
 /// Why a fault of such a domain is not recovered from.
 pub const REASON: &str =
     "there was no room for its shadow pages: what it wrote until then stays, except for its stack";
+
+/// What the machine is taken to have where nothing is known of it.
+const FALLBACK: u64 = 4 << 30;
+
+/// A quarter of the machine's memory, or of the limit of the cgroup if that is lower.
+pub fn default_shadow_limit() -> u64 {
+    let limits = [host::physical_memory(), cgroup_limit()];
+    limits.into_iter().flatten().min().unwrap_or(FALLBACK) / 4
+}
+
+/// The lowest limit of the cgroups (version 2) that the monitor is in.
+fn cgroup_limit() -> Option<u64> {
+    let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
+    let path = groups.lines().find_map(|line| line.strip_prefix("0::/"))?;
+    let own = Path::new("/sys/fs/cgroup").join(path);
+    own.ancestors()
+        .take_while(|dir| dir.starts_with("/sys/fs/cgroup"))
+        .filter_map(|dir| fs::read_to_string(dir.join("memory.max")).ok())
+        .filter_map(|limit| limit.trim().parse().ok())
+        .min()
+}
 
 impl Thread {
     /// The guest is about to write a trapped page. False if the page cannot be read.
@@ -66,13 +90,16 @@ impl Thread {
                 limit: state.tracker.shadow_limit(),
             });
         }
+        self.count_written(state);
         // Between two domains there is nothing to commit, and little to write.
         let Some(mut domain) = state.domain.take() else {
             return;
         };
-        if !domain.is_request() {
+        // What it does to files may fail, and would have to be told to the guest.
+        if !domain.is_request() && !domain.has_deferred() {
             state.domain = Some(domain);
-            return self.commit_early(state, Early::ShadowLimit);
+            let _ = self.commit_early(state, Early::ShadowLimit);
+            return;
         }
         process.stats.domains.early_committed.shadow_limit.inc();
         let own: Vec<GuestRange> = [domain.checkpoint.registers.rsp, domain.checkpoint.bases.0]
@@ -89,6 +116,7 @@ impl Thread {
                 written.leave(page, base, content);
             }
         });
+        state.note_heap();
         domain.pages = written;
         domain.journal.mark();
         domain.audit = None;

@@ -9,12 +9,14 @@ use std::cell::Cell;
 use std::io;
 use std::ptr;
 use std::sync::Mutex;
-use std::sync::PoisonError;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError};
 
 use guest_agentless::{Errno, Signal, SignalSet};
 
-use super::signals::SignalInfo;
+use super::image::Parked;
+use super::limits::RequestNumber;
+use super::signals::{Delivery, SignalInfo};
 use crate::kvm::Kicker;
 
 /// Sent between threads of the monitor; the guest's own use of it is emulated.
@@ -34,8 +36,23 @@ pub struct ThreadControl {
     pub pending: Mutex<Vec<SignalInfo>>,
     /// Where the thread ID is cleared when the thread ends (`set_tid_address`), or 0.
     pub clear_tid: AtomicU64,
+    /// The request that the thread is in.
+    pub request: RequestNumber,
+    /// Where the thread stands with a host call.
+    phase: AtomicU8,
+    /// A connection that the thread has accepted and the guest does not know of yet, or -1.
+    accepted: AtomicI32,
+    /// Where the thread would go on from, while no image of the process has been taken.
+    pub parked: Mutex<Option<Arc<Parked>>>,
     kicker: Kicker,
 }
+
+/// The guest thread needs the run token for whatever it does next.
+const AT_TOKEN: u8 = 0;
+/// It may be in a host call that was made without the token.
+const IN_HOST: u8 = 1;
+/// Such a call has done something that the guest has not been told.
+const RETURNED: u8 = 2;
 
 thread_local! {
     static CURRENT: Cell<*const ThreadControl> = const { Cell::new(ptr::null()) };
@@ -62,6 +79,10 @@ impl ThreadControl {
             blocked: AtomicU64::new(blocked.0),
             pending: Mutex::new(Vec::new()),
             clear_tid: AtomicU64::new(0),
+            request: RequestNumber::default(),
+            phase: AtomicU8::new(AT_TOKEN),
+            accepted: AtomicI32::new(-1),
+            parked: Mutex::new(None),
             kicker,
         }))
     }
@@ -99,6 +120,46 @@ impl ThreadControl {
     /// Makes the thread look for what to attend to before it enters the guest again.
     pub fn request_attention(&self) {
         self.attention.store(1, Ordering::SeqCst);
+    }
+
+    /// The thread is about to give the run token up for a host call.
+    pub fn enter_host(&self) {
+        self.phase.store(IN_HOST, Ordering::SeqCst);
+    }
+
+    /// The host call is over, with that result.
+    pub fn leave_host(&self, number: i64, result: Result<u64, Errno>) -> Result<u64, Errno> {
+        let phase = match result {
+            Err(Errno::EINTR) => AT_TOKEN,
+            _ => RETURNED,
+        };
+        if let (libc::SYS_accept4, Ok(connection)) = (number, result) {
+            self.accepted.store(connection as i32, Ordering::SeqCst);
+        }
+        self.phase.store(phase, Ordering::SeqCst);
+        result
+    }
+
+    /// The thread has the run token again.
+    pub fn go_on(&self) {
+        self.phase.store(AT_TOKEN, Ordering::SeqCst);
+        self.accepted.store(-1, Ordering::SeqCst);
+    }
+
+    /// Takes a connection of which the guest does not know yet; for the holder of the run token.
+    pub fn take_accepted(&self) -> Option<i32> {
+        let connection = self.accepted.swap(-1, Ordering::SeqCst);
+        (connection >= 0).then_some(connection)
+    }
+
+    /// Whether the thread may be in a host call, seen by the holder of the run token.
+    pub fn is_in_host(&self) -> bool {
+        self.phase.load(Ordering::SeqCst) == IN_HOST
+    }
+
+    /// Whether a host call of the thread has had an effect of which the guest does not know yet.
+    pub fn has_returned(&self) -> bool {
+        self.phase.load(Ordering::SeqCst) == RETURNED
     }
 
     /// Whether something has asked for attention since the last call.
@@ -154,6 +215,11 @@ pub fn arrived() -> SignalSet {
     SignalSet(ARRIVED.load(Ordering::Acquire))
 }
 
+/// Forgets a signal that has come in for the process, since what sent it is undone.
+pub fn drop_arrived(signal: Signal) {
+    ARRIVED.fetch_and(!SignalSet::of(signal).0, Ordering::AcqRel);
+}
+
 /// A signal for the process that comes from the guest itself.
 pub fn post_to_process(info: SignalInfo) {
     arrive(
@@ -207,6 +273,26 @@ pub fn set_host_action(signal: Signal, action: HostAction) -> io::Result<()> {
     match unsafe { libc::sigaction(signal.raw(), &host, ptr::null_mut()) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Stop signals keep the host's default unless the guest handles or ignores them; all others are caught
+/// from the start.
+pub fn mirror(signal: Signal, delivery: Delivery) {
+    if !matches!(
+        signal,
+        Signal::SIGTSTP | Signal::SIGTTIN | Signal::SIGTTOU | Signal::SIGCONT
+    ) {
+        return;
+    }
+    let action = match delivery {
+        Delivery::Handle(_) => HostAction::Catch,
+        Delivery::Stop => HostAction::Default,
+        _ if signal == Signal::SIGCONT => HostAction::Default,
+        _ => HostAction::Ignore,
+    };
+    if let Err(error) = set_host_action(signal, action) {
+        log::error!("cannot set the host's action for {signal:?}: {error}");
     }
 }
 

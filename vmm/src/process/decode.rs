@@ -33,6 +33,13 @@ pub fn inaccessible_operand(registers: &Registers) -> Option<u64> {
         .find(|address| copy::read(*address, &mut [0]).is_err())
 }
 
+/// Whether the instruction at `rip` is `int n`.
+pub fn is_interrupt(rip: u64) -> bool {
+    const INT: u8 = 0xcd;
+    let mut opcode = [0u8];
+    copy::read(rip, &mut opcode).is_ok() && opcode == [INT]
+}
+
 /// The value of a register in an address; segment bases other than FS and GS are zero, and those two are
 /// not used for mapped files.
 fn value(r: &Registers, register: Register) -> Option<u64> {

@@ -5,6 +5,8 @@ use kvm_bindings::kvm_xsave;
 use recovery::{Journal, Origin, SuspendedPages};
 
 use super::effects::{Deferred, Undo};
+use super::files::GivenBack;
+use super::rerun::Committed;
 use super::thread::Thread;
 use super::tracked::{HostMemory, TrackedMemory, mapped_parts};
 use super::withdraw::Waits;
@@ -52,6 +54,10 @@ pub struct Domain {
     pub pages: SuspendedPages,
     /// The futexes that it has waited for.
     pub waits: Waits,
+    /// What it was given, to be given again if it has to run again.
+    pub replay: Option<GivenBack>,
+    /// Its effects are done at once.
+    pub pass_through: bool,
     /// All writable memory at the checkpoint, when audited.
     pub audit: Option<super::recover::Image>,
 }
@@ -96,6 +102,8 @@ pub enum Early {
     External,
     /// The held output has reached its limit.
     HoldLimit,
+    /// It runs again because a deferred write has failed, and defers no more.
+    PassThrough,
     /// It waits, for a lock or longer than its time slice, and others must run.
     Suspended,
     /// There is no room for the shadow of a page that it writes.
@@ -108,6 +116,7 @@ impl Early {
             Early::External => "a call that cannot be undone came before the fault",
             Early::HoldLimit => "its output reached the hold limit before the fault",
             Early::ShadowLimit => "its shadow pages reached their limit before the fault",
+            Early::PassThrough => "its effects were not put off, because a write had failed",
             Early::Suspended => "it was suspended before the fault, so that others could run",
         }
     }
@@ -196,26 +205,37 @@ impl Thread {
             delivered: self.delivered.take(),
             pages: SuspendedPages::default(),
             waits: Waits::default(),
+            replay: None,
+            pass_through: self.pass_through.take_if(|of| *of == origin).is_some(),
             audit,
         });
         Ok(())
     }
 
-    /// Ends the running domain well: its memory becomes the base of the next, its output is sent, its
-    /// deferred actions are done.
-    pub fn commit(&mut self, state: &mut State) {
+    /// Ends the running domain well: its writes to files are done, its memory becomes the base of the next,
+    /// its output is sent, its deferred actions are done.
+    pub fn commit(&mut self, state: &mut State) -> Committed {
         if !self.process.options.protect {
-            return;
+            return Committed::Done;
         }
         let (tracker, mut memory) = state.tracking(&self.process, &mut self.vcpu);
         if !tracker.is_armed() {
             tracker.note_written(&mut memory);
-            return;
+            return Committed::Done;
         }
         self.asked_at = None;
+        if let Err((error, writes)) = self.write_files(state) {
+            return self.run_again(state, error, writes);
+        }
+        if self.continues.is_none() {
+            self.end_limits();
+        }
         let Some(mut domain) = state.domain.take() else {
-            return;
+            return Committed::Done;
         };
+        if domain.delivered.is_some() {
+            self.wakeup = domain.delivered.take();
+        }
         let stats = std::sync::Arc::clone(&self.process.stats);
         let (deferred, undo) = domain.journal.commit();
         let (tracker, mut memory) = state.tracking(&self.process, &mut self.vcpu);
@@ -225,9 +245,12 @@ impl Thread {
         stats.pages.copied.add(done.copied);
         stats.pages.reprotected.add(u64::from(done.reprotected));
         stats.shadow_bytes.raise(tracker.shadow_bytes());
+        stats.image_bytes.raise(tracker.image_bytes());
+        state.drop_lost_image();
         self.note_room(state, !domain.cramped);
         stats.domains.committed.inc();
         self.tell_suspended(state);
+        state.note_heap();
         for effect in deferred {
             self.perform(state, effect);
         }
@@ -236,21 +259,29 @@ impl Thread {
         }
         super::flusher::ensure(&self.process, state);
         state.ladder.progress(self.tid());
+        Committed::Done
     }
 
     /// Commits the running domain although it goes on. What it does from here is a domain of its own that
     /// is charged to the same origin and cannot undo what came before. It begins when the thread returns
     /// to the guest.
-    pub fn commit_early(&mut self, state: &mut State, why: Early) {
+    pub fn commit_early(&mut self, state: &mut State, why: Early) -> Committed {
         let Some(domain) = &state.domain else {
             return self.commit(state);
         };
-        let origin = domain.origin;
-        let input = domain.input.clone();
-        if domain.is_request() {
+        let (origin, request) = (domain.origin, domain.is_request());
+        let (input, pass_through) = (domain.input.clone(), domain.pass_through);
+        if request {
+            self.count_written(state);
+        }
+        if self.commit(state) == Committed::PutBack {
+            return Committed::PutBack;
+        }
+        self.pass_through = pass_through.then_some(origin);
+        if request {
             let counters = &self.process.stats.domains.early_committed;
             match why {
-                Early::External => counters.external.inc(),
+                Early::External | Early::PassThrough => counters.external.inc(),
                 Early::HoldLimit => counters.held_limit.inc(),
                 Early::Suspended => counters.suspended.inc(),
                 Early::ShadowLimit => counters.shadow_limit.inc(),
@@ -261,7 +292,7 @@ impl Thread {
                 reason: why.reason(),
             });
         }
-        self.commit(state);
+        Committed::Done
     }
 
     /// Begins the domain that the thread is in when it enters the guest without one.

@@ -1,6 +1,6 @@
 //! The guest process: what its threads share, and who may touch it when.
 
-mod budget;
+pub mod budget;
 mod cleaner;
 pub mod control;
 mod decode;
@@ -8,8 +8,14 @@ pub mod domain;
 pub mod effects;
 pub mod files;
 mod flusher;
+pub mod heap;
+pub mod image;
+pub mod limits;
+mod overflow;
 pub mod recover;
 pub mod reporter;
+pub mod rerun;
+pub mod restart;
 pub mod restore;
 pub mod signals;
 mod suspend;
@@ -17,6 +23,7 @@ pub mod thread;
 mod touch;
 mod tracked;
 mod turn;
+pub mod watchdog;
 mod withdraw;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -33,7 +40,7 @@ use recovery::stats::Stats;
 
 use crate::inject::Injection;
 use crate::kvm::{EntryPath, Vcpu, Vm};
-use crate::memory::AddressSpace;
+use crate::memory::{AddressSpace, LockedPages};
 use control::ThreadControl;
 use domain::Domain;
 use files::Files;
@@ -54,6 +61,14 @@ pub struct Options {
     pub stats: Option<std::path::PathBuf>,
     /// Pages of a write set that are restored at once; a larger one is hidden.
     pub restore_at_once: usize,
+    /// What a client's request may use.
+    pub limits: limits::Limits,
+    /// Bytes of output that a domain may hold back before it is committed early.
+    pub hold_limit: usize,
+    /// Restart the process in place when nothing lesser helps.
+    pub restart: image::RestartMode,
+    /// Bytes that the image of the process may take; none: a quarter of the machine's memory.
+    pub image_limit: Option<u64>,
     /// A fault to inject.
     pub inject: Option<Injection>,
     /// The options of `vmsrs run` that were given, with absolute paths.
@@ -94,8 +109,14 @@ pub struct State {
     pub dispositions: Dispositions,
     /// Which recovery strategy comes next.
     pub ladder: Ladder,
+    /// The image of the process, to restart it from.
+    pub restart: image::RestartState,
     /// The guest's limit on descriptors: soft and hard.
     pub descriptor_limit: (u64, u64),
+    /// What is known of the heap, if it is verified.
+    pub heap: Option<Box<heap::HeapWatch>>,
+    /// What the guest has locked in memory.
+    pub locked: LockedPages,
 }
 
 /// A guest process.
@@ -116,6 +137,8 @@ pub struct Process {
     pub executable: String,
     /// A page of `/proc/self/mem` of the monitor: reaches guest memory whatever its protection.
     pub own_memory: std::fs::File,
+    /// Finds requests that run for too long.
+    pub watchdog: watchdog::Watchdog,
     state: FairMutex<State>,
     /// TID of the holder of the run token, or 0.
     holder: AtomicI32,
@@ -128,6 +151,8 @@ pub struct Process {
     degraded: AtomicBool,
     /// Whether a thread restores what waits.
     cleaning: AtomicBool,
+    /// Whether threads need not say any more where they would go on from.
+    pub serving: AtomicBool,
 }
 
 /// What a [`Process`] is made from.
@@ -164,6 +189,7 @@ impl Process {
             program: parts.program,
             executable: parts.executable,
             own_memory: parts.own_memory,
+            watchdog: watchdog::Watchdog::default(),
             state: FairMutex::new(parts.state),
             holder: AtomicI32::new(0),
             threads: Mutex::new(BTreeMap::new()),
@@ -172,6 +198,7 @@ impl Process {
             flushing: AtomicBool::new(false),
             degraded: AtomicBool::new(false),
             cleaning: AtomicBool::new(false),
+            serving: AtomicBool::new(false),
         }
     }
 

@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant, SystemTime};
 
-use guest_agentless::{Errno, PageNumber, Signal, Vma};
+use guest_agentless::{Errno, PAGE_SIZE, PageNumber, Signal, Vma};
 use recovery::event::{Access, FaultKind, Outcome};
-use recovery::ladder::{FaultSite, Rung};
+use recovery::ladder::{FaultSite, GiveUpReason, Rung};
 use recovery::tracker::{PageContent, RestoredPage};
 use recovery::{Journal, Origin, stats};
 
@@ -29,11 +29,22 @@ const FPE_INTDIV: i32 = 1;
 const FPE_FLTINV: i32 = 7;
 const ILL_ILLOPN: i32 = 2;
 
+/// What a fault leads to where nothing is recovered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Course {
+    /// Linux sends this signal.
+    Signal(Signal),
+    /// The process exits with this status.
+    Exit(i32),
+    /// The request goes on: it has only used more than it may.
+    GoesOn,
+}
+
 /// Something that would have killed the server.
 #[derive(Debug, Clone, Copy)]
 pub struct Fault {
-    /// The signal that Linux would have sent.
-    pub signal: Signal,
+    /// What it leads to without the monitor.
+    pub course: Course,
     /// What went wrong.
     pub kind: FaultKind,
     /// The faulting address, if the signal has one.
@@ -53,7 +64,7 @@ impl Fault {
             Attempt::Execute => Access::Execute,
         };
         Fault {
-            signal: Signal::SIGSEGV,
+            course: Course::Signal(Signal::SIGSEGV),
             kind: FaultKind::from_signal(libc::SIGSEGV, Some(address), access),
             address: Some(address),
             // SEGV_MAPERR and SEGV_ACCERR.
@@ -65,6 +76,13 @@ impl Fault {
     /// Any other CPU exception at `rip` (SDM volume 3, table 6-1; signals as Linux sends them).
     pub fn from_exception(vector: u8, error_code: u64, rip: u64) -> Fault {
         const SI_KERNEL: i32 = 0x80;
+        const INVALID_OPCODE: u8 = 6;
+        const GENERAL_PROTECTION: u8 = 13;
+        // PVM cannot emulate `int n`, and says that there is no such instruction.
+        let vector = match vector {
+            INVALID_OPCODE if super::decode::is_interrupt(rip) => GENERAL_PROTECTION,
+            other => other,
+        };
         let (signal, code, address) = match vector {
             0 => (Signal::SIGFPE, FPE_INTDIV, Some(rip)),
             1 => (Signal::SIGTRAP, libc::TRAP_TRACE, Some(rip)),
@@ -80,7 +98,7 @@ impl Fault {
             _ => FaultKind::from_signal(signal.raw(), None, Access::Read),
         };
         Fault {
-            signal,
+            course: Course::Signal(signal),
             kind,
             address,
             code,
@@ -92,7 +110,7 @@ impl Fault {
     pub fn host(registers: &Registers) -> Fault {
         let address = super::decode::inaccessible_operand(registers);
         Fault {
-            signal: Signal::SIGBUS,
+            course: Course::Signal(Signal::SIGBUS),
             kind: FaultKind::BusError,
             address,
             code: libc::BUS_ADRERR,
@@ -112,7 +130,7 @@ impl Fault {
             _ => FaultKind::Signal,
         };
         Fault {
-            signal,
+            course: Course::Signal(signal),
             kind,
             address: None,
             code: libc::SI_TKILL,
@@ -129,6 +147,31 @@ impl Fault {
             ..Fault::raised(Signal::SIGABRT)
         }
     }
+
+    /// The request ends the process.
+    pub fn exit(status: i32) -> Fault {
+        Fault::without_signal(FaultKind::Exit, Course::Exit(status))
+    }
+
+    /// The request has used up its time.
+    pub fn timeout() -> Fault {
+        Fault::without_signal(FaultKind::Timeout, Course::GoesOn)
+    }
+
+    /// The request has written more memory than it may.
+    pub fn memory() -> Fault {
+        Fault::without_signal(FaultKind::Memory, Course::GoesOn)
+    }
+
+    fn without_signal(kind: FaultKind, course: Course) -> Fault {
+        Fault {
+            course,
+            kind,
+            address: None,
+            code: 0,
+            trap: (0, 0, 0),
+        }
+    }
 }
 
 impl Thread {
@@ -136,8 +179,12 @@ impl Thread {
     pub fn fault(&mut self, turn: &mut Turn<'_>, fault: Fault) -> Result<Flow, KvmError> {
         let begun = Instant::now();
         let registers = *self.vcpu.registers();
+        if self.continues.is_some() {
+            self.ensure_domain(turn)?;
+        }
         let Some(domain) = &turn.domain else {
             // Not tracked yet, or not protected: as without the monitor.
+            self.process.stats.ladder.give_up.inc();
             self.give_up(
                 turn,
                 fault,
@@ -152,32 +199,47 @@ impl Thread {
             rip: registers.rip,
             origin: origin.kind(),
         };
-        match turn.ladder.next(site, begun) {
-            Rung::GiveUp(reason) => {
-                self.give_up(turn, fault, &registers, reason.to_string());
-                Ok(Flow::Continue)
-            }
-            Rung::Rerun => {
-                self.process.stats.domains.rerun.inc();
-                self.undo_domain(turn, fault, begun)
-            }
-            Rung::Abandon => {
-                self.process.stats.domains.abandoned.inc();
-                self.undo_domain(turn, fault, begun)
-            }
-            Rung::ResetDelivered => {
-                let delivered = turn.domain.as_ref().and_then(|d| d.delivered.clone());
-                let suspects = delivered.map_or(Vec::new(), |d| turn.files.connections(&d));
-                if suspects.is_empty() {
-                    let reason = format!("the fault at {:#x} belongs to no client", registers.rip);
-                    self.give_up(turn, fault, &registers, reason);
-                    return Ok(Flow::Continue);
+        let delivered = domain.delivered.clone().or_else(|| self.wakeup.clone());
+        let obstacle = self.restart_obstacle(turn);
+        let mut suspects = Vec::new();
+        let rung = loop {
+            let rung = turn.ladder.next(site, begun, |rung| match rung {
+                Rung::ResetDelivered => delivered.is_some(),
+                // What has only used too much is let go on rather than everybody thrown out.
+                Rung::Restart => obstacle.is_none() && fault.course != Course::GoesOn,
+                _ => true,
+            });
+            match (&delivered, rung) {
+                (Some(delivered), Rung::ResetDelivered) => {
+                    suspects = turn.files.connections(delivered);
+                    // Otherwise there was nobody to reset.
+                    if !suspects.is_empty() {
+                        break rung;
+                    }
                 }
+                _ => break rung,
+            }
+        };
+        self.process.stats.ladder.count(rung);
+        match rung {
+            Rung::GiveUp(reason) => {
+                let reason =
+                    match obstacle.filter(|_| !matches!(reason, GiveUpReason::Restarts { .. })) {
+                        Some(obstacle) => format!("{reason}; not restarted in place: {obstacle}"),
+                        None => reason.to_string(),
+                    };
+                self.give_up(turn, fault, &registers, reason);
+                return Ok(Flow::Continue);
+            }
+            Rung::Restart => return self.restart(turn, fault, begun),
+            Rung::Rerun => self.process.stats.domains.rerun.inc(),
+            Rung::Abandon => self.process.stats.domains.abandoned.inc(),
+            Rung::ResetDelivered => {
                 self.process.stats.domains.abandoned.inc();
                 self.suspects = suspects;
-                self.undo_domain(turn, fault, begun)
             }
         }
+        self.undo_domain(turn, fault, begun, rung)
     }
 
     /// Undoes the running domain and completes its origin with the error that the server knows how to
@@ -187,15 +249,24 @@ impl Thread {
         state: &mut State,
         fault: Fault,
         begun: Instant,
+        rung: Rung,
     ) -> Result<Flow, KvmError> {
         let Some(mut domain) = state.domain.take() else {
             return Ok(Flow::Continue);
         };
+        let written = (self.written + state.tracker.written_bytes()) / PAGE_SIZE;
+        self.end_limits();
         let mut record = self.describe(state, fault, domain.origin);
+        record.rung = rung.name();
         record.input = std::mem::take(&mut domain.input);
         record.peer = domain.origin.fd().and_then(host::peer_name);
 
         self.undo_failures = 0;
+        // To take a suspended domain's writes out, memory is read around them.
+        let may_hide = domain.pages.is_empty();
+        if !may_hide {
+            self.restore_all(state);
+        }
         let decision = withdraw::decide(state, &domain, self.tid());
         let kept_words = withdraw::kept_words(&domain);
         let mut journal = std::mem::take(&mut domain.journal);
@@ -222,9 +293,9 @@ impl Thread {
                 .dropped_output
                 .extend_from_slice(&output[..output.len().min(room)]);
         }
-        // To take a suspended domain's writes out, memory is read around them.
-        let (undone, waiting) = self.restore_or_hide(state, domain.pages.is_empty());
-        record.pages_written = state.tracker.active_count() as u64 + waiting;
+        let (undone, waiting) = self.restore_or_hide(state, may_hide);
+        // Pages of mappings that the domain has made are gone already.
+        record.pages_written = written.max(state.tracker.active_count() as u64 + waiting);
         record.pages_restored = undone.restored.len() as u64;
         record.written = undone
             .restored
@@ -240,6 +311,7 @@ impl Thread {
         }
         super::cleaner::ensure(&self.process, state);
         self.keep(state, domain.origin, journal, &mut record.kept);
+        state.heap_undone(&domain.pages);
         if let Some(image) = domain.audit.take() {
             self.check_audit(state, &image);
         }
@@ -247,10 +319,9 @@ impl Thread {
         let checkpoint = domain.checkpoint;
         *self.vcpu.registers() = checkpoint.registers;
         self.vcpu.set_extended_state(&checkpoint.extended)?;
-        if (self.vcpu.fs_base(), self.vcpu.gs_base()) != checkpoint.bases {
-            self.vcpu
-                .set_segment_bases(checkpoint.bases.0, checkpoint.bases.1)?;
-        }
+        // Always: the guest may have loaded selectors, and with them bases that nobody was told of.
+        self.vcpu
+            .set_segment_bases(checkpoint.bases.0, checkpoint.bases.1)?;
         self.set_blocked(checkpoint.blocked);
         self.alternate_stack = checkpoint.alternate_stack;
         let error = match domain.origin {
@@ -328,7 +399,7 @@ impl Thread {
     }
 
     /// There is nothing left to try: the fault takes its course as it would without the monitor.
-    fn give_up(
+    pub(super) fn give_up(
         &mut self,
         turn: &mut Turn<'_>,
         fault: Fault,
@@ -353,21 +424,29 @@ impl Thread {
             self.process.reporter.fault(record);
         }
         *self.vcpu.registers() = *registers;
+        let signal = match fault.course {
+            Course::Signal(signal) => signal,
+            Course::Exit(status) => {
+                let _ = self.commit(turn);
+                sys::end::with_status(self, turn, status)
+            }
+            Course::GoesOn => return self.waive_limits(),
+        };
         let info = SignalInfo {
             code: fault.code,
             address: fault.address,
-            ..SignalInfo::from_process(fault.signal, std::process::id() as i32, host::user())
+            ..SignalInfo::from_process(signal, std::process::id() as i32, host::user())
         };
         // A blocked or ignored signal that the CPU raised ends the process, as on Linux.
-        let ignored = turn.dispositions.delivery(fault.signal) == super::signals::Delivery::Ignore;
-        if self.blocked.contains(fault.signal) || ignored {
-            self.commit(turn);
-            sys::end::by_signal(self, turn, fault.signal);
+        let ignored = turn.dispositions.delivery(signal) == super::signals::Delivery::Ignore;
+        if self.blocked.contains(signal) || ignored {
+            let _ = self.commit(turn);
+            sys::end::by_signal(self, turn, signal);
         }
         self.deliver(turn, info, fault.trap);
     }
 
-    fn describe(&mut self, state: &State, fault: Fault, origin: Origin) -> FaultRecord {
+    pub(super) fn describe(&mut self, state: &State, fault: Fault, origin: Origin) -> FaultRecord {
         let registers = *self.vcpu.registers();
         let mut stack = vec![0u8; STACK_KEPT];
         let kept = read_up_to(registers.rsp, &mut stack);
@@ -376,15 +455,20 @@ impl Thread {
             time: SystemTime::now(),
             outcome: Outcome::Recovered,
             reason: None,
-            signal: fault.signal.raw(),
+            signal: match fault.course {
+                Course::Signal(signal) => Some(signal.raw()),
+                Course::Exit(_) | Course::GoesOn => None,
+            },
             kind: fault.kind,
             address: fault.address,
+            detail: self.fault_detail.take(),
             thread: self.tid(),
             thread_name: host::thread_name(),
             registers: named(&registers),
             rip: registers.rip,
             rsp: registers.rsp,
             rbp: registers.rbp,
+            rung: "give-up",
             origin,
             peer: None,
             input: Vec::new(),

@@ -12,6 +12,7 @@ use recovery::suspended::Merge;
 
 use super::State;
 use super::domain::{Domain, Early};
+use super::rerun::Committed;
 use super::thread::Thread;
 use super::withdraw;
 use crate::memory::{Guard, runs};
@@ -33,17 +34,18 @@ impl State {
 
 impl Thread {
     /// The running domain waits, or has used up its time slice: others will run.
-    pub fn suspend(&mut self, state: &mut State) {
+    pub fn suspend(&mut self, state: &mut State) -> Committed {
         let in_request = state.domain.as_ref().is_some_and(Domain::is_request);
         if !in_request {
             return self.commit_early(state, Early::Suspended);
         }
         // Nobody is there to run meanwhile.
         if self.process.threads().len() <= 1 {
-            return;
+            return Committed::Done;
         }
+        self.count_written(state);
         let Some(mut domain) = state.domain.take() else {
-            return;
+            return Committed::Done;
         };
         let mut written = SuspendedPages::default();
         std::mem::swap(&mut written, &mut domain.pages);
@@ -57,6 +59,7 @@ impl Thread {
             state.domain = Some(domain);
             return self.commit_early(state, Early::Suspended);
         }
+        state.note_heap();
         for (page, base, content) in left {
             written.leave(page, &base, &content);
         }
@@ -73,6 +76,7 @@ impl Thread {
         domain.audit = None;
         self.process.stats.domains.suspended.inc();
         state.suspended.insert(tid, domain);
+        Committed::Done
     }
 
     /// The thread has the run token again: goes on with its domain, if it was suspended.
@@ -130,7 +134,7 @@ impl Thread {
             let bytes = page.bytes().get(at..at + 4)?;
             Some(u32::from_ne_bytes(bytes.try_into().ok()?))
         };
-        let waits = &domain.waits;
+        let (waits, wait_words) = (&domain.waits, &state.wait_words);
         domain.pages.resume(
             |page, into| match content.get(&page) {
                 Some(now) => {
@@ -140,13 +144,18 @@ impl Thread {
                 None => false,
             },
             |address, left, now| {
-                let rwlock = sync::rwlock_around(&word, address);
                 // Its count of readers, at its start, is a number.
-                let is_lock = waits.has_lock(address)
-                    || sync::is_held_mutex(&word, address)
-                    || rwlock.is_some_and(|lock| lock != address);
-                if is_lock {
+                let rwlock = sync::rwlock_around(&word, address).filter(|lock| *lock != address);
+                let is_known = |lock| {
+                    sync::rwlock_words(lock)
+                        .iter()
+                        .any(|word| wait_words.contains(word))
+                };
+                let is_mutex = waits.has_lock(address) || sync::is_held_mutex(&word, address);
+                if is_mutex || rwlock.is_some_and(is_known) {
                     Merge::Keep
+                } else if rwlock.is_some() {
+                    Merge::Doubt
                 } else if is_address(left) || is_address(now) {
                     Merge::Entangle
                 } else {

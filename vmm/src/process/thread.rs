@@ -6,11 +6,13 @@ use std::time::Duration;
 
 use guest_agentless::{Errno, GuestRange, GuestVa, Signal, SignalSet};
 use recovery::Origin;
+use recovery::event::FaultKind;
 
 use super::control::{self, KICK_SIGNAL, ThreadControl};
 use super::domain::{Continuation, Domain};
+use super::overflow::is_stack_overflow;
 use super::recover::Fault;
-use super::signals::{self, AlternateStack, Delivery, Interrupted, SignalInfo};
+use super::signals::{self, Action, AlternateStack, Delivery, Interrupted, SignalInfo};
 use super::{Process, State, Turn};
 use crate::kvm::{Exit, KvmError, Vcpu};
 use crate::memory::{Attempt, Resolution};
@@ -55,6 +57,8 @@ pub struct Thread {
     pub continues: Option<Continuation>,
     /// Connections that the fault being recovered from may belong to.
     pub suspects: Vec<i32>,
+    /// What more is known of the fault being recovered from.
+    pub fault_detail: Option<String>,
     /// Inverses that could not be done in the current abandon.
     pub undo_failures: u32,
     /// Bytes on the way between host and guest.
@@ -63,9 +67,19 @@ pub struct Thread {
     pub restart: Option<u64>,
     /// CPU time of the thread when it was first asked to yield in this domain.
     pub asked_at: Option<Duration>,
+    /// The next domain of this origin does not put off its effects.
+    pub pass_through: Option<Origin>,
     /// Signals wait for the end of the request.
-    signals_postponed: bool,
-    last_fault: (u64, u32),
+    pub(super) signals_postponed: bool,
+    /// The running request may write as much as it wants: nothing can be done about it.
+    pub memory_waived: bool,
+    /// Bytes that the running request had written when it was suspended or committed early.
+    pub written: u64,
+    pub(super) last_fault: (u64, u32),
+    /// What the last wake-up was about.
+    pub wakeup: Option<super::domain::Delivered>,
+    /// Which life of the process the thread is in (see [`super::restart`]).
+    pub epoch: u64,
 }
 
 impl Thread {
@@ -83,12 +97,18 @@ impl Thread {
             delivered: None,
             continues: None,
             suspects: Vec::new(),
+            fault_detail: None,
             undo_failures: 0,
             bounce: vec![0; sys::BOUNCE],
             restart: None,
             asked_at: None,
+            pass_through: None,
             signals_postponed: false,
+            memory_waived: false,
+            written: 0,
             last_fault: (0, 0),
+            wakeup: None,
+            epoch: 0,
         }
     }
 
@@ -103,6 +123,7 @@ impl Thread {
         self.control.adopt();
         let tid = self.tid();
         self.process.threads().insert(tid, self.control);
+        self.park(false);
         started(tid);
         let process = Arc::clone(&self.process);
         let mut turn = Turn::take(&process, tid);
@@ -123,6 +144,12 @@ impl Thread {
     fn step(&mut self, turn: &mut Turn<'_>) -> Result<Flow, KvmError> {
         if self.control.take_attention() {
             self.attend(turn);
+            if let Some(fault) = self.past_limit(turn, false) {
+                return self.fault(turn, fault);
+            }
+        }
+        if self.is_outdated(turn) {
+            return self.rejoin(turn);
         }
         if self.signals_postponed && turn.domain.is_none() {
             self.deliver_signals(turn);
@@ -160,7 +187,10 @@ impl Thread {
                 stats.exits.dirty_ring_full.inc();
                 let (tracker, mut memory) = turn.tracking(&self.process, &mut self.vcpu);
                 tracker.make_room(&mut memory);
-                Ok(Flow::Continue)
+                match self.past_limit(turn, false) {
+                    Some(fault) => self.fault(turn, fault),
+                    None => Ok(Flow::Continue),
+                }
             }
             Exit::HostFault => {
                 stats.exits.other.inc();
@@ -202,7 +232,14 @@ impl Thread {
             Resolution::NotMapped | Resolution::Forbidden => false,
         };
         if !resolved {
-            return self.fault(turn, Fault::page(attempt, address, resolution, error_code));
+            let mut fault = Fault::page(attempt, address, resolution, error_code);
+            if is_stack_overflow(turn, self.vcpu.registers(), address) {
+                fault.kind = FaultKind::StackOverflow;
+            }
+            return self.fault(turn, fault);
+        }
+        if let Some(fault) = self.past_limit(turn, true) {
+            return self.fault(turn, fault);
         }
         // The tables allow the access now. If the CPU still refuses it, again and again, it never will.
         self.last_fault = match self.last_fault {
@@ -224,7 +261,9 @@ impl Thread {
         if self.control.yield_requested.swap(false, Ordering::AcqRel) {
             self.give_way(turn);
         }
-        self.deliver_signals(turn);
+        if !self.is_outdated(turn) {
+            self.deliver_signals(turn);
+        }
     }
 
     fn give_way(&mut self, turn: &mut Turn<'_>) {
@@ -235,7 +274,9 @@ impl Thread {
             return;
         }
         self.asked_at = None;
-        self.suspend(turn);
+        // Put back or not, it goes on where its registers say.
+        let _ = self.suspend(turn);
+        self.park(false);
         turn.released(|| ());
         self.resume(turn);
     }
@@ -291,7 +332,7 @@ impl Thread {
         let action = match turn.dispositions.delivery(info.signal) {
             Delivery::Ignore => return,
             Delivery::End => {
-                self.commit(turn);
+                let _ = self.commit(turn);
                 sys::end::by_signal(self, turn, info.signal)
             }
             Delivery::Stop => {
@@ -301,7 +342,19 @@ impl Thread {
             }
             Delivery::Handle(action) => action,
         };
-        self.commit(turn);
+        // A domain that is put back meets the handler at its checkpoint.
+        let _ = self.commit(turn);
+        self.run_handler(turn, info, action, trap);
+    }
+
+    /// Sets the registers to the handler `action` for the signal, on a frame of its own.
+    pub fn run_handler(
+        &mut self,
+        turn: &mut Turn<'_>,
+        info: SignalInfo,
+        action: Action,
+        trap: (u64, u64, u64),
+    ) {
         turn.dispositions.delivered(info.signal);
         let restarts = action.flags & libc::SA_RESTART as u64 != 0;
         if let Some(number) = self.restart.take().filter(|_| restarts) {

@@ -7,7 +7,7 @@ use guest_agentless::{Backing, GuestRange, PageNumber};
 use recovery::tracker::{Machine, Memory, PageContent};
 
 use crate::kvm::{Vcpu, Vm};
-use crate::memory::{AddressSpace, copy};
+use crate::memory::{AddressSpace, copy, is_zero_based};
 
 /// Guest memory, from whoever holds the run token.
 pub struct HostMemory<'a> {
@@ -35,7 +35,9 @@ impl Memory for HostMemory<'_> {
     }
 
     fn give_back(&mut self, range: GuestRange) -> bool {
-        self.space.discard(range).is_ok()
+        // What is still to be unmapped has no mapping in the model any more.
+        let private = self.space.vmas().overlapping(range).all(is_zero_based);
+        private && self.space.discard(range).is_ok()
     }
 }
 

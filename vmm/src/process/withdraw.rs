@@ -176,7 +176,7 @@ pub fn decide(state: &State, domain: &Domain, tid: i32) -> Decision {
     if domain.cramped {
         return Decision {
             withdrawal: Withdrawal::Entangled,
-            held: held_locks(&domain.pages, tid),
+            held: held_locks(state, &domain.pages, tid),
         };
     }
     if shared == 0 {
@@ -185,7 +185,7 @@ pub fn decide(state: &State, domain: &Domain, tid: i32) -> Decision {
             held: Vec::new(),
         };
     }
-    let held = held_locks(&domain.pages, tid);
+    let held = held_locks(state, &domain.pages, tid);
     let inverses = domain.journal.inverses();
     let others_use = |inverse: &Undo| match inverse {
         // Others use memory of a mapping that would go.
@@ -216,7 +216,7 @@ pub fn decide(state: &State, domain: &Domain, tid: i32) -> Decision {
 }
 
 /// The locks that the domain has taken, and held when it was suspended last.
-fn held_locks(pages: &SuspendedPages, tid: i32) -> Vec<HeldLock> {
+fn held_locks(state: &State, pages: &SuspendedPages, tid: i32) -> Vec<HeldLock> {
     let view = |of: &dyn Fn(PageNumber) -> Option<u32>, address: u64| {
         of(GuestVa(address).page()).or_else(|| memory().word(address))
     };
@@ -227,6 +227,7 @@ fn held_locks(pages: &SuspendedPages, tid: i32) -> Vec<HeldLock> {
         )
     };
     let now = |address: u64| view(&|page| Some(word_of(pages.left(page)?, address)), address);
+    let is_futex = |address: u64| state.wait_words.contains(&address);
     let mut held = Vec::new();
     for (page, without) in pages.iter() {
         let Some(left) = pages.left(page) else {
@@ -235,7 +236,7 @@ fn held_locks(pages: &SuspendedPages, tid: i32) -> Vec<HeldLock> {
         let start = page.address().0;
         for address in (start..start + PAGE_SIZE).step_by(4) {
             if word_of(left, address) != word_of(without, address) {
-                held.extend(sync::held_at(&before, &now, address, tid as u32));
+                held.extend(sync::held_at(&before, &now, &is_futex, address, tid as u32));
             }
         }
     }

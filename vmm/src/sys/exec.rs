@@ -44,7 +44,7 @@ fn execve(call: &mut Call) -> Result<u64, Errno> {
         error.errno()
     })?;
 
-    call.commit_early(Early::External);
+    call.commit_early(Early::External)?;
     for fd in call.state.files.waiting() {
         call.state.files.flush(fd);
     }

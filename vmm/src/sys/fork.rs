@@ -58,11 +58,13 @@ pub fn clone_process(call: &mut Call) -> Result<u64, Errno> {
     if flags & !(CARRIED as u64) != 0 || flags & 0xff != libc::SIGCHLD as u64 {
         return Err(Errno::EINVAL);
     }
-    call.commit_early(Early::External);
+    call.commit_early(Early::External)?;
     // The child has a copy of everything.
     for window in window::windows() {
         call.thread.touch(call.state, window);
     }
+    // It may write files, and a restarted parent would not know of it.
+    call.state.restart.files_changed = true;
     let (registers, fs) = call.child_registers(flags, stack, tls);
     let extended = call
         .thread
@@ -135,16 +137,20 @@ fn become_child(call: &mut Call, start: Start) -> Result<Thread, KvmError> {
         .and_then(|file| reserved_fd(file.into()))
         .map_err(|e| KvmError::Ioctl("opening /proc/self/mem", e))?;
     let state: &mut State = call.state;
+    state.files.forget_image();
     let state = State {
         space: state.space.take_over(&vm)?,
         tracker: Tracker::new(),
-        files: std::mem::take(&mut state.files),
+        files: std::mem::take(&mut state.files).for_child(),
         domain: None,
         suspended: Default::default(),
         wait_words: Default::default(),
         dispositions: std::mem::take(&mut state.dispositions),
         ladder: Ladder::default(),
+        restart: Default::default(),
         descriptor_limit: state.descriptor_limit,
+        heap: None,
+        locked: crate::memory::LockedPages::default(),
     };
     let options = Options {
         is_child: true,

@@ -20,6 +20,9 @@ pub fn handler(number: i64) -> Option<Handler> {
 
 fn futex(call: &mut Call) -> Result<u64, Errno> {
     let [word, operation, value, fourth, word2, value3] = call.args;
+    if !word.is_multiple_of(4) {
+        return Err(Errno::EINVAL);
+    }
     window::checked(word, 4).ok_or(Errno::EFAULT)?;
     let command = operation as i32 & !(libc::FUTEX_PRIVATE_FLAG | libc::FUTEX_CLOCK_REALTIME);
     let mut args = [word, operation, value, fourth, 0, value3];
@@ -42,7 +45,7 @@ fn futex(call: &mut Call) -> Result<u64, Errno> {
             return host_futex(args);
         }
         libc::FUTEX_UNLOCK_PI | libc::FUTEX_TRYLOCK_PI => {
-            call.commit_early(Early::External);
+            call.commit_early(Early::External)?;
             let range = window::checked(word, 4).ok_or(Errno::EFAULT)?;
             call.thread.mark_written(call.state, range);
             return host_futex(args);
@@ -50,15 +53,16 @@ fn futex(call: &mut Call) -> Result<u64, Errno> {
         // FUTEX_LOCK_PI writes the word while others run; see docs/syscalls.md.
         _ => return Err(Errno::ENOSYS),
     }
-    // Without giving up the token if there is nothing to wait for.
-    if current(call, word)? != value as u32 {
-        return Err(Errno::EAGAIN);
-    }
     let timeout: [u8; 16];
     if fourth != 0 {
         timeout = call.read(fourth)?;
         args[3] = timeout.as_ptr() as u64;
-    } else if call.waits_for_own_effect(word) {
+    }
+    // Without giving up the token if there is nothing to wait for.
+    if current(call, word)? != value as u32 {
+        return Err(Errno::EAGAIN);
+    }
+    if fourth == 0 && call.waits_for_own_effect(word) {
         return call.fault(Fault::crash_path());
     }
     let plain = command == libc::FUTEX_WAIT;

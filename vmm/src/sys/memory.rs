@@ -27,7 +27,7 @@ pub fn handler(number: i64) -> Option<Handler> {
         libc::SYS_mremap => mremap,
         libc::SYS_madvise => madvise,
         libc::SYS_brk => brk,
-        libc::SYS_mlock | libc::SYS_mlock2 | libc::SYS_munlock | libc::SYS_msync => pass_range,
+        libc::SYS_mlock | libc::SYS_mlock2 | libc::SYS_munlock => lock_pages,
         _ => return None,
     })
 }
@@ -67,6 +67,11 @@ impl Call<'_, '_> {
         if self.state.space.vmas().overlapping(range).next().is_none() {
             return Ok(());
         }
+        self.unlock_pages(range);
+        if self.has_sync_of(range) {
+            // It cannot be done any more when the mapping is gone.
+            self.commit_early(Early::External)?;
+        }
         if self.in_domain() {
             // While the mapping is there: what its pages were before their first write depends on it.
             let (tracker, mut memory) = self
@@ -88,7 +93,7 @@ impl Call<'_, '_> {
                 .tracking(&self.thread.process, &mut self.thread.vcpu);
             tracker.put_back(&mut memory, saved);
             // What the host cannot move (it is in several pieces there) cannot be undone.
-            self.commit_early(Early::External);
+            self.commit_early(Early::External)?;
         }
         self.forget(range);
         self.state.space.unmap(range)
@@ -154,6 +159,8 @@ fn mmap(call: &mut Call) -> Result<u64, Errno> {
                 return Err(Errno::EINVAL);
             }
             call.check_descriptor(fd as i32)?;
+            // A mapping shows what has been written.
+            call.settle_writes(fd as i32)?;
             Backing::File(file_backing(fd as i32, offset)?)
         }
     };
@@ -162,7 +169,12 @@ fn mmap(call: &mut Call) -> Result<u64, Errno> {
     }
     // SAFETY: only borrowed for the duration of the mapping; a descriptor that is not open is EBADF there.
     let file = (!anonymous).then(|| (unsafe { BorrowedFd::borrow_raw(fd as i32) }, offset));
-    let extra = flags & (libc::MAP_NORESERVE | libc::MAP_POPULATE | libc::MAP_STACK) & MAP_KNOWN;
+    let mut extra =
+        flags & (libc::MAP_NORESERVE | libc::MAP_POPULATE | libc::MAP_STACK) & MAP_KNOWN;
+    if call.in_request() {
+        // Pages that nobody writes are not counted, and a request's memory is limited.
+        extra &= !libc::MAP_POPULATE;
+    }
     call.map_new(
         Vma {
             range,
@@ -217,14 +229,48 @@ fn mprotect(call: &mut Call) -> Result<u64, Errno> {
     Ok(0)
 }
 
-/// Calls on a range whose pages the host may look at. The monitor's own are not there.
-fn pass_range(call: &mut Call) -> Result<u64, Errno> {
-    let start = call.args[0] & !(PAGE_SIZE - 1);
-    let end = call.args[0].checked_add(call.args[1]);
-    let len = end.ok_or(Errno::EINVAL)? - start;
-    let range = window::checked(start, len).ok_or(Errno::ENOMEM)?;
+fn lock_pages(call: &mut Call) -> Result<u64, Errno> {
+    let [address, len, ..] = call.args;
+    let start = address & !(PAGE_SIZE - 1);
+    let len = len.checked_add(address - start).ok_or(Errno::ENOMEM)?;
+    if len == 0 {
+        return Ok(0);
+    }
+    let range = page_range(start, len)?;
     call.thread.touch(call.state, range);
-    call.pass_by_class()
+    let before = call.state.locked.within(range);
+    let result = call.pass();
+    // A call that fails in the middle has done the first part.
+    match i64::from(call.row.number) {
+        libc::SYS_munlock => call.state.locked.remove(range),
+        _ => call.state.locked.insert(range),
+    }
+    call.compensate(Undo::Locked { range, before });
+    result
+}
+
+impl Call<'_, '_> {
+    /// Whether an `msync` of part of `range` waits for the commit.
+    fn has_sync_of(&self, range: GuestRange) -> bool {
+        let overlaps = |effect: &Deferred| match effect {
+            Deferred::Sync(call) if call.number() == libc::SYS_msync => {
+                let [start, len, ..] = call.args();
+                start < range.end() && range.start() < start.saturating_add(len)
+            }
+            _ => false,
+        };
+        let mut domains = self.state.domain.iter();
+        domains.any(|domain| domain.journal.deferred().iter().any(overlaps))
+    }
+
+    /// What is unmapped is not locked any more, until it is put back.
+    fn unlock_pages(&mut self, range: GuestRange) {
+        let before = self.state.locked.within(range);
+        if !before.is_empty() {
+            self.state.locked.remove(range);
+            self.compensate(Undo::Locked { range, before });
+        }
+    }
 }
 
 fn brk(call: &mut Call) -> Result<u64, Errno> {
@@ -418,7 +464,7 @@ fn discard(call: &mut Call, range: GuestRange) -> Result<u64, Errno> {
         call.defer(Deferred::Discard { range });
         return Ok(0);
     }
-    call.commit_early(Early::External);
+    call.commit_early(Early::External)?;
     call.thread.mark_written(call.state, range);
     call.state.space.discard(range)?;
     Ok(0)
@@ -435,7 +481,7 @@ impl Thread {
                 && content.bytes() == PageContent::zero().bytes();
             if still_zero && state.space.discard(one).is_ok() {
                 let (tracker, mut memory) = state.tracking(&self.process, &mut self.vcpu);
-                tracker.forget(&mut memory, one);
+                tracker.forget_content(&mut memory, one);
             }
         }
     }

@@ -4,20 +4,29 @@
 //! handler. Calls without one are passed through as the table describes them. Handlers return a result; one
 //! function turns it into RAX.
 
+mod attribute;
 pub mod end;
 mod event;
+mod event_read;
 mod exec;
 mod file;
+mod foretell;
 mod fork;
 mod futex;
 mod io;
+mod lock;
 mod memory;
+mod message;
 mod net;
 mod own_files;
 mod process;
 mod signal;
 mod thread;
+mod timer;
+mod transfer;
+mod verify;
 mod wait;
+mod watch;
 
 use guest_agentless::syscall::{self, ArgKind, Effect, Size, Support, Syscall};
 use guest_agentless::{Errno, GuestRange, Signal, to_rax};
@@ -29,14 +38,13 @@ use crate::kvm::KvmError;
 use crate::memory::{copy, first_reserved, window};
 use crate::process::Turn;
 use crate::process::domain::{Domain, Early};
-use crate::process::effects::{Deferred, Undo};
+use crate::process::effects::{Deferred, HostCall, Undo};
+use crate::process::rerun::Committed;
 use crate::process::signals::SignalInfo;
 use crate::process::thread::{Flow, Thread};
 
 /// Bytes that one read or receive moves at most: a short count is what servers expect of sockets.
 pub const BOUNCE: usize = 64 << 10;
-/// Bytes of output that a domain may hold back before it is committed early.
-const HOLD_LIMIT: usize = 4 << 20;
 /// Elements of an `iovec` array, as in Linux (`UIO_MAXIOV`).
 const IOV_MAX: u64 = 1024;
 
@@ -80,15 +88,20 @@ pub fn serve(thread: &mut Thread, state: &mut Turn<'_>) -> Result<Flow, KvmError
         args,
         done: None,
     };
-    let result = match call.check_descriptors() {
+    let result = match call.check_descriptors().and_then(|()| call.verify_heap()) {
         Ok(()) => call.handle(),
         Err(error) => Err(error),
     };
+    call.heap_unverified();
     log::trace!("{} = {result:?}", syscall::fmt_call(row, args));
-    if result == Err(Errno::EPIPE) && call.raises_sigpipe() {
+    if result == Err(Errno::EPIPE) && call.raises_sigpipe() && !call.is_outdated() {
         let info =
             SignalInfo::from_thread(Signal::SIGPIPE, std::process::id() as i32, host::user());
         call.thread.control.send(info);
+    }
+    if call.is_outdated() {
+        // The process was restarted while the call waited: the thread goes on elsewhere.
+        return Ok(Flow::Continue);
     }
     match call.done.take() {
         Some(flow) => flow,
@@ -104,7 +117,7 @@ fn strike(thread: &mut Thread, domain: &Domain) -> bool {
     let Some(injection) = &thread.process.options.inject else {
         return false;
     };
-    let strikes = injection.strikes(&domain.input, domain.calls);
+    let strikes = injection.strikes(domain.origin.kind(), &domain.input, domain.calls);
     if strikes {
         let registers = thread.vcpu.registers();
         registers.rax = to_rax(Err(Errno::ENOSYS));
@@ -143,6 +156,12 @@ impl Call<'_, '_> {
             .or_else(|| signal::handler(number))
             .or_else(|| thread::handler(number))
             .or_else(|| futex::handler(number))
+            .or_else(|| attribute::handler(number))
+            .or_else(|| timer::handler(number))
+            .or_else(|| lock::handler(number))
+            .or_else(|| watch::handler(number))
+            .or_else(|| transfer::handler(number))
+            .or_else(|| message::handler(number))
             .or_else(|| file::handler(number))
             .or_else(|| net::handler(number))
             .or_else(|| event::handler(number))
@@ -188,6 +207,11 @@ impl Call<'_, '_> {
         self.state.domain.is_some()
     }
 
+    /// Whether the running domain does its effects at once.
+    fn in_pass_through(&self) -> bool {
+        self.state.domain.as_ref().is_some_and(|d| d.pass_through)
+    }
+
     /// Whether the running domain is charged to a client.
     fn in_request(&self) -> bool {
         self.state.domain.as_ref().is_some_and(Domain::is_request)
@@ -197,13 +221,44 @@ impl Call<'_, '_> {
     fn pass_by_class(&mut self) -> Result<u64, Errno> {
         match self.row.effect {
             Effect::Pure => {}
-            _ => self.commit_early(Early::External),
+            _ => self.commit_early(Early::External)?,
         }
         self.pass()
     }
 
+    /// Takes note of a call that changes files: a restart in place would not undo it.
+    fn note_file_change(&mut self) {
+        const CHANGES: [i64; 21] = [
+            libc::SYS_pwritev,
+            libc::SYS_pwritev2,
+            libc::SYS_ftruncate,
+            libc::SYS_truncate,
+            libc::SYS_fallocate,
+            libc::SYS_copy_file_range,
+            libc::SYS_splice,
+            libc::SYS_sendfile,
+            libc::SYS_rename,
+            libc::SYS_renameat,
+            libc::SYS_renameat2,
+            libc::SYS_unlink,
+            libc::SYS_unlinkat,
+            libc::SYS_link,
+            libc::SYS_linkat,
+            libc::SYS_symlink,
+            libc::SYS_symlinkat,
+            libc::SYS_mkdir,
+            libc::SYS_mkdirat,
+            libc::SYS_rmdir,
+            libc::SYS_creat,
+        ];
+        if CHANGES.contains(&i64::from(self.row.number)) {
+            self.state.restart.files_changed = true;
+        }
+    }
+
     /// Passes the call to the host as it is, with checked pointers and marked pages.
     fn pass(&mut self) -> Result<u64, Errno> {
+        self.note_file_change();
         let args = self.checked_args()?;
         // SAFETY: every pointer argument lies in a guest window with its whole extent, or is a vector of
         // the monitor whose elements do.
@@ -361,6 +416,9 @@ impl Call<'_, '_> {
         if bytes.is_empty() {
             return Ok(());
         }
+        if self.is_outdated() {
+            return Err(Errno::EINTR);
+        }
         let range = window::checked(address, bytes.len() as u64).ok_or(Errno::EFAULT)?;
         self.thread.mark_written(self.state, range);
         copy::write(address, bytes).map_err(|_| Errno::EFAULT)
@@ -379,14 +437,27 @@ impl Call<'_, '_> {
         Ok(())
     }
 
-    /// Ends the running domain well.
-    fn commit(&mut self) {
-        self.thread.commit(self.state);
+    /// Ends the running domain well. An error means that the domain runs again instead, and that this call
+    /// does not take place.
+    fn commit(&mut self) -> Result<(), Errno> {
+        let committed = self.thread.commit(self.state);
+        self.unless_put_back(committed)
     }
 
-    /// Commits what the running domain has done so far.
-    fn commit_early(&mut self, why: Early) {
-        self.thread.commit_early(self.state, why);
+    /// Commits what the running domain has done so far. An error is as for `commit`.
+    fn commit_early(&mut self, why: Early) -> Result<(), Errno> {
+        let committed = self.thread.commit_early(self.state, why);
+        self.unless_put_back(committed)
+    }
+
+    fn unless_put_back(&mut self, committed: Committed) -> Result<(), Errno> {
+        match committed {
+            Committed::Done => Ok(()),
+            Committed::PutBack => {
+                self.done = Some(Ok(Flow::Continue));
+                Err(Errno::EINTR)
+            }
+        }
     }
 
     /// Begins a domain at this call, which is completed again with an error if the domain is abandoned.
@@ -395,8 +466,12 @@ impl Call<'_, '_> {
         if !self.protected() {
             return Ok(());
         }
-        self.thread.arm(self.state);
+        self.thread.begin_serving(self.state);
+        if self.is_outdated() {
+            return Err(Errno::EINTR);
+        }
         self.thread.continues = None;
+        self.thread.begin_limits();
         self.thread.begin(self.state, origin).map_err(|error| {
             log::error!("{error}");
             Errno::ENOMEM
@@ -409,6 +484,11 @@ impl Call<'_, '_> {
             Some(domain) => domain.journal.defer(effect),
             None => self.thread.perform(self.state, effect),
         }
+    }
+
+    /// Notes that another call undoes what has just been done.
+    fn compensate_by(&mut self, call: HostCall, what: &'static str) {
+        self.compensate(Undo::Call { call, what });
     }
 
     /// Notes how to undo what has just been done.
