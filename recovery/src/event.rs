@@ -89,6 +89,23 @@ pub enum Event {
         /// Why.
         reason: String,
     },
+    /// There is no room for the shadow pages of a request: what it had done so far can no longer be undone.
+    /// Told once, until [`Event::ProtectionRestored`].
+    ProtectionDegraded {
+        /// Why.
+        reason: String,
+        /// Bytes of shadow pages.
+        shadow_bytes: u64,
+        /// What they may be.
+        limit: u64,
+    },
+    /// Requests can be undone as a whole again.
+    ProtectionRestored {
+        /// Bytes of shadow pages.
+        shadow_bytes: u64,
+        /// What they may be.
+        limit: u64,
+    },
     /// The process was given back the state that it had when it began to serve. What has happened since is
     /// lost; the fault has an event of its own.
     Restarted {

@@ -18,7 +18,8 @@ use serde::{Deserialize, Serialize};
 pub use self::excerpt::{EXCERPT_LIMIT, Excerpt};
 pub use self::id::ReportId;
 pub use self::store::{
-    DEFAULT_KEEP, LoadError, OpenError, ReportArchive, ReportStore, SaveError, default_dir,
+    DEFAULT_AGE, DEFAULT_BYTES, DEFAULT_KEEP, LoadError, OpenError, ReportArchive, ReportStore,
+    SaveError, default_dir,
 };
 pub use self::tally::Tally;
 use crate::event::{Event, Fault, FaultKind, Hex, Outcome, rfc3339, signal_name};

@@ -20,7 +20,9 @@
 //! | `held` | `bytes_sent`, `bytes_dropped` |
 //! | `deferred` | `done`, `forgotten` |
 //! | `recovery_pause_us` | `count`, `min`, `median`, `max`; the last three `null` when `count` is 0 |
+//! | `restoration` | `postponed`, `waiting`, `waiting_peak`, `on_touch`, `by_cleaner`, `given_back`, `lost`: see [`RestorationCounters`] |
 //! | `shadow_bytes_peak` | the most memory that shadow pages ever took |
+//! | `shadow_evicted` | shadow pages that were evicted to stay within the limit |
 //! | `run_token_waits` | how often a thread had to wait for the run token |
 //! | `verify_heap` | see [`HeapCounters`] |
 //! | `offenders` | with `--learn`: inputs `refused` |
@@ -38,7 +40,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::{Value, json};
 
-pub use self::counter::{CallCounters, Counter, Peak};
+pub use self::counter::{CallCounters, Counter, Level, Peak};
 pub use self::histogram::{Histogram, Summary};
 use crate::event::rfc3339;
 use crate::ladder::Rung;
@@ -70,6 +72,8 @@ counter::counters! {
         held_limit,
         /// It waited for a lock, or longer than its time slice, and others had to run.
         suspended,
+        /// There was no room for its shadow pages.
+        shadow_limit,
     }
 }
 
@@ -154,6 +158,23 @@ counter::counters! {
     }
 }
 
+/// Large write sets that are restored bit by bit.
+#[derive(Debug, Default)]
+pub struct RestorationCounters {
+    /// Abandoned requests whose write set was hidden instead of restored at once.
+    pub postponed: Counter,
+    /// Pages that wait now, and the most that ever did.
+    pub waiting: Level,
+    /// Pages restored because somebody touched their region.
+    pub on_touch: Counter,
+    /// Pages restored by the cleaner.
+    pub by_cleaner: Counter,
+    /// Pages whose memory was given back to the host, among both.
+    pub given_back: Counter,
+    /// Pages that could not be restored.
+    pub lost: Counter,
+}
+
 counter::counters! {
     /// Inputs that have crashed the server before.
     OffenderCounters {
@@ -216,6 +237,8 @@ pub struct Stats {
     pub image_bytes: Peak,
     /// Pages.
     pub pages: PageCounters,
+    /// Large write sets.
+    pub restoration: RestorationCounters,
     /// Held output.
     pub held: HeldCounters,
     /// Deferred actions.
@@ -224,6 +247,8 @@ pub struct Stats {
     pub recovery_pause_us: Histogram,
     /// Memory taken by shadow pages, in bytes.
     pub shadow_bytes: Peak,
+    /// Shadow pages that were evicted: the pages are trapped again.
+    pub shadow_evicted: Peak,
     /// Times a thread had to wait for the run token.
     pub run_token_waits: Counter,
     /// Checks of the heap.
@@ -257,10 +282,12 @@ impl Stats {
             restart_pause_us: Histogram::default(),
             image_bytes: Peak::default(),
             pages: PageCounters::default(),
+            restoration: RestorationCounters::default(),
             held: HeldCounters::default(),
             deferred: DeferredCounters::default(),
             recovery_pause_us: Histogram::default(),
             shadow_bytes: Peak::default(),
+            shadow_evicted: Peak::default(),
             run_token_waits: Counter::default(),
             verify_heap: HeapCounters::default(),
             audit: AuditCounters::default(),
@@ -300,10 +327,20 @@ impl Stats {
                 "image_bytes_peak": self.image_bytes.get(),
             },
             "pages": self.pages.to_json(),
+            "restoration": {
+                "postponed": self.restoration.postponed.get(),
+                "waiting": self.restoration.waiting.get(),
+                "waiting_peak": self.restoration.waiting.peak(),
+                "on_touch": self.restoration.on_touch.get(),
+                "by_cleaner": self.restoration.by_cleaner.get(),
+                "given_back": self.restoration.given_back.get(),
+                "lost": self.restoration.lost.get(),
+            },
             "held": self.held.to_json(),
             "deferred": self.deferred.to_json(),
             "recovery_pause_us": summary(&self.recovery_pause_us),
             "shadow_bytes_peak": self.shadow_bytes.get(),
+            "shadow_evicted": self.shadow_evicted.get(),
             "run_token_waits": self.run_token_waits.get(),
             "verify_heap": self.verify_heap.to_json(),
             "audit": self.audit.to_json(),
@@ -399,8 +436,10 @@ mod tests {
             "pid",
             "recovery_pause_us",
             "restart",
+            "restoration",
             "run_token_waits",
             "shadow_bytes_peak",
+            "shadow_evicted",
             "start_time",
             "startup_us",
             "syscalls",

@@ -26,6 +26,13 @@ pub fn errno_of(error: &io::Error) -> Errno {
     Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO))
 }
 
+/// Large blocks of the monitor's own memory are mappings of their own, so that they go back to the host when
+/// they are freed. By default the allocator gives that up after the first one.
+pub fn fix_mmap_threshold() {
+    // SAFETY: sets a parameter of the allocator; no memory is involved.
+    unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, 256 << 10) };
+}
+
 /// A raw system call.
 ///
 /// # Safety

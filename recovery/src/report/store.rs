@@ -10,12 +10,19 @@ use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use super::retention::Retention;
 use super::{FaultReport, ReportId, Tally};
 
 /// Reports that are kept unless the user says otherwise.
 pub const DEFAULT_KEEP: usize = 1000;
+
+/// Bytes that all reports take at most unless the user says otherwise.
+pub const DEFAULT_BYTES: u64 = 256 << 20;
+
+/// How long reports are kept unless the user says otherwise: 90 days.
+pub const DEFAULT_AGE: Duration = Duration::from_secs(90 * 24 * 3600);
 
 /// What a `report.json` is at most, so that a foreign file cannot make us read without end.
 const JSON_LIMIT: u64 = 16 << 20;
@@ -275,6 +282,21 @@ impl ReportStore {
             retention: Retention::new(keep),
             ..self
         }
+    }
+
+    /// Limits what all reports take together, and how old one may become.
+    pub fn with_limits(self, bytes: u64, age: Duration) -> Self {
+        Self {
+            retention: self.retention.with_limits(bytes, age),
+            ..self
+        }
+    }
+
+    /// Removes what is too much or too old by now. Saving does the same every so many reports; this is for
+    /// the time in which nothing is saved.
+    pub fn prune(&self) {
+        self.retention
+            .remove(&self.archive, None, SystemTime::now());
     }
 
     /// What is in the directory.

@@ -92,7 +92,7 @@ impl ImagePages {
             return;
         }
         let frame = content.map(|content| {
-            let frame = self.frames.allocate();
+            let frame = self.frames.allocate(page);
             self.frames.get_mut(frame).clone_from(content);
             frame
         });
@@ -226,10 +226,10 @@ impl Tracker {
     /// What was saved of a mapping that is moved aside for as long as there is an image: only what the image
     /// needs is kept, by parts of the mapping (ascending). To be put back before [`Tracker::restore_image`].
     pub fn keep_for_image(&mut self, saved: SavedPages) -> Vec<SavedPages> {
-        let parts = saved.image.clone();
+        let (parts, epoch) = (saved.image.clone(), saved.epoch);
         let mut kept: Vec<SavedPages> = parts
             .into_iter()
-            .map(|part| SavedPages::new(part, Vec::new(), vec![part]))
+            .map(|part| SavedPages::new(part, Vec::new(), epoch, vec![part]))
             .collect();
         let mut count = 0;
         for (page, state) in saved.into_pages() {
@@ -253,7 +253,7 @@ impl Tracker {
     }
 
     /// All mappings are those of the image again (`mapped`): gives memory back its content, as if nothing had
-    /// been written since. The running domain has been abandoned.
+    /// been written since. The running domain has been abandoned, and nothing waits to be restored.
     pub fn restore_image(
         &mut self,
         machine: &mut impl Machine,
@@ -261,9 +261,9 @@ impl Tracker {
     ) -> ImageRestored {
         self.host_written.clear();
         self.take_harvest(machine);
-        for entry in self.active.drain(..) {
-            self.pages.entry(entry.page).active = false;
-        }
+        debug_assert_eq!(self.waiting_pages(), 0);
+        self.begin_epoch();
+        self.cramped = false;
         self.wasted = 0;
         let Some(image) = &mut self.image else {
             return ImageRestored::default();

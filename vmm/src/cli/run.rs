@@ -16,7 +16,7 @@ use recovery::Tracker;
 use recovery::event::{Event, EventLog};
 use recovery::ladder::{DEFAULT_RESTART_LIMIT, DEFAULT_STORM_LIMIT, Ladder};
 use recovery::learn::Offenders;
-use recovery::report::ReportStore;
+use recovery::report::{DEFAULT_BYTES, ReportStore};
 use recovery::stats::Stats;
 
 use super::chain;
@@ -28,11 +28,13 @@ use crate::loader::{self, Program};
 use crate::memory::{
     AddressSpace, LockedPages, copy, guest_descriptor_limits, reserved_fd, window,
 };
+use crate::process::budget::default_shadow_limit;
 use crate::process::error_reply::ErrorReply;
 use crate::process::files::Files;
 use crate::process::image::RestartMode;
 use crate::process::limits::{DEFAULT_CPU, DEFAULT_TIMEOUT, Limits};
 use crate::process::reporter::Reporter;
+use crate::process::restore::AT_ONCE;
 use crate::process::signals::{Action, Dispositions};
 use crate::process::thread::{Thread, inherited_ignored, install_signal_handlers};
 use crate::process::{Options, Parts, Process, State, watchdog};
@@ -53,6 +55,12 @@ pub struct RunArgs {
     /// Keep fault reports in DIR [default: $XDG_STATE_HOME/vmsrs/reports]
     #[arg(long, value_name = "DIR")]
     report_dir: Option<PathBuf>,
+    /// Keep at most BYTES of fault reports, like `64M`; the oldest go first
+    #[arg(long, value_name = "BYTES|off", default_value_t = ByteLimit(Some(DEFAULT_BYTES)))]
+    quarantine_limit: ByteLimit,
+    /// Keep fault reports for DURATION, like `12h` or `90d`
+    #[arg(long, value_name = "DURATION|off", default_value = "90d")]
+    quarantine_age: TimeLimit,
     /// Recover from crashing requests; `off` runs under KVM without recovery, for comparison
     #[arg(
         long,
@@ -61,6 +69,9 @@ pub struct RunArgs {
         hide_possible_values = true
     )]
     protect: Switch,
+    /// Memory for shadow pages, like `512M` [default: a quarter of the machine's, or of the cgroup's limit]
+    #[arg(long, value_name = "BYTES|off")]
+    shadow_limit: Option<ByteLimit>,
     /// End a client's request that takes longer than DURATION (`10`, `500ms`, `2m`), as if it had crashed;
     /// waiting for more work does not count
     #[arg(long, value_name = "DURATION|off", default_value_t = TimeLimit(Some(DEFAULT_TIMEOUT)))]
@@ -116,6 +127,9 @@ pub struct RunArgs {
     /// Compare all of the guest's writable memory with a copy after each recovery (slow; for testing)
     #[arg(long, hide = true)]
     audit: bool,
+    /// Restore up to PAGES pages of a crashed request at once; more are restored when they are touched
+    #[arg(long, value_name = "PAGES", default_value_t = AT_ONCE, hide = true)]
+    restore_at_once: usize,
     /// Make a request fault: `rip:match=TEXT[,after=CALLS]` (for testing)
     #[arg(long, value_name = "SPEC", hide = true)]
     inject: Option<Injection>,
@@ -146,6 +160,11 @@ impl RunArgs {
                 given.push(name.into());
                 given.push(std::path::absolute(path)?.into());
             }
+        }
+        given.push(format!("--quarantine-limit={}", self.quarantine_limit).into());
+        given.push(format!("--quarantine-age={}", self.quarantine_age).into());
+        if let Some(limit) = self.shadow_limit {
+            given.push(format!("--shadow-limit={limit}").into());
         }
         given.push(format!("--hold-limit={}", self.hold_limit).into());
         if self.protect == Switch::Off {
@@ -188,6 +207,9 @@ impl RunArgs {
         if self.learn {
             given.push("--learn".into());
             given.push(format!("--learn-for={}", self.learn_for).into());
+        }
+        if self.restore_at_once != AT_ONCE {
+            given.push(format!("--restore-at-once={}", self.restore_at_once).into());
         }
         if let Some(injection) = &self.inject {
             given.push(format!("--inject={injection}").into());
@@ -270,10 +292,17 @@ fn start(arguments: RunArgs) -> Result<Thread, AnyError> {
     let store = match protect {
         true => Some(ReportStore::open(arguments.report_dir).map_err(|error| {
             format!("{}; name another one with --report-dir DIR", chain(&error))
-        })?),
+        })?)
+        .map(|store| {
+            store.with_limits(
+                arguments.quarantine_limit.0.unwrap_or(u64::MAX),
+                arguments.quarantine_age.0.unwrap_or(Duration::MAX),
+            )
+        }),
         false => None,
     };
 
+    crate::host::fix_mmap_threshold();
     copy::install_fault_handler()?;
     window::reserve().map_err(|e| format!("cannot reserve the guest's address space: {e}"))?;
     let vm = Vm::create(protect)?;
@@ -310,6 +339,11 @@ fn start(arguments: RunArgs) -> Result<Thread, AnyError> {
         .write(true)
         .open("/proc/self/mem")?;
     let own_memory = File::from(reserved_fd(own_memory.into())?);
+    let mut tracker = Tracker::new();
+    tracker.set_shadow_limit(match arguments.shadow_limit {
+        Some(limit) => limit.0.unwrap_or(u64::MAX),
+        None => default_shadow_limit(),
+    });
     let process = Process::new(Parts {
         vm,
         entry_path: probe.path,
@@ -321,6 +355,7 @@ fn start(arguments: RunArgs) -> Result<Thread, AnyError> {
                 .map_or(usize::MAX, |bytes| bytes as usize),
             is_child: false,
             audit: arguments.audit,
+            restore_at_once: arguments.restore_at_once,
             stats: stats_path,
             limits,
             restart: arguments.restart,
@@ -338,7 +373,7 @@ fn start(arguments: RunArgs) -> Result<Thread, AnyError> {
         own_memory,
         state: State {
             space,
-            tracker: Tracker::new(),
+            tracker,
             files: Files::default(),
             domain: None,
             suspended: Default::default(),

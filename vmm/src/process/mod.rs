@@ -1,5 +1,7 @@
 //! The guest process: what its threads share, and who may touch it when.
 
+pub mod budget;
+mod cleaner;
 pub mod control;
 mod decode;
 pub mod domain;
@@ -17,6 +19,7 @@ pub mod recover;
 pub mod reporter;
 pub mod rerun;
 pub mod restart;
+pub mod restore;
 pub mod signals;
 mod suspend;
 pub mod thread;
@@ -60,6 +63,8 @@ pub struct Options {
     pub is_child: bool,
     /// Where the counters are written at the end; absolute.
     pub stats: Option<std::path::PathBuf>,
+    /// Pages of a write set that are restored at once; a larger one is hidden.
+    pub restore_at_once: usize,
     /// What a client's request may use.
     pub limits: limits::Limits,
     /// What clients are told when their request is abandoned.
@@ -150,6 +155,10 @@ pub struct Process {
     ending: AtomicBool,
     /// Whether a thread sends output that waits.
     flushing: AtomicBool,
+    /// Whether there was no room for the shadow pages of a request, and no request has done well since.
+    degraded: AtomicBool,
+    /// Whether a thread restores what waits.
+    cleaning: AtomicBool,
     /// Whether threads need not say any more where they would go on from.
     pub serving: AtomicBool,
 }
@@ -195,6 +204,8 @@ impl Process {
             idle_vcpus: Mutex::new(Vec::new()),
             ending: AtomicBool::new(false),
             flushing: AtomicBool::new(false),
+            degraded: AtomicBool::new(false),
+            cleaning: AtomicBool::new(false),
             serving: AtomicBool::new(false),
         }
     }

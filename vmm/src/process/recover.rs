@@ -263,6 +263,11 @@ impl Thread {
         record.peer = domain.origin.fd().and_then(host::peer_name);
 
         self.undo_failures = 0;
+        // To take a suspended domain's writes out, memory is read around them.
+        let may_hide = domain.pages.is_empty();
+        if !may_hide {
+            self.restore_all(state);
+        }
         let decision = withdraw::decide(state, &domain, self.tid());
         let kept_words = withdraw::kept_words(&domain);
         let mut journal = std::mem::take(&mut domain.journal);
@@ -289,10 +294,9 @@ impl Thread {
                 .dropped_output
                 .extend_from_slice(&output[..output.len().min(room)]);
         }
-        let (tracker, mut memory) = state.tracking(&self.process, &mut self.vcpu);
-        let undone = tracker.abandon(&mut memory, |_, _| {});
+        let (undone, waiting) = self.restore_or_hide(state, may_hide);
         // Pages of mappings that the domain has made are gone already.
-        record.pages_written = written.max(tracker.active_pages().count() as u64);
+        record.pages_written = written.max(state.tracker.active_count() as u64 + waiting);
         record.pages_restored = undone.restored.len() as u64;
         record.written = undone
             .restored
@@ -301,7 +305,12 @@ impl Thread {
             .collect();
         self.process.stats.pages.restored.add(record.pages_restored);
         let not_withdrawn = self.withdraw(state, &domain, &decision, &kept_words);
-        record.pages_restored += domain.pages.iter().count() as u64;
+        record.pages_restored += domain.pages.iter().count() as u64 + waiting;
+        if waiting > 0 {
+            let what = format!("{waiting} pages were hidden, to be restored when touched");
+            record.undone.push(what);
+        }
+        super::cleaner::ensure(&self.process, state);
         self.keep(state, domain.origin, journal, &mut record.kept);
         state.heap_undone(&domain.pages);
         if let Some(image) = domain.audit.take() {
@@ -346,6 +355,7 @@ impl Thread {
         let broken = undone.lost.len() as u32 + not_withdrawn + self.undo_failures;
         let lessened = domain
             .committed_early
+            .or(domain.cramped.then_some(super::budget::REASON))
             .map(str::to_owned)
             .or_else(|| decision.withdrawal.reason());
         (record.outcome, record.reason) = match (lessened, broken) {
@@ -481,7 +491,8 @@ impl Thread {
         }
     }
 
-    fn check_audit(&mut self, state: &State, image: &Image) {
+    fn check_audit(&mut self, state: &mut State, image: &Image) {
+        self.restore_all(state);
         let audit = &self.process.stats.audit;
         audit.checks.inc();
         let now = Image::take(state);

@@ -90,6 +90,9 @@ pub struct FaultRecord {
     pub program: String,
 }
 
+/// How often reports are looked through for old ones while there is nothing to write.
+const PRUNE_PERIOD: Duration = Duration::from_secs(600);
+
 /// Writes events and fault reports in order, on a thread of its own.
 #[derive(Debug)]
 pub struct Reporter {
@@ -169,7 +172,7 @@ fn work(writer: &Writer, queue: &Queue) {
         log::warn!("the reporter shares the guest's descriptor numbers: {error}");
     }
     let mut symbolizer = Symbolizer::default();
-    while let Some(item) = queue.pop() {
+    while let Some(item) = queue.pop_or(PRUNE_PERIOD, || writer.prune()) {
         writer.write(&mut symbolizer, item);
     }
 }

@@ -94,6 +94,7 @@ impl Thread {
             let _ = host::abort_connection(connection);
             let _ = host::close(connection);
         }
+        self.restore_all(turn);
         // What suspended requests have written is watched no longer.
         for window in window::windows() {
             self.touch(turn, window);

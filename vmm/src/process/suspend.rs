@@ -119,8 +119,9 @@ impl Thread {
             return;
         }
         let process = std::sync::Arc::clone(&self.process);
-        let (_, mut memory) = state.tracking(&process, &mut self.vcpu);
         let shared: Vec<PageNumber> = domain.pages.shared().collect();
+        self.restore_pages(state, shared.clone());
+        let (_, mut memory) = state.tracking(&process, &mut self.vcpu);
         let content: BTreeMap<PageNumber, _> = shared
             .into_iter()
             .filter_map(|page| Some((page, withdraw::content(&mut memory, page)?)))

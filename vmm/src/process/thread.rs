@@ -160,6 +160,7 @@ impl Thread {
             self.deliver_signals(turn);
         }
         self.ensure_domain(turn)?;
+        self.vcpu.set_root(turn.space.root())?;
         let exit = self.vcpu.run()?;
         let stats = &self.process.stats;
         match exit {
@@ -224,8 +225,7 @@ impl Thread {
             Resolution::Mapped => true,
             Resolution::Trapped => {
                 self.process.stats.pages.tracked.inc();
-                let (tracker, mut memory) = state.tracking(&self.process, &mut self.vcpu);
-                tracker.first_write(&mut memory, GuestVa(address).page())
+                self.first_write(state, GuestVa(address).page())
             }
             Resolution::Guarded => {
                 self.touch(

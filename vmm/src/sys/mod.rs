@@ -42,7 +42,6 @@ use crate::process::effects::{Deferred, HostCall, Undo};
 use crate::process::rerun::Committed;
 use crate::process::signals::SignalInfo;
 use crate::process::thread::{Flow, Thread};
-pub use memory::host_discard;
 
 /// Bytes that one read or receive moves at most: a short count is what servers expect of sockets.
 pub const BOUNCE: usize = 64 << 10;

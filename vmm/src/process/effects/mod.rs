@@ -135,11 +135,7 @@ impl Thread {
             Undo::Unmap { range } => {
                 self.touch(state, range);
                 drop(suspended.take(range));
-                let (tracker, mut memory) = state.tracking(&self.process, &mut self.vcpu);
-                tracker.forget(&mut memory, range);
-                state
-                    .space
-                    .unmap(range)
+                self.unmap_again(state, range)
                     .map_err(|e| io::Error::from_raw_os_error(e.raw()))
             }
             Undo::Remap {
@@ -147,6 +143,9 @@ impl Thread {
                 pages,
                 suspended: written,
             } => {
+                for saved in &pages {
+                    self.unmap_now(state, saved.range());
+                }
                 state.space.unstash(stash);
                 let (tracker, mut memory) = state.tracking(&self.process, &mut self.vcpu);
                 suspended.put_back(written);

@@ -49,6 +49,13 @@ impl Writer {
         }
     }
 
+    /// Removes reports that have become too old.
+    pub(super) fn prune(&self) {
+        if let Some(store) = &self.store {
+            store.prune();
+        }
+    }
+
     /// Saves the report, or counts the fault in the first one of the same bug; says which report there is now.
     fn tell(&self, report: &mut FaultReport) -> Option<ReportId> {
         let fault = report.identify();
