@@ -132,6 +132,8 @@ pub enum Event {
         /// Threads ended.
         threads_ended: u64,
     },
+    /// A client sent again what has crashed the server before, and was refused.
+    Refused(Refused),
     /// The guest ended.
     Exited {
         /// Process ID.
@@ -183,8 +185,31 @@ pub struct Fault {
     pub pages_restored: u64,
     /// How long the faulting thread stood still, in microseconds.
     pub pause_us: u64,
-    /// The identifier of the report, if one could be written.
+    /// The identifier of the report, if one could be written; of the first one if this fault only repeats it.
     pub report: Option<String>,
+    /// What is the same for all faults of one bug, see [`crate::repeat`].
+    pub fault: String,
+    /// How often the same fault has happened before.
+    pub repeat: u64,
+    /// Whether the client was sent the configured error reply before its connection ended.
+    pub replied: bool,
+}
+
+/// The members of the event for refused inputs; it is written at most once a second for each input.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Refused {
+    /// Who sent the last of them.
+    pub peer: Option<String>,
+    /// How many bytes it has.
+    pub input_bytes: u64,
+    /// How often it was refused since the last event about it.
+    pub count: u64,
+    /// How often it has crashed the server.
+    pub crashes: u32,
+    /// What went wrong then.
+    pub kind: FaultKind,
+    /// The faulting instruction then.
+    pub rip: Hex,
 }
 
 #[cfg(test)]
@@ -207,6 +232,9 @@ mod tests {
             pages_restored: 3,
             pause_us: 84,
             report: Some("r".into()),
+            fault: "f".into(),
+            repeat: 2,
+            replied: false,
         }
     }
 
@@ -223,6 +251,7 @@ mod tests {
                 "thread": 12, "rip": "0x401000", "symbol": "crash+0x4", "rung": "abandon",
                 "origin": "stream:7", "peer": null,
                 "pages_written": 3, "pages_restored": 3, "pause_us": 84, "report": "r",
+                "fault": "f", "repeat": 2, "replied": false,
             })
         );
     }
@@ -236,6 +265,25 @@ mod tests {
         assert_eq!(degraded["rip"], "0x401000");
         let escalated = value(Event::fault(Outcome::Escalated, fault(), reason));
         assert_eq!(escalated["event"], "escalated");
+    }
+
+    #[test]
+    fn refused_inputs() {
+        let refused = Event::Refused(Refused {
+            peer: None,
+            input_bytes: 18,
+            count: 3,
+            crashes: 2,
+            kind: FaultKind::NullRead,
+            rip: Hex(0x10),
+        });
+        assert_eq!(
+            value(refused),
+            json!({
+                "event": "refused", "peer": null, "input_bytes": 18, "count": 3, "crashes": 2,
+                "kind": "null-read", "rip": "0x10",
+            })
+        );
     }
 
     #[test]

@@ -6,7 +6,9 @@
 pub mod event;
 pub mod journal;
 pub mod ladder;
+pub mod learn;
 pub mod origin;
+pub mod repeat;
 pub mod report;
 pub mod stats;
 pub mod suspended;

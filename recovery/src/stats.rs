@@ -25,6 +25,8 @@
 //! | `shadow_evicted` | shadow pages that were evicted to stay within the limit |
 //! | `run_token_waits` | how often a thread had to wait for the run token |
 //! | `verify_heap` | see [`HeapCounters`] |
+//! | `offenders` | with `--learn`: inputs `refused` |
+//! | `error_replies` | clients that were sent the configured error reply |
 //! | `audit` | `checks` of the write set against a full copy, and `mismatches` found |
 
 mod counter;
@@ -174,6 +176,14 @@ pub struct RestorationCounters {
 }
 
 counter::counters! {
+    /// Inputs that have crashed the server before.
+    OffenderCounters {
+        /// Refused before they reached it.
+        refused,
+    }
+}
+
+counter::counters! {
     /// Checks of the heap before a commit (`--verify-heap`).
     HeapCounters {
         /// Checks made.
@@ -245,6 +255,10 @@ pub struct Stats {
     pub verify_heap: HeapCounters,
     /// Self-checks.
     pub audit: AuditCounters,
+    /// Inputs that have crashed the server before.
+    pub offenders: OffenderCounters,
+    /// Clients that were sent the configured error reply.
+    pub error_replies: Counter,
     start: Instant,
     start_time: SystemTime,
     startup: OnceLock<Duration>,
@@ -277,6 +291,8 @@ impl Stats {
             run_token_waits: Counter::default(),
             verify_heap: HeapCounters::default(),
             audit: AuditCounters::default(),
+            offenders: OffenderCounters::default(),
+            error_replies: Counter::default(),
             start: Instant::now(),
             start_time: SystemTime::now(),
             startup: OnceLock::new(),
@@ -328,6 +344,8 @@ impl Stats {
             "run_token_waits": self.run_token_waits.get(),
             "verify_heap": self.verify_heap.to_json(),
             "audit": self.audit.to_json(),
+            "offenders": self.offenders.to_json(),
+            "error_replies": self.error_replies.get(),
         })
     }
 
@@ -409,9 +427,11 @@ mod tests {
             "audit",
             "deferred",
             "domains",
+            "error_replies",
             "exits",
             "held",
             "ladder",
+            "offenders",
             "pages",
             "pid",
             "recovery_pause_us",

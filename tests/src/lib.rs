@@ -23,6 +23,7 @@ pub mod process;
 pub mod redis;
 pub mod run;
 pub mod runner;
+pub mod web;
 
 pub use event::Event;
 pub use kvm::kvm_case;

@@ -212,6 +212,25 @@ pub fn send(fd: i32, bytes: &[u8]) -> io::Result<usize> {
         .map(|n| n as usize)
 }
 
+/// Receives what has arrived, without waiting; the number of bytes, 0 at the end of the stream. With `peek` it
+/// stays where it is.
+pub fn receive(fd: i32, into: &mut [u8], peek: bool) -> io::Result<usize> {
+    let flags = libc::MSG_DONTWAIT | if peek { libc::MSG_PEEK } else { 0 };
+    // SAFETY: `into` is a live exclusive slice.
+    check(unsafe { libc::recv(fd, into.as_mut_ptr().cast(), into.len(), flags) as i64 })
+        .map(|n| n as usize)
+}
+
+/// Bytes of a TCP connection that the peer has not acknowledged yet, the end of the stream counted as one.
+pub fn unacknowledged(fd: i32) -> io::Result<usize> {
+    let mut bytes = 0i32;
+    // SAFETY: the request (SIOCOUTQ) writes an int.
+    check(i64::from(unsafe {
+        libc::ioctl(fd, libc::TIOCOUTQ, &raw mut bytes)
+    }))?;
+    Ok(usize::try_from(bytes).unwrap_or(0))
+}
+
 /// `close`.
 pub fn close(fd: i32) -> io::Result<()> {
     // SAFETY: the descriptor is the guest's: no owner in the monitor relies on it.

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use super::retention::Retention;
-use super::{FaultReport, ReportId};
+use super::{FaultReport, ReportId, Tally};
 
 /// Reports that are kept unless the user says otherwise.
 pub const DEFAULT_KEEP: usize = 1000;
@@ -196,12 +196,13 @@ impl ReportArchive {
         let path = self.path(id).join("report.json");
         let mut json = Vec::new();
         let read = File::open(&path).and_then(|f| f.take(JSON_LIMIT).read_to_end(&mut json));
-        match read {
-            Ok(_) => {
-                serde_json::from_slice(&json).map_err(|source| LoadError::Corrupt { path, source })
-            }
-            Err(source) => Err(LoadError::Unreadable { path, source }),
+        if let Err(source) = read {
+            return Err(LoadError::Unreadable { path, source });
         }
+        let mut report: FaultReport =
+            serde_json::from_slice(&json).map_err(|source| LoadError::Corrupt { path, source })?;
+        report.more = Tally::read(&self.path(id));
+        Ok(report)
     }
 
     /// The directories that are named like a report, finished or not, in no order.
@@ -316,6 +317,15 @@ impl ReportStore {
         self.retention.saved(&self.archive, &report.id);
         Ok(path)
     }
+
+    /// Notes in the report `first` that its fault has happened again. An error means most likely that the
+    /// report is gone.
+    pub fn save_tally(&self, first: &ReportId, tally: &Tally) -> Result<(), SaveError> {
+        let path = self.archive.path(first);
+        tally
+            .write(&path)
+            .map_err(|source| SaveError { path, source })
+    }
 }
 
 fn write_report(path: &Path, report: &FaultReport) -> io::Result<()> {
@@ -331,7 +341,7 @@ fn write_report(path: &Path, report: &FaultReport) -> io::Result<()> {
     fs::rename(temporary, path.join("report.json"))
 }
 
-fn write_private(path: &Path, content: &[u8]) -> io::Result<()> {
+pub(super) fn write_private(path: &Path, content: &[u8]) -> io::Result<()> {
     let mut options = OpenOptions::new();
     let mut file = options
         .write(true)

@@ -15,6 +15,7 @@ use guest_agentless::{Signal, SignalSet};
 use recovery::Tracker;
 use recovery::event::{Event, EventLog};
 use recovery::ladder::{DEFAULT_RESTART_LIMIT, DEFAULT_STORM_LIMIT, Ladder};
+use recovery::learn::Offenders;
 use recovery::report::{DEFAULT_BYTES, ReportStore};
 use recovery::stats::Stats;
 
@@ -28,6 +29,7 @@ use crate::memory::{
     AddressSpace, LockedPages, copy, guest_descriptor_limits, reserved_fd, window,
 };
 use crate::process::budget::default_shadow_limit;
+use crate::process::error_reply::ErrorReply;
 use crate::process::files::Files;
 use crate::process::image::RestartMode;
 use crate::process::limits::{DEFAULT_CPU, DEFAULT_TIMEOUT, Limits};
@@ -37,6 +39,9 @@ use crate::process::signals::{Action, Dispositions};
 use crate::process::thread::{Thread, inherited_ignored, install_signal_handlers};
 use crate::process::{Options, Parts, Process, State, watchdog};
 use crate::sys::end::MONITOR_FAILED;
+
+/// How long `--learn` remembers an input.
+const DEFAULT_LEARN_FOR: Duration = Duration::from_secs(3600);
 
 /// The options of `vmsrs run`.
 #[derive(Args)]
@@ -104,6 +109,21 @@ pub struct RunArgs {
     /// Bytes that the image for restarts may take [default: a quarter of the machine's memory]
     #[arg(long, value_name = "BYTES")]
     image_limit: Option<ByteLimit>,
+    /// Send clients whose request is abandoned a proper error before their connection ends, instead of a
+    /// reset: that of a protocol, or the bytes in FILE. Not for connections with TLS
+    #[arg(long, value_name = "http|resp|memcached|FILE")]
+    error_reply: Option<OsString>,
+    /// Refuse an input that has crashed the server twice, before it reaches the server
+    #[arg(long)]
+    learn: bool,
+    /// Forget such an input after this time without a crash
+    #[arg(
+        long,
+        value_name = "DURATION|off",
+        default_value_t = TimeLimit(Some(DEFAULT_LEARN_FOR)),
+        requires = "learn"
+    )]
+    learn_for: TimeLimit,
     /// Compare all of the guest's writable memory with a copy after each recovery (slow; for testing)
     #[arg(long, hide = true)]
     audit: bool,
@@ -180,6 +200,17 @@ impl RunArgs {
         if self.restore_at_once != AT_ONCE {
             given.push(format!("--restore-at-once={}", self.restore_at_once).into());
         }
+        if let Some(reply) = &self.error_reply {
+            given.push("--error-reply".into());
+            given.push(match reply.to_str() {
+                Some("http" | "resp" | "memcached") => reply.clone(),
+                _ => std::path::absolute(reply)?.into(),
+            });
+        }
+        if self.learn {
+            given.push("--learn".into());
+            given.push(format!("--learn-for={}", self.learn_for).into());
+        }
         if let Some(injection) = &self.inject {
             given.push(format!("--inject={injection}").into());
         }
@@ -253,6 +284,11 @@ fn start(arguments: RunArgs) -> Result<Thread, AnyError> {
             .open(path)
             .map_err(|e| format!("cannot write the stats file {}: {e}", path.display()))?;
     }
+    let error_reply = arguments
+        .error_reply
+        .as_deref()
+        .map(ErrorReply::from_argument)
+        .transpose()?;
     let store = match protect {
         true => Some(ReportStore::open(arguments.report_dir).map_err(|error| {
             format!("{}; name another one with --report-dir DIR", chain(&error))
@@ -326,6 +362,7 @@ fn start(arguments: RunArgs) -> Result<Thread, AnyError> {
             image_limit: arguments
                 .image_limit
                 .map(|limit| limit.0.unwrap_or(u64::MAX)),
+            error_reply,
             inject: arguments.inject,
             given,
         },
@@ -344,6 +381,9 @@ fn start(arguments: RunArgs) -> Result<Thread, AnyError> {
             dispositions: inherited_dispositions(),
             ladder: Ladder::new(DEFAULT_STORM_LIMIT, arguments.storm_limit),
             restart: Default::default(),
+            offenders: arguments
+                .learn
+                .then(|| Offenders::new(arguments.learn_for.0)),
             descriptor_limit: guest_descriptor_limits(),
             heap: (protect && arguments.verify_heap).then(Box::default),
             locked: LockedPages::default(),

@@ -40,6 +40,10 @@ pub struct Domain {
     pub journal: Journal<Deferred, Undo>,
     /// The first bytes that the client sent.
     pub input: Vec<u8>,
+    /// How many bytes it sent.
+    pub input_len: u64,
+    /// It began with the first of them, on a connection that owed nothing.
+    pub is_fresh: bool,
     /// Bytes of output held back.
     pub held_bytes: usize,
     /// System calls made.
@@ -65,6 +69,7 @@ pub struct Domain {
 impl Domain {
     /// Keeps the start of what the client sent.
     pub fn add_input(&mut self, bytes: &[u8]) {
+        self.input_len += bytes.len() as u64;
         let room = INPUT_KEPT.saturating_sub(self.input.len());
         self.input
             .extend_from_slice(&bytes[..bytes.len().min(room)]);
@@ -198,6 +203,8 @@ impl Thread {
             },
             journal: Journal::default(),
             input: Vec::new(),
+            input_len: 0,
+            is_fresh: false,
             held_bytes: 0,
             calls: 0,
             committed_early: None,
@@ -233,6 +240,7 @@ impl Thread {
         let Some(mut domain) = state.domain.take() else {
             return Committed::Done;
         };
+        self.request_succeeded(state, &domain);
         if domain.delivered.is_some() {
             self.wakeup = domain.delivered.take();
         }

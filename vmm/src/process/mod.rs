@@ -6,11 +6,14 @@ pub mod control;
 mod decode;
 pub mod domain;
 pub mod effects;
+mod ending;
+pub mod error_reply;
 pub mod files;
 mod flusher;
 pub mod heap;
 pub mod image;
 pub mod limits;
+mod offenders;
 mod overflow;
 pub mod recover;
 pub mod reporter;
@@ -36,6 +39,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use parking_lot::FairMutex;
 use recovery::Tracker;
 use recovery::ladder::Ladder;
+use recovery::learn::Offenders;
 use recovery::stats::Stats;
 
 use crate::inject::Injection;
@@ -63,6 +67,8 @@ pub struct Options {
     pub restore_at_once: usize,
     /// What a client's request may use.
     pub limits: limits::Limits,
+    /// What clients are told when their request is abandoned.
+    pub error_reply: Option<error_reply::ErrorReply>,
     /// Bytes of output that a domain may hold back before it is committed early.
     pub hold_limit: usize,
     /// Restart the process in place when nothing lesser helps.
@@ -111,6 +117,8 @@ pub struct State {
     pub ladder: Ladder,
     /// The image of the process, to restart it from.
     pub restart: image::RestartState,
+    /// The inputs that have crashed the server, where they are to be refused.
+    pub offenders: Option<Offenders>,
     /// The guest's limit on descriptors: soft and hard.
     pub descriptor_limit: (u64, u64),
     /// What is known of the heap, if it is verified.

@@ -258,6 +258,7 @@ impl Thread {
         self.end_limits();
         let mut record = self.describe(state, fault, domain.origin);
         record.rung = rung.name();
+        let teaches = domain.whole_input().is_some();
         record.input = std::mem::take(&mut domain.input);
         record.peer = domain.origin.fd().and_then(host::peer_name);
 
@@ -326,7 +327,8 @@ impl Thread {
         self.alternate_stack = checkpoint.alternate_stack;
         let error = match domain.origin {
             Origin::Stream(fd) => {
-                state.files.reset(fd);
+                let unanswered = domain.committed_early.is_none();
+                record.replied = self.end_connection(state, fd, unanswered, &record.input);
                 Some(Errno::ECONNRESET)
             }
             Origin::Accept(_) => Some(Errno::ECONNABORTED),
@@ -364,6 +366,9 @@ impl Thread {
                 Some(format!("{n} effects could not be undone")),
             ),
         };
+        if teaches {
+            state.request_crashed(&record);
+        }
         record.pause = begun.elapsed();
         self.process
             .stats
@@ -480,6 +485,7 @@ impl Thread {
             undone: Vec::new(),
             dropped_output: Vec::new(),
             kept: Vec::new(),
+            replied: false,
             pause: Duration::ZERO,
             program: self.process.program.clone(),
         }

@@ -82,6 +82,8 @@ pub struct FaultRecord {
     pub dropped_output: Vec<u8>,
     /// What the request did that stays done.
     pub kept: Vec<String>,
+    /// Whether the client was sent the configured error reply.
+    pub replied: bool,
     /// How long the faulting thread stood still.
     pub pause: Duration,
     /// The program that the process runs.

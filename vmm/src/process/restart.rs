@@ -290,6 +290,7 @@ impl Thread {
         self.delivered = None;
         self.wakeup = None;
         self.continues = None;
+        self.interrupted = None;
         self.suspects.clear();
         self.restart = None;
         self.asked_at = None;

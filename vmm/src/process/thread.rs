@@ -19,7 +19,7 @@ use crate::memory::{Attempt, Resolution};
 use crate::{host, sys};
 
 /// CPU time that a client's request may use while others wait, before it is suspended.
-const REQUEST_SLICE: Duration = Duration::from_millis(200);
+const REQUEST_SLICE: Duration = Duration::from_millis(50);
 /// Likewise for everything else, before it gives way. CPU time and not wall time, so that a thread is not
 /// stopped in the middle of a critical section only because the machine is busy.
 const SLICE: Duration = Duration::from_millis(5);
@@ -55,6 +55,8 @@ pub struct Thread {
     pub delivered: Option<super::domain::Delivered>,
     /// The rest of a domain that was committed early.
     pub continues: Option<Continuation>,
+    /// Likewise, until the handler that has interrupted it returns.
+    pub interrupted: Option<Continuation>,
     /// Connections that the fault being recovered from may belong to.
     pub suspects: Vec<i32>,
     /// What more is known of the fault being recovered from.
@@ -96,6 +98,7 @@ impl Thread {
             next_origin: Origin::Internal,
             delivered: None,
             continues: None,
+            interrupted: None,
             suspects: Vec::new(),
             fault_detail: None,
             undo_failures: 0,
@@ -344,6 +347,9 @@ impl Thread {
         };
         // A domain that is put back meets the handler at its checkpoint.
         let _ = self.commit(turn);
+        // The handler is not the client's: what it does (it may well exit) is not charged to the request
+        // that it has interrupted.
+        self.interrupted = self.continues.take().or(self.interrupted.take());
         self.run_handler(turn, info, action, trap);
     }
 

@@ -471,6 +471,7 @@ impl Call<'_, '_> {
             return Err(Errno::EINTR);
         }
         self.thread.continues = None;
+        self.thread.interrupted = None;
         self.thread.begin_limits();
         self.thread.begin(self.state, origin).map_err(|error| {
             log::error!("{error}");

@@ -132,6 +132,7 @@ fn accept(call: &mut Call) -> Result<u64, Errno> {
         call.state.files.close(connection);
         return Err(Errno::EMFILE);
     }
+    call.state.files.accepted(connection);
     let peer = peer[..(peer_len as usize).min(ADDRESS_MAX)].to_vec();
     if let Some(domain) = &mut call.state.domain {
         domain.replay = Some(GivenBack::Connection {
@@ -324,6 +325,7 @@ impl Call<'_, '_> {
 
     /// Sends with the kernel's own result; the domain has been committed.
     fn send_at_once(&mut self, fd: i32, datagram: &Datagram) -> Result<u64, Errno> {
+        self.state.files.note_sent(fd);
         let now = |flags: i32| {
             host::send_message(
                 fd,

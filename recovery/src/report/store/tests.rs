@@ -230,3 +230,31 @@ fn the_default_directory_follows_xdg() {
     assert_eq!(dir("", ""), None);
     assert_eq!(default_dir_from(None, None), None);
 }
+
+#[test]
+fn later_faults_count_up_in_the_first_report() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = ReportStore::open(Some(dir.path().to_owned())).unwrap();
+    let report = sample(at(1));
+    let tally = |count| super::super::Tally {
+        count,
+        last: "1970-01-01T00:00:09.000000Z".into(),
+        last_peer: None,
+    };
+    assert!(
+        store.save_tally(&report.id, &tally(1)).is_err(),
+        "no report"
+    );
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    store.save(&report).unwrap();
+    assert_eq!(store.archive().read(&report.id).unwrap().count(), 1);
+    (1..=5).for_each(|n| store.save_tally(&report.id, &tally(n)).unwrap());
+    let read = store.archive().read(&report.id).unwrap();
+    assert_eq!((read.count(), read.more), (6, Some(tally(5))));
+    fs::write(
+        dir.path().join(report.id.as_str()).join("repeats.json"),
+        "{",
+    )
+    .unwrap();
+    assert_eq!(store.archive().read(&report.id).unwrap().more, None);
+}

@@ -38,6 +38,7 @@ impl Thread {
                 rights,
             } => {
                 self.process.stats.held.bytes_sent.add(bytes.len() as u64);
+                state.files.note_sent(fd);
                 // As on the wire, a datagram may get lost.
                 let _ = host::send_message(fd, &bytes, flags, &address, &rights);
             }

@@ -165,7 +165,6 @@ impl Files {
         };
         let is_its_own =
             |image: &FilesImage, fd: i32| image.open.get(&fd).is_some_and(|f| f.kept.is_none());
-        self.backlog.clear();
         self.given_back.clear();
         for ((fd, epoll), _) in std::mem::take(&mut self.interests) {
             if is_its_own(&image, epoll) {
