@@ -24,7 +24,9 @@ fn start(when: &str) -> Monitored {
         port.to_string().into(),
         when.into(),
     ];
-    Launch::monitored(args).unwrap().start(port).unwrap()
+    // What becomes of such a fault when there is nothing to go back to.
+    let launch = Launch::monitored(args).unwrap();
+    launch.options(["--restart", "off"]).start(port).unwrap()
 }
 
 fn say(client: &mut TcpStream, text: &str) {

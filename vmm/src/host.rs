@@ -294,6 +294,19 @@ pub fn close_from(first: i32) {
     unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, 0) };
 }
 
+/// Gives the calling thread a table of descriptors of its own, with standard error and those from `first` on:
+/// what it opens is not in the way of the guest's numbers, and what the guest closes is closed.
+pub fn leave_descriptor_table(first: i32) -> io::Result<()> {
+    const CLOSE_RANGE_UNSHARE: i32 = 2;
+    // SAFETY: takes numbers only, and closes what other threads still have.
+    check(unsafe { libc::syscall(libc::SYS_close_range, 3, first - 1, CLOSE_RANGE_UNSHARE) })?;
+    for fd in [libc::STDIN_FILENO, libc::STDOUT_FILENO] {
+        // SAFETY: takes numbers only; the table is this thread's own by now.
+        check(i64::from(unsafe { libc::dup2(libc::STDERR_FILENO, fd) }))?;
+    }
+    Ok(())
+}
+
 /// `fcntl` with a number as argument.
 pub fn fcntl(fd: i32, command: i32, value: i32) -> io::Result<i32> {
     // SAFETY: the commands that come here take a number or nothing.

@@ -197,9 +197,6 @@ impl RunArgs {
         if self.audit {
             given.push("--audit".into());
         }
-        if self.restore_at_once != AT_ONCE {
-            given.push(format!("--restore-at-once={}", self.restore_at_once).into());
-        }
         if let Some(reply) = &self.error_reply {
             given.push("--error-reply".into());
             given.push(match reply.to_str() {
@@ -210,6 +207,9 @@ impl RunArgs {
         if self.learn {
             given.push("--learn".into());
             given.push(format!("--learn-for={}", self.learn_for).into());
+        }
+        if self.restore_at_once != AT_ONCE {
+            given.push(format!("--restore-at-once={}", self.restore_at_once).into());
         }
         if let Some(injection) = &self.inject {
             given.push(format!("--inject={injection}").into());

@@ -168,6 +168,9 @@ impl Drop for Reporter {
 /// The reporter thread.
 fn work(writer: &Writer, queue: &Queue) {
     let _ended = queue.ended_on_drop();
+    if let Err(error) = crate::host::leave_descriptor_table(crate::memory::first_reserved()) {
+        log::warn!("the reporter shares the guest's descriptor numbers: {error}");
+    }
     let mut symbolizer = Symbolizer::default();
     while let Some(item) = queue.pop_or(PRUNE_PERIOD, || writer.prune()) {
         writer.write(&mut symbolizer, item);

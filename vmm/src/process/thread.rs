@@ -138,6 +138,8 @@ impl Thread {
             }
         }
         process.threads().remove(&tid);
+        // Signals for the process that it has put off until the end of its request.
+        self.pass_on_signals();
         turn.ladder.thread_ended(tid);
         drop(turn);
         process.give_vcpu(self.vcpu);
