@@ -81,7 +81,9 @@ fn start() -> Monitored {
     let port = free_port().unwrap();
     let command = [program.into_os_string(), port.to_string().into()];
     let launch = Launch::monitored(command).unwrap();
-    launch.patience(PATIENCE).start(port).unwrap()
+    // The image of a restart would keep files open that the guest has closed.
+    let launch = launch.patience(PATIENCE).options(["--restart", "off"]);
+    launch.start(port).unwrap()
 }
 
 /// The monitor's own descriptors, which are above all that the guest has.
