@@ -279,11 +279,14 @@ impl Files {
             .filter(|(key, _)| mine(key))
             .collect();
         self.interests.retain(|key, _| !mine(key));
+        let known = self.known.remove(&fd);
+        // For a restart the number is not what it was.
+        self.forget(fd);
         Ok(Replaced {
             fd,
             kept,
             flags,
-            known: self.known.remove(&fd),
+            known,
             interests,
         })
     }
