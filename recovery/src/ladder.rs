@@ -31,6 +31,9 @@ pub enum Rung {
     Rerun,
     /// Undo the domain and complete its origin with an error: connection reset, packet dropped.
     Abandon,
+    /// Undo the domain and run it again without the call that faulted, at the expense of the connection whose
+    /// bytes led to it. Where no connection is found, the next rung is to be tried at once.
+    Handoff,
     /// Undo the domain, reset every connection that was delivered in the wake-up it began with, and run it
     /// again.
     ResetDelivered,
@@ -195,12 +198,15 @@ impl Ladder {
 
 /// The rungs that exist for an origin, in ascending order; giving up comes after the last.
 ///
-/// Internal work and timers have no client to whom a failure could be reported, so they cannot be abandoned.
+/// Internal work and timers have no client to whom a failure could be reported, unless they were handed
+/// over by one, so they cannot be abandoned as a whole.
 fn rungs(origin: OriginKind) -> &'static [Rung] {
     match origin {
         OriginKind::Stream | OriginKind::Accept | OriginKind::Datagram => &[Rung::Abandon],
-        OriginKind::Internal => &[Rung::Rerun, Rung::ResetDelivered],
-        OriginKind::Timer => &[Rung::Rerun],
+        OriginKind::Internal | OriginKind::Handoff => {
+            &[Rung::Rerun, Rung::Handoff, Rung::ResetDelivered]
+        }
+        OriginKind::Timer => &[Rung::Rerun, Rung::Handoff],
     }
 }
 
@@ -218,12 +224,13 @@ mod tests {
     }
 
     /// Rungs of the kind of origin that has most.
-    const LONGEST_CLIMB: usize = 2;
+    const LONGEST_CLIMB: usize = 3;
 
-    const KINDS: [OriginKind; 5] = [
+    const KINDS: [OriginKind; 6] = [
         OriginKind::Stream,
         OriginKind::Accept,
         OriginKind::Datagram,
+        OriginKind::Handoff,
         OriginKind::Internal,
         OriginKind::Timer,
     ];
@@ -271,6 +278,7 @@ mod tests {
         for kind in [OriginKind::Internal, OriginKind::Timer] {
             let mut ladder = Ladder::default();
             assert_eq!(ladder.next(site(1, 0x10, kind), now), Rung::Rerun);
+            assert_eq!(ladder.next(site(1, 0x10, kind), now), Rung::Handoff);
             if kind == OriginKind::Internal {
                 let rung = ladder.next(site(1, 0x10, kind), now);
                 assert_eq!(rung, Rung::ResetDelivered);
@@ -406,7 +414,7 @@ mod tests {
     proptest! {
         /// Without progress, a thread is given up after a bounded number of faults.
         #[test]
-        fn every_climb_ends(faults in prop::collection::vec((0u64..64, 0usize..5), 200)) {
+        fn every_climb_ends(faults in prop::collection::vec((0u64..64, 0usize..6), 200)) {
             let now = Instant::now();
             let mut ladder = Ladder::default();
             let helped = faults

@@ -20,6 +20,7 @@
 //! | `recovery_pause_us` | `count`, `min`, `median`, `max`; the last three `null` when `count` is 0 |
 //! | `shadow_bytes_peak` | the most memory that shadow pages ever took |
 //! | `run_token_waits` | how often a thread had to wait for the run token |
+//! | `handoff` | see [`HandoffCounters`] |
 //! | `audit` | `checks` of the write set against a full copy, and `mismatches` found |
 
 mod counter;
@@ -110,6 +111,18 @@ counter::counters! {
 }
 
 counter::counters! {
+    /// Work that one thread hands to another.
+    HandoffCounters {
+        /// Words recorded as written by a request.
+        words,
+        /// Calls watched in reruns.
+        watched,
+        /// Calls skipped.
+        skipped,
+    }
+}
+
+counter::counters! {
     /// Self-checks of the write set: guest memory against a full copy.
     AuditCounters {
         /// Checks made.
@@ -155,6 +168,8 @@ pub struct Stats {
     pub shadow_bytes: Peak,
     /// Times a thread had to wait for the run token.
     pub run_token_waits: Counter,
+    /// Hand-offs between threads.
+    pub handoff: HandoffCounters,
     /// Self-checks.
     pub audit: AuditCounters,
     start: Instant,
@@ -182,6 +197,7 @@ impl Stats {
             recovery_pause_us: Histogram::default(),
             shadow_bytes: Peak::default(),
             run_token_waits: Counter::default(),
+            handoff: HandoffCounters::default(),
             audit: AuditCounters::default(),
             start: Instant::now(),
             start_time: SystemTime::now(),
@@ -222,6 +238,7 @@ impl Stats {
             },
             "shadow_bytes_peak": self.shadow_bytes.get(),
             "run_token_waits": self.run_token_waits.get(),
+            "handoff": self.handoff.to_json(),
             "audit": self.audit.to_json(),
         })
     }
@@ -293,6 +310,7 @@ mod tests {
             "deferred",
             "domains",
             "exits",
+            "handoff",
             "held",
             "pages",
             "pid",

@@ -215,6 +215,7 @@ fn start(arguments: RunArgs) -> Result<Thread, AnyError> {
             domain: None,
             dispositions: inherited_dispositions(),
             ladder: Ladder::default(),
+            handoffs: Default::default(),
             descriptor_limit: guest_descriptor_limits(),
         },
     });

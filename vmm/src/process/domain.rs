@@ -190,6 +190,7 @@ impl Thread {
         if !self.process.options.protect {
             return;
         }
+        self.following_ended();
         let (tracker, mut memory) = state.tracking(&self.process, &mut self.vcpu);
         if !tracker.is_armed() {
             tracker.note_written(&mut memory);
@@ -201,8 +202,8 @@ impl Thread {
         };
         let stats = std::sync::Arc::clone(&self.process.stats);
         let (deferred, undo) = domain.journal.commit();
-        let (tracker, mut memory) = state.tracking(&self.process, &mut self.vcpu);
-        let done = tracker.commit(&mut memory);
+        let done = self.commit_memory(state, &domain);
+        let tracker = &state.tracker;
         stats.pages.dirty_harvested.add(done.harvested);
         stats.pages.compared.add(done.compared);
         stats.pages.copied.add(done.copied);

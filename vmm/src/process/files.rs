@@ -43,6 +43,16 @@ pub struct Files {
     /// By member and epoll descriptor.
     interests: BTreeMap<(i32, i32), libc::epoll_event>,
     backlog: BTreeMap<i32, Vec<u8>>,
+    connections: HashMap<i32, Connection>,
+    last_generation: u64,
+}
+
+/// What is known of a connection whose work may be handed from thread to thread.
+struct Connection {
+    generation: u64,
+    peer: Option<String>,
+    /// The thread (TID) that last read from it.
+    reader: i32,
 }
 
 impl Files {
@@ -78,8 +88,41 @@ impl Files {
         );
     }
 
+    /// A number for what is open at `fd` now, that nothing opened there later has.
+    pub fn generation(&mut self, fd: i32) -> u64 {
+        self.connection(fd).generation
+    }
+
+    /// The address of the peer.
+    pub fn peer(&mut self, fd: i32) -> Option<String> {
+        self.connection(fd).peer.clone()
+    }
+
+    /// The thread that reads from `fd`.
+    pub fn set_reader(&mut self, fd: i32, tid: i32) {
+        self.connection(fd).reader = tid;
+    }
+
+    /// The thread that has read from `fd`, if one has.
+    pub fn reader(&self, fd: i32) -> Option<i32> {
+        let reader = self.connections.get(&fd)?.reader;
+        (reader != 0).then_some(reader)
+    }
+
+    fn connection(&mut self, fd: i32) -> &mut Connection {
+        self.connections.entry(fd).or_insert_with(|| {
+            self.last_generation += 1;
+            Connection {
+                generation: self.last_generation,
+                peer: host::peer_name(fd),
+                reader: 0,
+            }
+        })
+    }
+
     /// The descriptor has changed its meaning (`connect`, `listen`, `dup2`): look again.
     pub fn forget(&mut self, fd: i32) {
+        self.connections.remove(&fd);
         self.known.remove(&fd);
     }
 
@@ -104,6 +147,7 @@ impl Files {
     pub fn close(&mut self, fd: i32) {
         self.flush(fd);
         self.backlog.remove(&fd);
+        self.connections.remove(&fd);
         self.known.remove(&fd);
         self.interests
             .retain(|(epoll, member), _| *epoll != fd && *member != fd);

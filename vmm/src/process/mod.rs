@@ -1,11 +1,13 @@
 //! The guest process: what its threads share, and who may touch it when.
 
+mod breakpoint;
 pub mod control;
 mod decode;
 pub mod domain;
 pub mod effects;
 pub mod files;
 mod flusher;
+pub mod handoff;
 pub mod recover;
 pub mod reporter;
 pub mod signals;
@@ -31,6 +33,7 @@ use crate::memory::AddressSpace;
 use control::ThreadControl;
 use domain::Domain;
 use files::Files;
+use handoff::Handoffs;
 use reporter::Reporter;
 use signals::Dispositions;
 pub use turn::Turn;
@@ -82,6 +85,8 @@ pub struct State {
     pub dispositions: Dispositions,
     /// Which recovery strategy comes next.
     pub ladder: Ladder,
+    /// Whose bytes led to what.
+    pub handoffs: Handoffs,
     /// The guest's limit on descriptors: soft and hard.
     pub descriptor_limit: (u64, u64),
 }

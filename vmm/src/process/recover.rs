@@ -133,6 +133,7 @@ impl Thread {
     /// The guest thread has faulted.
     pub fn fault(&mut self, turn: &mut Turn<'_>, fault: Fault) -> Result<Flow, KvmError> {
         let begun = Instant::now();
+        self.clear_breakpoints();
         let registers = *self.vcpu.registers();
         let Some(domain) = &turn.domain else {
             // Not tracked yet, or not protected: as without the monitor.
@@ -150,16 +151,21 @@ impl Thread {
             rip: registers.rip,
             origin: origin.kind(),
         };
-        match turn.ladder.next(site, begun) {
+        let mut rung = turn.ladder.next(site, begun);
+        if rung == Rung::Handoff && !self.find_culprit(turn) {
+            rung = turn.ladder.next(site, begun);
+        }
+        match rung {
             Rung::GiveUp(reason) => {
                 self.give_up(turn, fault, &registers, reason.to_string());
                 Ok(Flow::Continue)
             }
             Rung::Rerun => {
                 self.process.stats.domains.rerun.inc();
+                self.watch_rerun();
                 self.undo_domain(turn, fault, begun)
             }
-            Rung::Abandon => {
+            Rung::Handoff | Rung::Abandon => {
                 self.process.stats.domains.abandoned.inc();
                 self.undo_domain(turn, fault, begun)
             }
@@ -243,7 +249,7 @@ impl Thread {
             }
             Origin::Accept(_) => Some(Errno::ECONNABORTED),
             Origin::Datagram(_) => Some(Errno::EAGAIN),
-            Origin::Internal | Origin::Timer => {
+            Origin::Handoff(_) | Origin::Internal | Origin::Timer => {
                 // The same work again, with the same results delivered.
                 self.next_origin = domain.origin;
                 self.delivered = domain.delivered;
@@ -276,7 +282,7 @@ impl Thread {
             .stats
             .recovery_pause_us
             .record(stats::micros(record.pause));
-        self.process.reporter.fault(record);
+        self.conclude(state, record);
         Ok(Flow::Continue)
     }
 
@@ -368,7 +374,8 @@ impl Thread {
     }
 }
 
-fn read_up_to(address: u64, into: &mut [u8]) -> usize {
+/// Copies guest memory as far as it can be read; returns how many bytes there were.
+pub fn read_up_to(address: u64, into: &mut [u8]) -> usize {
     use crate::memory::window;
     let window = window::windows().into_iter().find(|w| w.contains(address));
     let Some(window) = window else { return 0 };

@@ -9,6 +9,7 @@ use recovery::Origin;
 
 use super::control::{self, KICK_SIGNAL, ThreadControl};
 use super::domain::{Continuation, Domain, Early};
+use super::handoff::Following;
 use super::recover::Fault;
 use super::signals::{self, AlternateStack, Delivery, Interrupted, SignalInfo};
 use super::{Process, State, Turn};
@@ -63,6 +64,8 @@ pub struct Thread {
     pub restart: Option<u64>,
     /// CPU time of the thread when it was first asked to yield in this domain.
     pub asked_at: Option<Duration>,
+    /// What is followed after a fault in work that was handed over.
+    pub following: Following,
     /// Signals wait for the end of the request.
     signals_postponed: bool,
     last_fault: (u64, u32),
@@ -87,6 +90,7 @@ impl Thread {
             bounce: vec![0; sys::BOUNCE],
             restart: None,
             asked_at: None,
+            following: Following::default(),
             signals_postponed: false,
             last_fault: (0, 0),
         }
@@ -148,6 +152,9 @@ impl Thread {
                 vector, error_code, ..
             } => {
                 stats.exits.other_exception.inc();
+                if matches!(vector, 1 | 3) && self.debug_exception(turn, vector)? {
+                    return Ok(Flow::Continue);
+                }
                 let rip = self.vcpu.registers().rip;
                 self.fault(turn, Fault::from_exception(vector, error_code, rip))
             }

@@ -138,6 +138,7 @@ fn become_child(call: &mut Call, start: Start) -> Result<Thread, KvmError> {
         domain: None,
         dispositions: std::mem::take(&mut state.dispositions),
         ladder: Ladder::default(),
+        handoffs: Default::default(),
         descriptor_limit: state.descriptor_limit,
     };
     let options = Options {

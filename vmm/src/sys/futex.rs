@@ -22,7 +22,13 @@ fn futex(call: &mut Call) -> Result<u64, Errno> {
     let mut args = [word, operation, value, fourth, 0, value3];
     match command {
         libc::FUTEX_WAIT | libc::FUTEX_WAIT_BITSET => {}
-        libc::FUTEX_WAKE | libc::FUTEX_WAKE_BITSET => return host_futex(args),
+        libc::FUTEX_WAKE | libc::FUTEX_WAKE_BITSET => {
+            let woken = host_futex(args)?;
+            if woken > 0 {
+                call.thread.note_handoff(call.state);
+            }
+            return Ok(woken);
+        }
         libc::FUTEX_REQUEUE | libc::FUTEX_CMP_REQUEUE => {
             // A requeued waiter could not be put back, so all are woken.
             window::checked(word2, 4).ok_or(Errno::EFAULT)?;

@@ -84,6 +84,9 @@ impl Call<'_, '_> {
             if let Some(domain) = &mut self.state.domain {
                 domain.add_input(bytes);
             }
+            if let Some(fd) = origin.fd() {
+                self.state.files.set_reader(fd, self.thread.tid());
+            }
         }
         self.scatter(parts, bytes)?;
         Ok(bytes.len() as u64)
@@ -127,6 +130,14 @@ impl Call<'_, '_> {
         let len = bytes.len();
         if self.state.files.is_poisoned(fd) {
             return Err(Errno::ECONNRESET);
+        }
+        if self
+            .state
+            .files
+            .reader(fd)
+            .is_some_and(|tid| tid != self.thread.tid())
+        {
+            self.thread.note_handoff(self.state);
         }
         self.await_room(fd, wait)?;
         if self.would_exceed_limit(len) {
@@ -300,6 +311,9 @@ impl Call<'_, '_> {
         };
         domain.held_bytes += len;
         domain.journal.defer(Deferred::Write { fd, bytes, offset });
+        if matches!(self.state.files.kind(fd), Kind::Pipe | Kind::Anonymous) {
+            self.thread.note_handoff(self.state);
+        }
         Ok(len as u64)
     }
 

@@ -1,0 +1,412 @@
+//! Faults in work that one thread has handed to another: found out whose it is, and skipped.
+//!
+//! Internal work that faults is run again with the calls watched that led to the fault (`Step::Watching`). If
+//! it faults again, and their arguments lead to memory that one connection's requests have written, it is run
+//! a third time up to the outermost call that works for that connection alone (`Step::Skipping`). What came
+//! before the call commits; the call returns without having been made, the connection is reset, and the
+//! thread goes on with its other work. `docs/decisions/0009` has the reasons.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use guest_agentless::unwind::{self, StackFrame, UnwindInfo};
+use guest_agentless::{Backing, FileBacking, Vma};
+use iced_x86::{Decoder, DecoderOptions, Mnemonic};
+use recovery::Origin;
+use recovery::handoff::{Batch, CallSite, Evidence, Plan, Producer, Provenance, Trace};
+use recovery::tracker::Committed;
+
+use super::breakpoint::{Breakpoints, Debug};
+use super::domain::Domain;
+use super::files::Files;
+use super::recover::read_up_to;
+use super::reporter::{FaultRecord, read_module};
+use super::thread::Thread;
+use super::{State, Turn};
+use crate::kvm::{KvmError, Registers};
+use crate::memory::copy;
+
+/// Calls that are watched: the outermost ones.
+const SITES_MAX: usize = 12;
+/// Bytes of a function up to a call that are decoded to find where the call begins.
+const FUNCTION_MAX: u64 = 64 << 10;
+/// Bytes of the stack that are walked.
+const STACK_WALKED: usize = 64 << 10;
+/// Bytes of a request's input that are kept for the report.
+const INPUT_KEPT: usize = 1024;
+/// Files whose unwind information is kept.
+const FILES_KEPT: usize = 64;
+/// Around the stack pointer, where a thread's own stack is taken to be.
+const LOCAL: u64 = 1 << 20;
+/// How often the same call is skipped, one time right after the other, before it is taken not to help: the
+/// same client may have sent the same request several times.
+const SAME_SKIPS: u32 = 8;
+
+/// What the threads of a process know of hand-offs.
+#[derive(Default)]
+pub struct Handoffs {
+    /// Who wrote what.
+    pub provenance: Provenance,
+    unwind_info: HashMap<(u32, u32, u64), Option<Arc<UnwindInfo>>>,
+}
+
+impl Handoffs {
+    fn unwind_info(&mut self, file: &FileBacking) -> Option<Arc<UnwindInfo>> {
+        let key = (file.device.0, file.device.1, file.inode);
+        if self.unwind_info.len() >= FILES_KEPT && !self.unwind_info.contains_key(&key) {
+            self.unwind_info.clear();
+        }
+        let load = || Some(Arc::new(UnwindInfo::load(&read_module(file).ok()?)?));
+        self.unwind_info.entry(key).or_insert_with(load).clone()
+    }
+
+    fn frames(&mut self, registers: &Registers, stack: &[u8], vmas: &[Vma]) -> Vec<StackFrame> {
+        let from = unwind::Registers {
+            rip: registers.rip,
+            rsp: registers.rsp,
+            rbp: registers.rbp,
+        };
+        unwind::frames(from, stack, vmas, &mut |file| self.unwind_info(file))
+    }
+
+    /// The call that returns to `frame`, if its code can be changed without anybody else's noticing.
+    fn call_site(&mut self, frame: StackFrame, vmas: &[Vma]) -> Option<CallSite> {
+        let inside = frame.address.checked_sub(1)?;
+        let vma = vmas.iter().find(|vma| vma.range.contains(inside))?;
+        let Backing::File(file) = &vma.backing else {
+            return None;
+        };
+        if vma.shared || vma.protection.is_writable() || !vma.protection.is_executable() {
+            return None;
+        }
+        let start = self.unwind_info(file)?.function_start(vma, inside)?;
+        let call = call_before(start, frame.address)?;
+        Some(CallSite {
+            call,
+            after: frame.address,
+            rsp: frame.rsp,
+        })
+    }
+}
+
+/// What to record of a domain that commits; none if it is no client's request.
+fn batch_of(files: &mut Files, domain: &Domain) -> Option<Batch> {
+    let fd = match domain.origin {
+        Origin::Stream(fd) | Origin::Datagram(fd) => fd,
+        _ => return None,
+    };
+    let kept = domain.input.len().min(INPUT_KEPT);
+    Some(Batch {
+        producer: Producer {
+            origin: domain.origin,
+            generation: files.generation(fd),
+        },
+        peer: files.peer(fd),
+        input: Arc::from(&domain.input[..kept]),
+    })
+}
+
+/// The call instruction that ends at `after`, in the function that begins at `start`. Instructions can be told
+/// apart only from the beginning.
+fn call_before(start: u64, after: u64) -> Option<u64> {
+    let len = after
+        .checked_sub(start)
+        .filter(|len| *len <= FUNCTION_MAX)?;
+    let mut code = vec![0u8; len as usize];
+    copy::read(start, &mut code).ok()?;
+    let decoder = Decoder::with_ip(64, &code, start, DecoderOptions::NONE);
+    let last = decoder.into_iter().last()?;
+    let ends = !last.is_invalid() && last.next_ip() == after && last.mnemonic() == Mnemonic::Call;
+    ends.then_some(last.ip())
+}
+
+/// How far a thread has come in finding out what to skip.
+#[derive(Default)]
+enum Step {
+    #[default]
+    Idle,
+    /// The domain is to be run again.
+    Rerun,
+    /// It runs again with the calls watched that led to the fault.
+    Watching(Trace),
+    /// It runs again up to the call that is skipped.
+    Skipping(Plan),
+    /// Likewise, from the call on whose skipping did not help.
+    Deeper(Registers, Plan),
+}
+
+/// A call that was skipped at the beginning of the running domain.
+struct Skipped {
+    /// The registers before the call.
+    before: Registers,
+    plan: Plan,
+}
+
+/// What a thread follows after a fault.
+#[derive(Default)]
+pub struct Following {
+    step: Step,
+    breakpoints: Breakpoints,
+    /// The fault that is not told yet, since it is not known how it ends.
+    pending: Option<FaultRecord>,
+    skipped: Option<Skipped>,
+    /// The signature of the last call skipped, and how often it was.
+    repeated: (u64, u32),
+}
+
+impl Thread {
+    /// A thread has woken another, or used what another has read: they hand work to each other.
+    pub fn note_handoff(&self, state: &mut State) {
+        if self.process.threads().len() > 1 {
+            state.handoffs.provenance.handed_off();
+        }
+    }
+
+    /// Makes what the domain wrote the base of the next, and records whose it is if threads hand work over.
+    pub fn commit_memory(&mut self, state: &mut State, domain: &Domain) -> Committed {
+        let mut provenance = std::mem::take(&mut state.handoffs.provenance);
+        let done = if provenance.is_recording() {
+            let batch = batch_of(&mut state.files, domain);
+            let number = provenance.commits(batch);
+            let words = &self.process.stats.handoff.words;
+            let process = Arc::clone(&self.process);
+            let (tracker, mut memory) = state.tracking(&process, &mut self.vcpu);
+            tracker.commit_examined(&mut memory, |page, before, after| {
+                words.add(provenance.changed(number, page, before, after) as u64);
+            })
+        } else {
+            let (tracker, mut memory) = state.tracking(&self.process, &mut self.vcpu);
+            tracker.commit(&mut memory)
+        };
+        state.handoffs.provenance = provenance;
+        done
+    }
+
+    /// The running domain commits: what was followed in it has ended.
+    pub fn following_ended(&mut self) {
+        self.clear_breakpoints();
+        let following = &mut self.following;
+        following.step = Step::Idle;
+        following.skipped = None;
+        if let Some(record) = following.pending.take() {
+            self.process.reporter.fault(record);
+        }
+    }
+
+    /// Takes the breakpoints away, before anything else looks at a fault.
+    pub fn clear_breakpoints(&mut self) {
+        let breakpoints = &mut self.following.breakpoints;
+        if !breakpoints.is_empty() {
+            breakpoints.clear(&self.process.own_memory, self.vcpu.registers());
+        }
+    }
+
+    /// The domain is going to be run again: [`Thread::conclude`] begins to watch it.
+    pub fn watch_rerun(&mut self) {
+        self.following.step = Step::Rerun;
+    }
+
+    /// The fault came again: finds the call to skip. True if there is one; the domain is then to be undone.
+    pub fn find_culprit(&mut self, state: &mut State) -> bool {
+        self.following.pending = None;
+        let step = std::mem::take(&mut self.following.step);
+        let plan = match step {
+            Step::Watching(trace) if self.is_in(state, &trace) => trace.choose(),
+            _ => None,
+        };
+        let repeats = |plan: &Plan| {
+            let (signature, times) = self.following.repeated;
+            times >= SAME_SKIPS && plan.evidence().is_some_and(|e| e.signature == signature)
+        };
+        if let Some(plan) = plan.filter(|plan| !repeats(plan)) {
+            self.following.step = Step::Skipping(plan);
+            return true;
+        }
+        let deeper = |skipped: Skipped| Some((skipped.before, skipped.plan.deeper()?));
+        match self.following.skipped.take().and_then(deeper) {
+            Some((before, plan)) => {
+                self.following.step = Step::Deeper(before, plan);
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Whether the thread has come to where it is by the calls that are watched.
+    fn is_in(&mut self, state: &mut State, trace: &Trace) -> bool {
+        let registers = *self.vcpu.registers();
+        let vmas: Vec<Vma> = state.space.vmas().iter().cloned().collect();
+        let frames = state
+            .handoffs
+            .frames(&registers, &read_stack(registers.rsp), &vmas);
+        let is_there = |site: CallSite| {
+            let is_it = |f: &StackFrame| (f.address, f.rsp) == (site.after, site.rsp);
+            frames.iter().any(is_it)
+        };
+        trace.sites().all(is_there)
+    }
+
+    /// The domain has been undone. The fault is told now, or when it is known how the rerun ends.
+    pub fn conclude(&mut self, state: &mut State, record: FaultRecord) {
+        let next = match std::mem::take(&mut self.following.step) {
+            Step::Rerun => self.watch(state, &record).map(Step::Watching),
+            Step::Skipping(plan) => self.plant(plan.sites()).then_some(Step::Skipping(plan)),
+            Step::Deeper(before, plan) => {
+                *self.vcpu.registers() = before;
+                self.plant(plan.sites()).then_some(Step::Skipping(plan))
+            }
+            _ => None,
+        };
+        match next {
+            Some(step) => {
+                self.following.step = step;
+                self.following.pending = Some(record);
+            }
+            None => {
+                self.clear_breakpoints();
+                self.process.reporter.fault(record);
+            }
+        }
+    }
+
+    /// Watches the calls that the domain has made on the way to the fault, as far as they were made in it.
+    fn watch(&mut self, state: &mut State, record: &FaultRecord) -> Option<Trace> {
+        if state.handoffs.provenance.is_empty() {
+            return None;
+        }
+        let fault = Registers {
+            rip: record.rip,
+            rsp: record.rsp,
+            rbp: record.rbp,
+            ..Registers::default()
+        };
+        let vmas = &record.mappings;
+        let frames = state.handoffs.frames(&fault, &record.stack, vmas);
+        let checkpoint = *self.vcpu.registers();
+        let stack = read_stack(checkpoint.rsp);
+        let older = state.handoffs.frames(&checkpoint, &stack, vmas);
+        let callers = frames.iter().skip(1).rev();
+        let made_in_domain = callers.filter(|frame| !older.contains(frame));
+        let sites: Vec<CallSite> = made_in_domain
+            .filter_map(|frame| state.handoffs.call_site(*frame, vmas))
+            .take(SITES_MAX)
+            .collect();
+        if sites.is_empty() || !self.plant(sites.iter().copied()) {
+            return None;
+        }
+        Some(Trace::new(sites))
+    }
+
+    fn plant(&mut self, sites: impl Iterator<Item = CallSite>) -> bool {
+        let breakpoints = &mut self.following.breakpoints;
+        let memory = &self.process.own_memory;
+        sites
+            .map(|site| breakpoints.plant(memory, site.call))
+            .fold(true, |all, one| all && one)
+    }
+
+    /// A debug exception or breakpoint: true if it was one of the monitor's.
+    pub fn debug_exception(&mut self, turn: &mut Turn<'_>, vector: u8) -> Result<bool, KvmError> {
+        let process = Arc::clone(&self.process);
+        let memory = &process.own_memory;
+        let registers = self.vcpu.registers();
+        let breakpoints = &mut self.following.breakpoints;
+        match breakpoints.recognise(memory, vector, registers) {
+            None => return Ok(false),
+            Some(Debug::Passed) => return Ok(true),
+            Some(Debug::Reached) => {}
+        }
+        let registers = *registers;
+        let mut goes_on = true;
+        match &mut self.following.step {
+            Step::Watching(trace) if trace.watches(registers.rip, registers.rsp) => {
+                process.stats.handoff.watched.inc();
+                let evidence = attribute(turn, &registers);
+                goes_on = trace.called(registers.rip, registers.rsp, evidence);
+            }
+            Step::Skipping(plan) => {
+                if plan.called(registers.rip, registers.rsp) {
+                    self.skip(turn, registers)?;
+                    return Ok(true);
+                }
+            }
+            _ => {}
+        }
+        if goes_on {
+            let registers = self.vcpu.registers();
+            self.following.breakpoints.pass(memory, registers);
+        } else {
+            self.following.step = Step::Idle;
+            self.clear_breakpoints();
+        }
+        Ok(true)
+    }
+
+    /// The call that the thread is about to make returns at once, and the connection that it works for is
+    /// reset. What came before is done.
+    fn skip(&mut self, state: &mut State, before: Registers) -> Result<(), KvmError> {
+        let Step::Skipping(plan) = std::mem::take(&mut self.following.step) else {
+            return Ok(());
+        };
+        let record = self.following.pending.take();
+        let delivered = state.domain.as_ref().and_then(|d| d.delivered.clone());
+        self.commit(state);
+
+        let registers = self.vcpu.registers();
+        registers.rip = plan.target().after;
+        registers.rax = 0;
+        self.process.stats.handoff.skipped.inc();
+        if let Some(evidence) = plan.evidence() {
+            self.charge(state, evidence, record);
+            let repeated = &mut self.following.repeated;
+            *repeated = match *repeated {
+                (last, n) if last == evidence.signature => (last, n.saturating_add(1)),
+                _ => (evidence.signature, 1),
+            };
+        }
+        self.delivered = delivered;
+        self.begin(state, Origin::Internal)?;
+        self.following.skipped = Some(Skipped { before, plan });
+        Ok(())
+    }
+
+    /// Resets the connection, if it is still the same, and tells the fault.
+    fn charge(&mut self, state: &mut State, evidence: Evidence, record: Option<FaultRecord>) {
+        let Producer { origin, generation } = evidence.producer;
+        let Some(fd) = origin.fd() else {
+            return;
+        };
+        let Some(mut record) = record else {
+            return;
+        };
+        record.origin = Origin::Handoff(fd);
+        if let Some(batch) = state.handoffs.provenance.batch(evidence.batch) {
+            record.peer = batch.peer.clone();
+            record.input = batch.input.to_vec();
+        }
+        // A packet is dropped; nothing else of its socket is to be reset.
+        if matches!(origin, Origin::Stream(_)) && state.files.generation(fd) == generation {
+            state.files.reset(fd);
+        }
+        self.process.reporter.fault(record);
+    }
+}
+
+/// Whom the call that is about to be made works for.
+fn attribute(state: &State, registers: &Registers) -> Option<Evidence> {
+    let r = registers;
+    let arguments = [r.rdi, r.rsi, r.rdx, r.rcx, r.r8, r.r9];
+    let is_local = |address: u64| address.abs_diff(r.rsp) < LOCAL;
+    let mut read = |address, into: &mut [u8]| read_up_to(address, into);
+    state
+        .handoffs
+        .provenance
+        .attribute(&arguments, &mut read, &is_local)
+}
+
+fn read_stack(rsp: u64) -> Vec<u8> {
+    let mut stack = vec![0u8; STACK_WALKED];
+    let len = read_up_to(rsp, &mut stack);
+    stack.truncate(len);
+    stack
+}
