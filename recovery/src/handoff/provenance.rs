@@ -1,9 +1,9 @@
-//! Which words of memory were last written by which connection's requests.
+//! Which words of memory were last changed by which connection's requests, and where its bytes were received.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
-use guest_agentless::PageNumber;
+use guest_agentless::{GuestRange, PageNumber};
 
 use crate::Origin;
 use crate::tracker::PageContent;
@@ -30,6 +30,14 @@ pub struct Batch {
     pub input: Arc<[u8]>,
 }
 
+#[derive(Debug, Clone, Copy)]
+struct Buffer {
+    end: u64,
+    producer: Producer,
+    /// Counts the receptions.
+    number: u64,
+}
+
 /// The words that requests have written, and nobody else since. It is bounded: the oldest are forgotten.
 #[derive(Debug, Default)]
 pub struct Provenance {
@@ -37,6 +45,11 @@ pub struct Provenance {
     words: HashMap<u64, u64>,
     /// Every entry of `words`, and entries that were replaced, oldest first.
     order: VecDeque<(u64, u64)>,
+    /// Where bytes were received, by the first address; none overlap.
+    buffers: BTreeMap<u64, Buffer>,
+    /// The starts of `buffers`, oldest first, and of some that were replaced.
+    buffer_order: VecDeque<(u64, u64)>,
+    received: u64,
     batches: VecDeque<Batch>,
     /// The number of the first of `batches`.
     first: u64,
@@ -49,6 +62,8 @@ impl Provenance {
     pub const WORDS_MAX: usize = 1 << 16;
     /// Requests that are remembered.
     pub const BATCHES_MAX: usize = 4096;
+    /// Buffers that are remembered.
+    pub const BUFFERS_MAX: usize = 4096;
     /// Words of one page that are remembered of one request: what is written in bulk is not what leads to it.
     const PAGE_MAX: usize = 256;
     /// Commits without any hand-off after which recording ends.
@@ -66,7 +81,7 @@ impl Provenance {
 
     /// Whether nothing is known.
     pub fn is_empty(&self) -> bool {
-        self.words.is_empty()
+        self.words.is_empty() && self.buffers.is_empty()
     }
 
     /// How many words are known.
@@ -103,11 +118,13 @@ impl Provenance {
         let (before, _) = before.bytes().as_chunks::<{ WORD as usize }>();
         let (after, _) = after.bytes().as_chunks::<{ WORD as usize }>();
         let mut recorded = 0;
+        let mut words = Vec::new();
         for (i, (old, new)) in before.iter().zip(after).enumerate() {
             if old == new {
                 continue;
             }
             let word = first + i as u64;
+            words.push(word);
             match batch.filter(|_| recorded < Self::PAGE_MAX) {
                 Some(batch) => {
                     recorded += 1;
@@ -118,6 +135,9 @@ impl Provenance {
             }
         }
         self.forget_oldest();
+        if let Some(batch) = batch {
+            self.reuse(batch, page, &words);
+        }
         recorded
     }
 
@@ -130,6 +150,76 @@ impl Provenance {
                 self.words.remove(&word);
             }
         }
+    }
+
+    /// Bytes of a connection have been received into `range`. Unlike the words of a commit, this is known even
+    /// where the same bytes were there before.
+    pub fn received(&mut self, range: GuestRange, producer: Producer) {
+        if !self.is_recording() || range.is_empty() {
+            return;
+        }
+        let overlapping =
+            |(start, buffer): (&u64, &Buffer)| (buffer.end > range.start()).then_some(*start);
+        while let Some(start) = self
+            .buffers
+            .range(..range.end())
+            .next_back()
+            .and_then(overlapping)
+        {
+            self.buffers.remove(&start);
+        }
+        self.received += 1;
+        let buffer = Buffer {
+            end: range.end(),
+            producer,
+            number: self.received,
+        };
+        self.buffers.insert(range.start(), buffer);
+        self.buffer_order.push_back((range.start(), self.received));
+        while self.buffer_order.len() > Self::BUFFERS_MAX {
+            if let Some((start, number)) = self.buffer_order.pop_front()
+                && self.buffers.get(&start).is_some_and(|b| b.number == number)
+            {
+                self.buffers.remove(&start);
+            }
+        }
+    }
+
+    /// The connections whose bytes were received into the `len` bytes at `address`, or into memory that has
+    /// them in it.
+    pub fn receivers(&self, address: u64, len: u64) -> impl Iterator<Item = Producer> {
+        let around = self.buffers.range(..address).next_back();
+        let around = around.filter(|(_, buffer)| buffer.end > address);
+        let end = address.saturating_add(len.max(1));
+        let inside = self.buffers.range(address..end);
+        around.into_iter().chain(inside).map(|(_, b)| b.producer)
+    }
+
+    /// Memory that another connection's request has changed has become something else.
+    fn reuse(&mut self, batch: u64, page: PageNumber, changed: &[u64]) {
+        let (start, end) = (page.address().0, page.address().0.saturating_add(4096));
+        let Some(producer) = self.batch(batch).map(|b| b.producer) else {
+            return;
+        };
+        let before = self.buffers.range(..start).next_back();
+        let overlapping = before.into_iter().chain(self.buffers.range(start..end));
+        let is_changed = |from: u64, to: u64| {
+            let at = changed.partition_point(|word| word * WORD + WORD <= from);
+            changed.get(at).is_some_and(|word| word * WORD < to)
+        };
+        let reused: Vec<u64> = overlapping
+            .filter(|(from, buffer)| buffer.producer != producer && is_changed(**from, buffer.end))
+            .map(|(from, _)| *from)
+            .collect();
+        for from in reused {
+            self.buffers.remove(&from);
+        }
+    }
+
+    /// The number of the latest request of a connection that is known.
+    pub fn latest(&self, producer: Producer) -> Option<u64> {
+        let at = self.batches.iter().rposition(|b| b.producer == producer)?;
+        Some(self.first + at as u64)
     }
 
     /// The number of the request that has written the word at `address`.
@@ -225,6 +315,57 @@ mod tests {
         }
         assert_eq!(p.batches.len(), Provenance::BATCHES_MAX);
         assert_eq!(fd_of(&p, 1999 * 4096), None);
+    }
+
+    fn first(p: &Provenance, address: u64, len: u64) -> Option<Producer> {
+        p.receivers(address, len).next()
+    }
+
+    #[test]
+    fn memory_that_another_request_changes_is_no_buffer_any_more() {
+        let mut p = Provenance::default();
+        p.handed_off();
+        let producer = |fd| batch(fd).unwrap().producer;
+        for (fd, start) in [(5, 0x1010), (6, 0x1ff8)] {
+            p.received(GuestRange::from_bounds(start, start + 16), producer(fd));
+        }
+        let written = page_with(&[(1, 7), (3, 7)]);
+        let own = p.commits(batch(5));
+        p.changed(own, PageNumber(1), PageContent::zero(), &written);
+        p.changed(None, PageNumber(1), PageContent::zero(), &written);
+        assert_eq!(first(&p, 0x1010, 1), Some(producer(5)));
+        let other = p.commits(batch(7));
+        p.changed(other, PageNumber(1), PageContent::zero(), &written);
+        assert_eq!(first(&p, 0x1010, 1), None);
+        assert_eq!(first(&p, 0x1ff8, 1), Some(producer(6)));
+        let written = page_with(&[(0, 7)]);
+        p.changed(other, PageNumber(2), PageContent::zero(), &written);
+        assert_eq!(first(&p, 0x1ff8, 1), None);
+    }
+
+    #[test]
+    fn buffers_belong_to_who_was_received_last() {
+        let mut p = Provenance::default();
+        let producer = |fd| batch(fd).unwrap().producer;
+        let range = |from, to| GuestRange::from_bounds(from, to);
+        p.received(range(100, 200), producer(5));
+        assert_eq!(first(&p, 100, 1), None, "nothing is recorded yet");
+        p.handed_off();
+        p.received(range(100, 200), producer(5));
+        p.received(range(300, 310), producer(6));
+        assert_eq!(first(&p, 150, 1), Some(producer(5)));
+        assert_eq!(first(&p, 200, 100), None);
+        assert_eq!(first(&p, 200, 101), Some(producer(6)));
+        p.received(range(150, 305), producer(7));
+        assert_eq!(first(&p, 100, 1), None);
+        assert_eq!(first(&p, 100, 51), Some(producer(7)));
+        assert_eq!(first(&p, 309, 8), None);
+        for i in 0..3 * Provenance::BUFFERS_MAX as u64 {
+            p.received(range(i % 5000 * 16, i % 5000 * 16 + 8), producer(9));
+            assert!(p.buffers.len() <= Provenance::BUFFERS_MAX);
+            assert!(p.buffer_order.len() <= Provenance::BUFFERS_MAX);
+        }
+        assert_eq!(first(&p, u64::MAX, u64::MAX), None);
     }
 
     proptest! {

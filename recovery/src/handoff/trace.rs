@@ -99,27 +99,41 @@ impl Trace {
     pub fn choose(&self) -> Option<Plan> {
         let producer = self.producer()?;
         let from = self.sites.iter().rposition(|seen| seen.mixed).unwrap_or(0);
-        let belongs = |seen: &Seen| seen.evidence.is_some_and(|e| e.producer == producer);
-        let target = (from..self.sites.len()).find(|i| belongs(&self.sites[*i]))?;
+        let evidence = |i: &usize| self.sites[*i].evidence.filter(|e| e.producer == producer);
+        let own: Vec<usize> = (from..self.sites.len())
+            .filter(|i| evidence(i).is_some())
+            .collect();
+        let direct = |i: &usize| evidence(i).is_some_and(|e| e.direct);
+        // What the arguments name comes before what is named further away: a pool leads to all its tasks.
+        let mut candidates: Vec<usize> = own.iter().copied().filter(direct).collect();
+        if candidates.is_empty() {
+            candidates = own;
+        }
+        let target = *candidates.first()?;
         Some(Plan::new(self.sites.clone(), 0, target))
     }
 
-    /// Whom most of the calls worked for; the inner ones know better.
+    /// Whom most of the calls worked for whose arguments name a connection, or else of all; the outermost if
+    /// there are several. Calls far inside have few arguments, and the other registers hold what was left there.
     fn producer(&self) -> Option<Producer> {
-        let mut sums: Vec<(Producer, u64)> = Vec::new();
-        for (depth, seen) in self.sites.iter().enumerate() {
-            let Some(evidence) = seen.evidence else {
-                continue;
-            };
-            let score = u64::from(evidence.score) * (depth as u64 + 1);
-            match sums.iter_mut().find(|(p, _)| *p == evidence.producer) {
-                Some((_, sum)) => *sum += score,
-                None => sums.push((evidence.producer, score)),
+        let of = |wanted: &dyn Fn(&Evidence) -> bool| {
+            let mut counts: Vec<(Producer, u32)> = Vec::new();
+            for evidence in self.sites.iter().filter_map(|seen| seen.evidence) {
+                if !wanted(&evidence) {
+                    continue;
+                }
+                match counts.iter_mut().find(|(p, _)| *p == evidence.producer) {
+                    Some((_, count)) => *count += 1,
+                    None => counts.push((evidence.producer, 1)),
+                }
             }
-        }
-        sums.into_iter()
-            .max_by_key(|(_, sum)| *sum)
-            .map(|(producer, _)| producer)
+            // The last of the maxima, from the inside out.
+            counts.into_iter().rev().max_by_key(|(_, count)| *count)
+        };
+        let found = of(&|e| e.direct)
+            .or_else(|| of(&|e| e.named))
+            .or_else(|| of(&|_| true));
+        found.map(|(producer, _)| producer)
     }
 }
 
@@ -216,8 +230,9 @@ mod tests {
                 origin: Origin::Stream(fd),
                 generation: 1,
             },
-            batch: 0,
             score: 8,
+            named: true,
+            direct: true,
             signature: fd as u64,
         })
     }
@@ -279,9 +294,21 @@ mod tests {
 
     #[test]
     fn an_outer_call_that_leads_to_somebody_else_is_not_skipped() {
-        // The pool, whose last word was written by the one who queued last.
-        let calls = [(0, works_for(9)), (1, works_for(5))];
+        // The pool leads to the one who queued last.
+        let pool = works_for(9).map(|e| Evidence { direct: false, ..e });
+        let calls = [(0, pool), (1, works_for(5))];
         assert_eq!(traced(2, &calls).choose().unwrap().target(), site(1));
+        // Registers far inside hold anything.
+        let calls = [(0, works_for(5)), (1, works_for(9))];
+        assert_eq!(traced(2, &calls).choose().unwrap().target(), site(0));
+    }
+
+    #[test]
+    fn a_pool_that_leads_to_the_culprit_is_not_skipped() {
+        let pool = works_for(5).map(|e| Evidence { direct: false, ..e });
+        let calls = [(0, pool), (1, works_for(5))];
+        assert_eq!(traced(2, &calls).choose().unwrap().target(), site(1));
+        assert_eq!(traced(1, &calls[..1]).choose().unwrap().target(), site(0));
     }
 
     #[test]

@@ -7,6 +7,9 @@
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 
+use recovery::Origin;
+use recovery::handoff::Producer;
+
 use super::domain::Delivered;
 use crate::host;
 
@@ -107,6 +110,31 @@ impl Files {
     pub fn reader(&self, fd: i32) -> Option<i32> {
         let reader = self.connections.get(&fd)?.reader;
         (reader != 0).then_some(reader)
+    }
+
+    /// Whether what is open at the descriptor is still the same connection.
+    pub fn is_open(&self, producer: Producer) -> bool {
+        let connection = producer
+            .origin
+            .fd()
+            .and_then(|fd| self.connections.get(&fd));
+        connection.is_some_and(|c| c.generation == producer.generation)
+    }
+
+    /// The connections that have been read from, by what the guest wants to be told with their events.
+    pub fn by_event_data(&self) -> HashMap<u64, Producer> {
+        let known = self.interests.iter().filter_map(|((fd, _), event)| {
+            let producer = Producer {
+                origin: Origin::Stream(*fd),
+                generation: self
+                    .connections
+                    .get(fd)
+                    .filter(|c| c.reader != 0)?
+                    .generation,
+            };
+            Some((event.u64, producer))
+        });
+        known.collect()
     }
 
     fn connection(&mut self, fd: i32) -> &mut Connection {

@@ -10,10 +10,11 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use guest_agentless::unwind::{self, StackFrame, UnwindInfo};
-use guest_agentless::{Backing, FileBacking, Vma};
+use guest_agentless::{Backing, FileBacking, GuestRange, GuestVa, Vma};
 use iced_x86::{Decoder, DecoderOptions, Mnemonic};
 use recovery::Origin;
-use recovery::handoff::{Batch, CallSite, Evidence, Plan, Producer, Provenance, Trace};
+use recovery::event::Outcome;
+use recovery::handoff::{Batch, CallSite, Evidence, Memory, Plan, Producer, Provenance, Trace};
 use recovery::tracker::Committed;
 
 use super::breakpoint::{Breakpoints, Debug};
@@ -79,7 +80,12 @@ impl Handoffs {
         if vma.shared || vma.protection.is_writable() || !vma.protection.is_executable() {
             return None;
         }
-        let start = self.unwind_info(file)?.function_start(vma, inside)?;
+        let info = self.unwind_info(file)?;
+        let start = info.function_start(vma, inside)?;
+        // A call at the very end of a function never returns.
+        if info.function_start(vma, frame.address) != Some(start) {
+            return None;
+        }
         let call = call_before(start, frame.address)?;
         Some(CallSite {
             call,
@@ -128,7 +134,7 @@ enum Step {
     /// The domain is to be run again.
     Rerun,
     /// It runs again with the calls watched that led to the fault.
-    Watching(Trace),
+    Watching(Trace, HashMap<u64, Producer>),
     /// It runs again up to the call that is skipped.
     Skipping(Plan),
     /// Likewise, from the call on whose skipping did not help.
@@ -182,6 +188,23 @@ impl Thread {
         done
     }
 
+    /// Bytes of the connection `fd` have been received into these parts.
+    pub fn note_received(&self, state: &mut State, fd: i32, parts: &[GuestRange], bytes: u64) {
+        state.files.set_reader(fd, self.tid());
+        let producer = Producer {
+            origin: Origin::Stream(fd),
+            generation: state.files.generation(fd),
+        };
+        let mut left = bytes;
+        for part in parts {
+            let filled = part.len().min(left);
+            left -= filled;
+            if let Some(range) = GuestRange::new(GuestVa(part.start()), filled) {
+                state.handoffs.provenance.received(range, producer);
+            }
+        }
+    }
+
     /// The running domain commits: what was followed in it has ended.
     pub fn following_ended(&mut self) {
         self.clear_breakpoints();
@@ -210,14 +233,18 @@ impl Thread {
     pub fn find_culprit(&mut self, state: &mut State) -> bool {
         self.following.pending = None;
         let step = std::mem::take(&mut self.following.step);
+        if let Step::Watching(trace, _) = &step {
+            log::debug!("watched: {trace:x?}");
+        }
         let plan = match step {
-            Step::Watching(trace) if self.is_in(state, &trace) => trace.choose(),
+            Step::Watching(trace, _) if self.is_in(state, &trace) => trace.choose(),
             _ => None,
         };
         let repeats = |plan: &Plan| {
             let (signature, times) = self.following.repeated;
             times >= SAME_SKIPS && plan.evidence().is_some_and(|e| e.signature == signature)
         };
+        log::debug!("the call to skip: {:x?}", plan.as_ref().map(Plan::target));
         if let Some(plan) = plan.filter(|plan| !repeats(plan)) {
             self.following.step = Step::Skipping(plan);
             return true;
@@ -249,7 +276,9 @@ impl Thread {
     /// The domain has been undone. The fault is told now, or when it is known how the rerun ends.
     pub fn conclude(&mut self, state: &mut State, record: FaultRecord) {
         let next = match std::mem::take(&mut self.following.step) {
-            Step::Rerun => self.watch(state, &record).map(Step::Watching),
+            Step::Rerun => self
+                .watch(state, &record)
+                .map(|trace| Step::Watching(trace, state.files.by_event_data())),
             Step::Skipping(plan) => self.plant(plan.sites()).then_some(Step::Skipping(plan)),
             Step::Deeper(before, plan) => {
                 *self.vcpu.registers() = before;
@@ -319,9 +348,9 @@ impl Thread {
         let registers = *registers;
         let mut goes_on = true;
         match &mut self.following.step {
-            Step::Watching(trace) if trace.watches(registers.rip, registers.rsp) => {
+            Step::Watching(trace, known) if trace.watches(registers.rip, registers.rsp) => {
                 process.stats.handoff.watched.inc();
-                let evidence = attribute(turn, &registers);
+                let evidence = attribute(turn, known, &registers);
                 goes_on = trace.called(registers.rip, registers.rsp, evidence);
             }
             Step::Skipping(plan) => {
@@ -373,16 +402,19 @@ impl Thread {
     /// Resets the connection, if it is still the same, and tells the fault.
     fn charge(&mut self, state: &mut State, evidence: Evidence, record: Option<FaultRecord>) {
         let Producer { origin, generation } = evidence.producer;
-        let Some(fd) = origin.fd() else {
-            return;
-        };
-        let Some(mut record) = record else {
+        let (Some(fd), Some(mut record)) = (origin.fd(), record) else {
             return;
         };
         record.origin = Origin::Handoff(fd);
-        if let Some(batch) = state.handoffs.provenance.batch(evidence.batch) {
+        let provenance = &state.handoffs.provenance;
+        let latest = provenance.latest(evidence.producer);
+        if let Some(batch) = latest.and_then(|number| provenance.batch(number)) {
             record.peer = batch.peer.clone();
             record.input = batch.input.to_vec();
+        }
+        if !evidence.named && record.outcome == Outcome::Recovered {
+            record.outcome = Outcome::Degraded;
+            record.reason = Some("whose task it was is known by circumstances only".into());
         }
         // A packet is dropped; nothing else of its socket is to be reset.
         if matches!(origin, Origin::Stream(_)) && state.files.generation(fd) == generation {
@@ -393,15 +425,47 @@ impl Thread {
 }
 
 /// Whom the call that is about to be made works for.
-fn attribute(state: &State, registers: &Registers) -> Option<Evidence> {
+fn attribute(
+    state: &State,
+    known: &HashMap<u64, Producer>,
+    registers: &Registers,
+) -> Option<Evidence> {
     let r = registers;
-    let arguments = [r.rdi, r.rsi, r.rdx, r.rcx, r.r8, r.r9];
-    let is_local = |address: u64| address.abs_diff(r.rsp) < LOCAL;
-    let mut read = |address, into: &mut [u8]| read_up_to(address, into);
-    state
-        .handoffs
-        .provenance
-        .attribute(&arguments, &mut read, &is_local)
+    // More are rarely passed, and what is not passed leads astray.
+    let arguments = [r.rdi, r.rsi, r.rdx, r.rcx];
+    let files = &state.files;
+    let mut memory = Seen {
+        rsp: r.rsp,
+        known,
+        files,
+    };
+    let provenance = &state.handoffs.provenance;
+    provenance.attribute(&arguments, &mut memory)
+}
+
+/// Guest memory as it is now.
+struct Seen<'a> {
+    rsp: u64,
+    known: &'a HashMap<u64, Producer>,
+    files: &'a Files,
+}
+
+impl Memory for Seen<'_> {
+    fn read(&mut self, address: u64, into: &mut [u8]) -> usize {
+        read_up_to(address, into)
+    }
+
+    fn is_local(&self, address: u64) -> bool {
+        address.abs_diff(self.rsp) < LOCAL
+    }
+
+    fn known_as(&self, pointer: u64) -> Option<Producer> {
+        self.known.get(&pointer).copied()
+    }
+
+    fn is_open(&self, producer: Producer) -> bool {
+        self.files.is_open(producer)
+    }
 }
 
 fn read_stack(rsp: u64) -> Vec<u8> {

@@ -230,7 +230,9 @@ impl Thread {
     fn give_way(&mut self, turn: &mut Turn<'_>) {
         let now = host::thread_cpu_time();
         let used = now.saturating_sub(*self.asked_at.get_or_insert(now));
-        let in_request = turn.domain.as_ref().is_some_and(Domain::is_request);
+        // Where threads hand work over, internal work is a client's too.
+        let in_request = turn.domain.as_ref().is_some_and(Domain::is_request)
+            || turn.handoffs.provenance.is_recording();
         if used < if in_request { REQUEST_SLICE } else { SLICE } {
             return;
         }

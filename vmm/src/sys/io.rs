@@ -85,7 +85,8 @@ impl Call<'_, '_> {
                 domain.add_input(bytes);
             }
             if let Some(fd) = origin.fd() {
-                self.state.files.set_reader(fd, self.thread.tid());
+                self.thread
+                    .note_received(self.state, fd, parts, bytes.len() as u64);
             }
         }
         self.scatter(parts, bytes)?;
