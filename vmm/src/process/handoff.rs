@@ -28,7 +28,7 @@ use crate::kvm::{KvmError, Registers};
 use crate::memory::copy;
 
 /// Calls that are watched: the outermost ones.
-const SITES_MAX: usize = 12;
+const SITES_MAX: usize = 16;
 /// Bytes of a function up to a call that are decoded to find where the call begins.
 const FUNCTION_MAX: u64 = 64 << 10;
 /// Bytes of the stack that are walked.
@@ -298,7 +298,8 @@ impl Thread {
         }
     }
 
-    /// Watches the calls that the domain has made on the way to the fault, as far as they were made in it.
+    /// Watches the calls on the way to the fault. Those that were made before the domain began are not made
+    /// again, and so not considered.
     fn watch(&mut self, state: &mut State, record: &FaultRecord) -> Option<Trace> {
         if state.handoffs.provenance.is_empty() {
             return None;
@@ -311,12 +312,8 @@ impl Thread {
         };
         let vmas = &record.mappings;
         let frames = state.handoffs.frames(&fault, &record.stack, vmas);
-        let checkpoint = *self.vcpu.registers();
-        let stack = read_stack(checkpoint.rsp);
-        let older = state.handoffs.frames(&checkpoint, &stack, vmas);
         let callers = frames.iter().skip(1).rev();
-        let made_in_domain = callers.filter(|frame| !older.contains(frame));
-        let sites: Vec<CallSite> = made_in_domain
+        let sites: Vec<CallSite> = callers
             .filter_map(|frame| state.handoffs.call_site(*frame, vmas))
             .take(SITES_MAX)
             .collect();
