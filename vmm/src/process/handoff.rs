@@ -43,6 +43,9 @@ const LOCAL: u64 = 1 << 20;
 /// same client may have sent the same request several times.
 const SAME_SKIPS: u32 = 8;
 
+/// Reruns that may go another way than the one before.
+const LOST_MAX: u32 = 3;
+
 /// What the threads of a process know of hand-offs.
 #[derive(Default)]
 pub struct Handoffs {
@@ -156,6 +159,8 @@ pub struct Following {
     /// The fault that is not told yet, since it is not known how it ends.
     pending: Option<FaultRecord>,
     skipped: Option<Skipped>,
+    /// Reruns since the last call skipped that led nowhere.
+    lost: u32,
     /// The signature of the last call skipped, and how often it was.
     repeated: (u64, u32),
 }
@@ -209,6 +214,9 @@ impl Thread {
     pub fn following_ended(&mut self) {
         self.clear_breakpoints();
         let following = &mut self.following;
+        if !matches!(following.step, Step::Idle) {
+            log::debug!("a rerun was not watched to its end");
+        }
         following.step = Step::Idle;
         following.skipped = None;
         if let Some(record) = following.pending.take() {
@@ -236,6 +244,7 @@ impl Thread {
         if let Step::Watching(trace, _) = &step {
             log::debug!("watched: {trace:x?}");
         }
+        let lost = matches!(step, Step::Idle | Step::Skipping(_));
         let plan = match step {
             Step::Watching(trace, _) if self.is_in(state, &trace) => trace.choose(),
             _ => None,
@@ -250,13 +259,17 @@ impl Thread {
             return true;
         }
         let deeper = |skipped: Skipped| Some((skipped.before, skipped.plan.deeper()?));
-        match self.following.skipped.take().and_then(deeper) {
-            Some((before, plan)) => {
-                self.following.step = Step::Deeper(before, plan);
-                true
-            }
-            None => false,
+        if let Some((before, plan)) = self.following.skipped.take().and_then(deeper) {
+            self.following.step = Step::Deeper(before, plan);
+            return true;
         }
+        // The rerun went another way, or could not be watched to its end.
+        self.following.lost += u32::from(lost);
+        let again = lost && self.following.lost <= LOST_MAX;
+        if again {
+            self.following.step = Step::Rerun;
+        }
+        again
     }
 
     /// Whether the thread has come to where it is by the calls that are watched.
@@ -290,6 +303,10 @@ impl Thread {
             Some(step) => {
                 self.following.step = step;
                 self.following.pending = Some(record);
+                // Before anything else may happen to the thread, such as to be asked to yield.
+                if let Err(error) = self.ensure_domain(state) {
+                    log::error!("{error}");
+                }
             }
             None => {
                 self.clear_breakpoints();
@@ -318,6 +335,7 @@ impl Thread {
             .take(SITES_MAX)
             .collect();
         if sites.is_empty() || !self.plant(sites.iter().copied()) {
+            log::debug!("nothing to watch: {frames:x?}, {sites:x?}");
             return None;
         }
         Some(Trace::new(sites))
@@ -381,6 +399,7 @@ impl Thread {
         let registers = self.vcpu.registers();
         registers.rip = plan.target().after;
         registers.rax = 0;
+        self.following.lost = 0;
         self.process.stats.handoff.skipped.inc();
         if let Some(evidence) = plan.evidence() {
             self.charge(state, evidence, record);

@@ -152,8 +152,12 @@ impl Thread {
             origin: origin.kind(),
         };
         let mut rung = turn.ladder.next(site, begun);
-        if rung == Rung::Handoff && !self.find_culprit(turn) {
-            rung = turn.ladder.next(site, begun);
+        if matches!(rung, Rung::Handoff | Rung::ResetDelivered) {
+            if self.find_culprit(turn) {
+                rung = Rung::Handoff;
+            } else if rung == Rung::Handoff {
+                rung = turn.ladder.next(site, begun);
+            }
         }
         match rung {
             Rung::GiveUp(reason) => {
