@@ -53,6 +53,12 @@ impl Breakpoints {
         done
     }
 
+    /// The first byte of the instruction at `address`, if there is a breakpoint.
+    pub fn replaced(&self, address: u64) -> Option<u8> {
+        let planted = self.planted.iter().find(|(at, _)| *at == address)?;
+        Some(planted.1)
+    }
+
     /// Takes all away.
     pub fn clear(&mut self, memory: &File, registers: &mut Registers) {
         if self.passing.take().is_some() {
