@@ -59,6 +59,15 @@ impl Breakpoints {
         Some(planted.1)
     }
 
+    /// The guest was interrupted just after an `int3` and before its exception: KVM forgets that exception when
+    /// it is given the registers again, so the instruction is to be executed once more.
+    pub fn rewind(&self, registers: &mut Registers) {
+        let before = registers.rip.wrapping_sub(1);
+        if self.replaced(before).is_some() {
+            registers.rip = before;
+        }
+    }
+
     /// Takes all away.
     pub fn clear(&mut self, memory: &File, registers: &mut Registers) {
         if self.passing.take().is_some() {

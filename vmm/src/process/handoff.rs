@@ -349,6 +349,11 @@ impl Thread {
             .fold(true, |all, one| all && one)
     }
 
+    /// The guest has left without an exception.
+    pub fn rewind_breakpoint(&mut self) {
+        self.following.breakpoints.rewind(self.vcpu.registers());
+    }
+
     /// A debug exception or breakpoint: true if it was one of the monitor's.
     pub fn debug_exception(&mut self, turn: &mut Turn<'_>, vector: u8) -> Result<bool, KvmError> {
         let process = Arc::clone(&self.process);
@@ -389,8 +394,8 @@ impl Thread {
         Ok(true)
     }
 
-    /// Makes the call at a breakpoint in the guest's place, which is cheaper than to let it take one step (and on
-    /// PVM a step over a call that writes to a protected page goes astray). False if that cannot be done.
+    /// Makes the call at a breakpoint in the guest's place, which is cheaper than to let it take one step. False
+    /// if that cannot be done.
     fn make_call(&mut self, state: &mut State, registers: Registers) -> bool {
         let after = match &self.following.step {
             Step::Watching(trace, _) => trace.sites().find(|site| site.call == registers.rip),

@@ -133,6 +133,9 @@ impl Thread {
         }
         self.ensure_domain(turn)?;
         let exit = self.vcpu.run()?;
+        if matches!(exit, Exit::Interrupted | Exit::RingFull) {
+            self.rewind_breakpoint();
+        }
         let stats = &self.process.stats;
         match exit {
             Exit::Syscall => {
