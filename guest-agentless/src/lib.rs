@@ -6,9 +6,11 @@
 pub mod address;
 pub mod elf;
 pub mod errno;
+pub mod heap;
 pub mod script;
 pub mod signal;
 pub mod symbols;
+pub mod sync;
 pub mod syscall;
 pub mod unwind;
 pub mod vma;

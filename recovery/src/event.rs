@@ -64,6 +64,13 @@ pub enum Event {
         /// `127.0.0.1:6379`, `[::1]:6379`, or the path of a Unix socket.
         address: String,
     },
+    /// Whether the heap is verified, with `--verify-heap`, once that is known: when the first request ends.
+    HeapVerification {
+        /// The guest's allocator is known.
+        active: bool,
+        /// Why the heap is not verified.
+        reason: Option<String>,
+    },
     /// A fault was recovered from.
     Recovered(Fault),
     /// A fault was recovered from, but not every guarantee could be kept.
@@ -108,8 +115,9 @@ impl Event {
 /// The members that every fault event has.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Fault {
-    /// The signal's name, such as `SIGSEGV`.
-    pub signal: String,
+    /// The name of the signal that ends the server without the monitor, such as `SIGSEGV`; none for the kinds
+    /// `exit`, `timeout` and `memory`, which raise none.
+    pub signal: Option<String>,
     /// What went wrong.
     pub kind: FaultKind,
     /// The address of the faulting access, if there was one.
@@ -141,7 +149,7 @@ mod tests {
 
     fn fault() -> Fault {
         Fault {
-            signal: "SIGSEGV".into(),
+            signal: Some("SIGSEGV".into()),
             kind: FaultKind::NullWrite,
             address: Some(Hex(0)),
             thread: 12,

@@ -10,8 +10,10 @@ pub mod ladder;
 pub mod origin;
 pub mod report;
 pub mod stats;
+pub mod suspended;
 pub mod tracker;
 
 pub use journal::Journal;
 pub use origin::{Origin, OriginKind};
+pub use suspended::SuspendedPages;
 pub use tracker::Tracker;

@@ -43,12 +43,15 @@ pub struct FaultReport {
     pub outcome: Outcome,
     /// Why it did not end as recovered, if so.
     pub reason: Option<String>,
-    /// The signal's name, such as `SIGSEGV`.
-    pub signal: String,
+    /// The signal's name, such as `SIGSEGV`; none if the fault raises none.
+    pub signal: Option<String>,
     /// What went wrong.
     pub kind: FaultKind,
     /// The address of the faulting access, if there was one.
     pub address: Option<Hex>,
+    /// What more is known of what went wrong.
+    #[serde(default)]
+    pub detail: Option<String>,
     /// The guest thread (TID).
     pub thread: i32,
     /// Its name.
@@ -136,7 +139,7 @@ impl FaultReport {
     pub fn new(
         time: SystemTime,
         outcome: Outcome,
-        signal: i32,
+        signal: Option<i32>,
         kind: FaultKind,
         thread: i32,
         rip: u64,
@@ -149,9 +152,10 @@ impl FaultReport {
             program: String::new(),
             outcome,
             reason: None,
-            signal: signal_name(signal),
+            signal: signal.map(signal_name),
             kind,
             address: None,
+            detail: None,
             thread,
             thread_name: String::new(),
             rip: Hex(rip),
@@ -216,9 +220,8 @@ impl FaultReport {
             &mut r.thread_name,
             &mut r.origin,
             &mut r.time,
-            &mut r.signal,
         ];
-        let optional = [&mut r.reason, &mut r.symbol, &mut r.peer];
+        let optional = [&mut r.reason, &mut r.symbol, &mut r.peer, &mut r.signal];
         let frames = r
             .stack
             .iter_mut()
@@ -298,7 +301,7 @@ mod tests {
             ..FaultReport::new(
                 time,
                 Outcome::Recovered,
-                11,
+                Some(11),
                 FaultKind::NullWrite,
                 17,
                 0x40_1234,

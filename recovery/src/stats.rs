@@ -13,7 +13,7 @@
 //! | `exits` | vCPU exits by reason: `syscall`, `page_fault`, `other_exception`, `kick`, `dirty_ring_full`, `other` |
 //! | `syscalls` | system calls by name; those without a name as `syscall_N`, numbers past the table as `out_of_range` |
 //! | `unsupported` | likewise, calls answered with ENOSYS |
-//! | `domains` | `committed`, `abandoned`, `rerun`; `early_committed` by reason |
+//! | `domains` | `committed`, `abandoned`, `rerun`, `suspended`; `early_committed` by reason |
 //! | `pages` | see [`PageCounters`] |
 //! | `held` | `bytes_sent`, `bytes_dropped` |
 //! | `deferred` | `done`, `forgotten` |
@@ -21,6 +21,7 @@
 //! | `shadow_bytes_peak` | the most memory that shadow pages ever took |
 //! | `run_token_waits` | how often a thread had to wait for the run token |
 //! | `handoff` | see [`HandoffCounters`] |
+//! | `verify_heap` | see [`HeapCounters`] |
 //! | `audit` | `checks` of the write set against a full copy, and `mismatches` found |
 
 mod counter;
@@ -132,6 +133,26 @@ counter::counters! {
     }
 }
 
+counter::counters! {
+    /// Checks of the heap before a commit (`--verify-heap`).
+    HeapCounters {
+        /// Checks made.
+        checks,
+        /// Changed pages of heaps that were checked.
+        pages,
+        /// Chunks looked at.
+        chunks,
+        /// What the checks took, in microseconds.
+        time_us,
+        /// Requests abandoned because the heap was corrupt after them.
+        corruptions,
+        /// Parts of the heap that were found to have been corrupt before, and are left out since.
+        inherited,
+        /// Times that an arena was left out because a thread stood in the middle of malloc.
+        locked,
+    }
+}
+
 /// Request domains by outcome.
 #[derive(Debug, Default)]
 pub struct DomainCounters {
@@ -141,6 +162,8 @@ pub struct DomainCounters {
     pub abandoned: Counter,
     /// Faulted, were undone and run again.
     pub rerun: Counter,
+    /// Suspended in the middle, because they waited or had used up their time slice.
+    pub suspended: Counter,
     /// Committed before they ended.
     pub early_committed: EarlyCommitCounters,
 }
@@ -170,6 +193,8 @@ pub struct Stats {
     pub run_token_waits: Counter,
     /// Hand-offs between threads.
     pub handoff: HandoffCounters,
+    /// Checks of the heap.
+    pub verify_heap: HeapCounters,
     /// Self-checks.
     pub audit: AuditCounters,
     start: Instant,
@@ -198,6 +223,7 @@ impl Stats {
             shadow_bytes: Peak::default(),
             run_token_waits: Counter::default(),
             handoff: HandoffCounters::default(),
+            verify_heap: HeapCounters::default(),
             audit: AuditCounters::default(),
             start: Instant::now(),
             start_time: SystemTime::now(),
@@ -225,6 +251,7 @@ impl Stats {
                 "committed": self.domains.committed.get(),
                 "abandoned": self.domains.abandoned.get(),
                 "rerun": self.domains.rerun.get(),
+                "suspended": self.domains.suspended.get(),
                 "early_committed": self.domains.early_committed.to_json(),
             },
             "pages": self.pages.to_json(),
@@ -239,6 +266,7 @@ impl Stats {
             "shadow_bytes_peak": self.shadow_bytes.get(),
             "run_token_waits": self.run_token_waits.get(),
             "handoff": self.handoff.to_json(),
+            "verify_heap": self.verify_heap.to_json(),
             "audit": self.audit.to_json(),
         })
     }
@@ -322,6 +350,7 @@ mod tests {
             "syscalls",
             "unsupported",
             "uptime_us",
+            "verify_heap",
         ];
         assert_eq!(keys, expected);
         assert_eq!(json["exits"]["page_fault"], 1);

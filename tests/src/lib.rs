@@ -7,7 +7,9 @@
 pub mod audit;
 pub mod error;
 pub mod event;
+pub mod faults;
 pub mod guest;
+pub mod heap;
 pub mod kvm;
 pub mod lane;
 pub mod load;

@@ -5,6 +5,8 @@ use std::{
     collections::BTreeMap,
     fs,
     path::Path,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -42,6 +44,11 @@ fn dump(address: &Address) -> BTreeMap<Vec<u8>, Vec<u8>> {
 
 /// The dump of a native Redis that loads the append-only file in `dir`.
 fn native_dump(dir: &Path) -> BTreeMap<Vec<u8>, Vec<u8>> {
+    dump(native(dir).address())
+}
+
+/// A native Redis that has loaded the append-only file in `dir`.
+fn native(dir: &Path) -> Monitored {
     let port = free_port().unwrap();
     let mut command = redis::command(port);
     command.extend(append_only(dir));
@@ -51,9 +58,9 @@ fn native_dump(dir: &Path) -> BTreeMap<Vec<u8>, Vec<u8>> {
     let mut client = Client::connect(port, PATIENCE).unwrap();
     while matches!(client.call(&["DBSIZE"]).unwrap(), Reply::Error(_)) {
         assert!(begin.elapsed() < PATIENCE, "{}", server.output_tail());
-        std::thread::sleep(Duration::from_millis(20));
+        thread::sleep(Duration::from_millis(20));
     }
-    dump(server.address())
+    server
 }
 
 fn append_only(dir: &Path) -> [String; 6] {
@@ -173,6 +180,134 @@ fn acknowledged_writes_survive_a_kill_and_abandoned_ones_do_not() {
     }
     server.kill();
     assert_same(&native_dump(dir.path()), &known);
+}
+
+/// What one client has written, as it was acknowledged. A list shows what is there twice.
+#[derive(Default)]
+struct Writer {
+    list: Vec<Vec<u8>>,
+    counter: i64,
+    last: String,
+}
+
+impl Writer {
+    fn work(&mut self, name: &str, address: &Address, stop: &AtomicBool) {
+        let mut client = Client::connect(address, PATIENCE).unwrap();
+        let (list, counter, last) = (
+            format!("{name}:list"),
+            format!("{name}:n"),
+            format!("{name}:last"),
+        );
+        while !stop.load(Ordering::Relaxed) {
+            let item = format!("{name}-{}", self.list.len());
+            // In one packet, so that several of them are one request.
+            let commands = [
+                encode(&["RPUSH", &list, &item]),
+                encode(&["INCR", &counter]),
+                encode(&["MULTI"]),
+                encode(&["SET", &last, &item]),
+                encode(&["INCRBY", &counter, "10"]),
+                encode(&["EXEC"]),
+            ];
+            client.send(&commands.concat()).unwrap();
+            self.list.push(item.clone().into_bytes());
+            self.counter += 11;
+            self.last = item;
+            let replies: Vec<Reply> = commands.iter().map(|_| client.reply().unwrap()).collect();
+            assert_eq!(replies[0], Reply::Integer(self.list.len() as i64));
+            assert_eq!(replies[1], Reply::Integer(self.counter - 10));
+            let done = [Reply::Simple("OK".into()), Reply::Integer(self.counter)];
+            assert_eq!(replies[5], Reply::Array(done.to_vec()));
+        }
+    }
+
+    fn assert_known(&self, name: &str, client: &mut Client) {
+        let bulk = |text: &[u8]| Reply::Bulk(text.to_vec());
+        let list = client
+            .call(&["LRANGE", &format!("{name}:list"), "0", "-1"])
+            .unwrap();
+        let items = self.list.iter().map(|item| bulk(item)).collect();
+        assert_eq!(list, Reply::Array(items), "{name}");
+        let counter = client.call(&["GET", &format!("{name}:n")]).unwrap();
+        assert_eq!(counter, bulk(self.counter.to_string().as_bytes()), "{name}");
+        let last = client.call(&["GET", &format!("{name}:last")]).unwrap();
+        assert_eq!(last, bulk(self.last.as_bytes()), "{name}");
+    }
+}
+
+/// Crashes the server in a way that `number` chooses, behind writes that must not be there afterwards.
+fn crash_behind_writes(address: &Address, number: usize) {
+    let fault = ["SEGFAULT", "PANIC", "ASSERT"][number % 3];
+    let debug = encode(&["DEBUG", fault]);
+    let spoils = [
+        encode(&["SET", "spoilt", "1"]),
+        encode(&["RPUSH", "w0:list", "spoilt"]),
+        encode(&["INCR", "w1:n"]),
+    ]
+    .concat();
+    let bytes = match number / 3 % 3 {
+        0 => debug,
+        1 => [spoils, debug].concat(),
+        _ => [encode(&["MULTI"]), spoils, debug, encode(&["EXEC"])].concat(),
+    };
+    let mut client = Client::connect(address, PATIENCE).unwrap();
+    client.send(&bytes).unwrap();
+    match client.reply() {
+        Err(error) if net::is_reset(address, &error) => {}
+        other => panic!("{fault} {number}: {other:?}"),
+    }
+}
+
+#[test]
+fn the_append_only_file_survives_a_storm_of_crashes_and_a_rewrite() {
+    kvm_case("the_append_only_file_survives_a_storm_of_crashes_and_a_rewrite");
+    const WRITERS: usize = 3;
+    let dir = tempfile::tempdir().unwrap();
+    let options = append_only(dir.path());
+    let mut server = start(&options.each_ref().map(String::as_str));
+    let address = server.address().clone();
+    let stop = AtomicBool::new(false);
+    let mut writers: [Writer; WRITERS] = Default::default();
+    thread::scope(|scope| {
+        for (i, writer) in writers.iter_mut().enumerate() {
+            let (address, stop) = (&address, &stop);
+            scope.spawn(move || writer.work(&format!("w{i}"), address, stop));
+        }
+        let stopped = StopOnDrop(&stop);
+        let mut operator = Client::connect(&address, PATIENCE).unwrap();
+        for number in 0..36 {
+            crash_behind_writes(&address, number);
+            if number % 12 == 6 {
+                let reply = operator.call(&["BGREWRITEAOF"]).unwrap();
+                assert!(matches!(reply, Reply::Simple(_)), "{reply:?}");
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+        drop(stopped);
+    });
+    let writes: usize = writers.iter().map(|writer| writer.list.len()).sum();
+    println!("{writes} times six acknowledged commands");
+    assert!(writes > 10 * WRITERS);
+    let events = server.events().unwrap();
+    let recovered = events.iter().filter(|e| e.event == "recovered").count();
+    assert_eq!(recovered, 36, "{}", server.output_tail());
+    server.kill();
+    let native = native(dir.path());
+    let mut client = Client::connect(native.address(), PATIENCE).unwrap();
+    for (i, writer) in writers.iter().enumerate() {
+        writer.assert_known(&format!("w{i}"), &mut client);
+    }
+    let keys = client.call(&["DBSIZE"]).unwrap();
+    assert_eq!(keys, Reply::Integer(3 * WRITERS as i64));
+}
+
+/// Ends the writers, also when the test fails.
+struct StopOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for StopOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 fn assert_same(found: &BTreeMap<Vec<u8>, Vec<u8>>, known: &BTreeMap<Vec<u8>, Vec<u8>>) {

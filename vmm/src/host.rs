@@ -1,6 +1,15 @@
 //! Host system calls on the monitor's own memory, as safe functions.
 
 use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+
+mod message;
+mod transfer;
+
+pub use message::{RIGHTS_MAX, send_message, take_peeked};
+pub use transfer::{
+    bytes_to_read, peek_from, read_at, read_now, size, timer_ticks, truncate, write_all, write_at,
+};
 
 use guest_agentless::Errno;
 
@@ -31,37 +40,6 @@ pub unsafe fn syscall(number: u64, args: [u64; 6]) -> Result<u64, Errno> {
         .map_err(|e| errno_of(&e))
 }
 
-/// `write` or `pwrite` until all of `bytes` is written. What a non-blocking pipe has no room for is dropped
-/// after a short wait: its reader has enough to wake up for.
-pub fn write_all(fd: i32, mut bytes: &[u8], mut offset: Option<u64>) -> io::Result<()> {
-    while !bytes.is_empty() {
-        // SAFETY: `bytes` is a live slice.
-        let written = check(match offset {
-            // SAFETY: as above.
-            Some(at) => unsafe {
-                libc::pwrite(fd, bytes.as_ptr().cast(), bytes.len(), at as i64) as i64
-            },
-            // SAFETY: as above.
-            None => unsafe { libc::write(fd, bytes.as_ptr().cast(), bytes.len()) as i64 },
-        });
-        match written {
-            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-            Ok(n) => {
-                bytes = &bytes[n as usize..];
-                offset = offset.map(|at| at + n as u64);
-            }
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                if !wait_writable(fd, 100)? {
-                    return Err(e);
-                }
-            }
-            Err(e) => return Err(e),
-        }
-    }
-    Ok(())
-}
-
 /// Whether a read would not block.
 pub fn is_readable(fd: i32) -> bool {
     let mut entry = libc::pollfd {
@@ -73,6 +51,17 @@ pub fn is_readable(fd: i32) -> bool {
     unsafe { libc::poll(&mut entry, 1, 0) > 0 }
 }
 
+/// Whether a write would not block, and not fail.
+pub fn is_writable(fd: i32) -> bool {
+    let mut entry = libc::pollfd {
+        fd,
+        events: libc::POLLOUT,
+        revents: 0,
+    };
+    // SAFETY: one valid entry.
+    unsafe { libc::poll(&mut entry, 1, 0) > 0 && entry.revents == libc::POLLOUT }
+}
+
 /// CPU time of the calling thread, the guest's code included.
 pub fn thread_cpu_time() -> std::time::Duration {
     let mut time = libc::timespec {
@@ -82,6 +71,38 @@ pub fn thread_cpu_time() -> std::time::Duration {
     // SAFETY: `time` is valid for the call to fill in.
     unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut time) };
     std::time::Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
+
+/// CPU time of a thread of this process; none if it has ended.
+pub fn cpu_time_of(tid: i32) -> Option<std::time::Duration> {
+    // `MAKE_THREAD_CPUCLOCK(tid, CPUCLOCK_SCHED)` of the kernel's `posix-timers.h`.
+    const THREAD_SCHED: i32 = 4 | 2;
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: `time` is valid for the call to fill in.
+    match unsafe { libc::clock_gettime((!tid << 3) | THREAD_SCHED, &mut time) } {
+        0 => Some(std::time::Duration::new(
+            time.tv_sec as u64,
+            time.tv_nsec as u32,
+        )),
+        _ => None,
+    }
+}
+
+/// Bytes of memory that the machine has.
+pub fn physical_memory() -> Option<u64> {
+    // SAFETY: sysconf has no preconditions.
+    let (pages, size) = unsafe {
+        (
+            libc::sysconf(libc::_SC_PHYS_PAGES),
+            libc::sysconf(libc::_SC_PAGESIZE),
+        )
+    };
+    u64::try_from(pages)
+        .ok()?
+        .checked_mul(u64::try_from(size).ok()?)
 }
 
 /// The real user of the process.
@@ -103,6 +124,15 @@ pub fn set_thread_name(name: &[u8]) {
 pub fn prctl(option: i32, value: u64) -> Result<u64, Errno> {
     // SAFETY: the options that come here take numbers only.
     unsafe { syscall(libc::SYS_prctl as u64, [option as u64, value, 0, 0, 0, 0]) }
+}
+
+/// `prctl` with an option that asks for an `int`.
+pub fn prctl_asked(option: i32) -> Result<i32, Errno> {
+    let mut value = 0i32;
+    let args = [option as u64, &raw mut value as u64, 0, 0, 0, 0];
+    // SAFETY: the options that come here write an `int`.
+    unsafe { syscall(libc::SYS_prctl as u64, args) }?;
+    Ok(value)
 }
 
 /// The name of the calling thread.
@@ -175,41 +205,21 @@ pub fn send(fd: i32, bytes: &[u8]) -> io::Result<usize> {
         .map(|n| n as usize)
 }
 
-/// Sends a datagram to `address`, a `sockaddr`, or to the connected peer if that is empty.
-pub fn send_to(fd: i32, bytes: &[u8], address: &[u8]) -> io::Result<usize> {
-    let (pointer, len) = match address.is_empty() {
-        true => (std::ptr::null(), 0),
-        false => (address.as_ptr().cast(), address.len() as u32),
-    };
-    // SAFETY: both slices are live.
-    check(unsafe {
-        libc::sendto(
-            fd,
-            bytes.as_ptr().cast(),
-            bytes.len(),
-            libc::MSG_NOSIGNAL,
-            pointer,
-            len,
-        ) as i64
-    })
-    .map(|n| n as usize)
-}
-
-/// `fsync` or `fdatasync`.
-pub fn sync(fd: i32, data_only: bool) -> io::Result<()> {
-    let call = if data_only {
-        libc::fdatasync
-    } else {
-        libc::fsync
-    };
-    // SAFETY: both take a number only.
-    check(i64::from(unsafe { call(fd) })).map(drop)
-}
-
 /// `close`.
 pub fn close(fd: i32) -> io::Result<()> {
     // SAFETY: the descriptor is the guest's: no owner in the monitor relies on it.
     check(i64::from(unsafe { libc::close(fd) })).map(drop)
+}
+
+/// Wakes up to `count` waiters of the futex at `word`, which lies in guest memory.
+pub fn wake_futex(word: u64, count: u32) {
+    for operation in [
+        libc::FUTEX_WAKE,
+        libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG,
+    ] {
+        // SAFETY: the word is not written; that nothing may be there is an error.
+        unsafe { libc::syscall(libc::SYS_futex, word, operation, count, 0, 0, 0) };
+    }
 }
 
 /// `shutdown`.
@@ -222,6 +232,24 @@ pub fn shutdown(fd: i32, how: i32) -> io::Result<()> {
 pub fn kill(pid: i32, signal: i32) -> io::Result<()> {
     // SAFETY: takes numbers only.
     check(i64::from(unsafe { libc::kill(pid, signal) })).map(drop)
+}
+
+/// The process behind a pidfd.
+pub fn pid_of(pidfd: i32) -> Option<i32> {
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{pidfd}")).ok()?;
+    let pid = info.lines().find_map(|line| line.strip_prefix("Pid:"))?;
+    pid.trim().parse().ok().filter(|pid| *pid > 0)
+}
+
+/// Whether the monitor has a capability in effect (`CAP_*`).
+pub fn is_capable(capability: u32) -> bool {
+    // Version 3: two halves of effective, permitted, inheritable.
+    let header = [0x2008_0522u32, 0];
+    let mut data = [0u32; 6];
+    let (header, at) = (header.as_ptr() as u64, data.as_mut_ptr() as u64);
+    // SAFETY: the kernel reads 8 bytes of the header and writes 24 of the data.
+    let known = unsafe { syscall(libc::SYS_capget as u64, [header, at, 0, 0, 0, 0]) };
+    known.is_ok() && data[capability as usize / 32 * 3] >> (capability % 32) & 1 != 0
 }
 
 /// Ends the process by `signal`, as its default action does. Returns if that does not end it.
@@ -244,6 +272,19 @@ pub fn close_from(first: i32) {
 pub fn fcntl(fd: i32, command: i32, value: i32) -> io::Result<i32> {
     // SAFETY: the commands that come here take a number or nothing.
     check(i64::from(unsafe { libc::fcntl(fd, command, value) })).map(|v| v as i32)
+}
+
+/// Makes `to` a copy of `fd`.
+pub fn dup_to(fd: &OwnedFd, to: i32, close_on_exec: bool) -> io::Result<()> {
+    let flags = if close_on_exec { libc::O_CLOEXEC } else { 0 };
+    // SAFETY: the number is the guest's: no owner in the monitor relies on it.
+    check(i64::from(unsafe { libc::dup3(fd.as_raw_fd(), to, flags) })).map(drop)
+}
+
+/// Makes an open directory the working directory.
+pub fn change_directory(directory: &OwnedFd) -> io::Result<()> {
+    // SAFETY: takes a number only.
+    check(i64::from(unsafe { libc::fchdir(directory.as_raw_fd()) })).map(drop)
 }
 
 /// `lseek` to an absolute offset.
@@ -289,6 +330,23 @@ pub fn set_socket_option(fd: i32, level: i32, name: i32, value: &[u8]) -> io::Re
 /// File type and permissions of a descriptor (`st_mode`).
 pub fn mode(fd: i32) -> io::Result<u32> {
     stat(fd).map(|stat| stat.st_mode)
+}
+
+/// Whether a descriptor is `/dev/zero`, `/dev/urandom` or the like: a read takes nothing away.
+pub fn is_memory_device(fd: i32) -> bool {
+    const MEMORY_MAJOR: u32 = 1;
+    stat(fd).is_ok_and(|stat| libc::major(stat.st_rdev) == MEMORY_MAJOR)
+}
+
+/// The limit on the size of files, in bytes.
+pub fn file_size_limit() -> u64 {
+    let mut limit = libc::rlimit {
+        rlim_cur: libc::RLIM_INFINITY,
+        rlim_max: libc::RLIM_INFINITY,
+    };
+    // SAFETY: `limit` is valid for the call to fill in.
+    unsafe { libc::getrlimit(libc::RLIMIT_FSIZE, &mut limit) };
+    limit.rlim_cur
 }
 
 /// Whether a descriptor is open on a file of procfs.

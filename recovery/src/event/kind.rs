@@ -52,6 +52,8 @@ fault_kinds! {
     GeneralProtection = "general-protection",
     /// The program raised SIGABRT: failed assertion, heap check, stack protector.
     Abort = "abort",
+    /// The request left the heap inconsistent, which was noticed before it was committed (`--verify-heap`).
+    HeapCorruption = "heap-corruption",
     /// A breakpoint or debug trap.
     Trap = "trap",
     /// An unmasked floating-point exception.
@@ -60,6 +62,12 @@ fault_kinds! {
     CrashPath = "crash-path",
     /// The request called `exit`.
     Exit = "exit",
+    /// The stack is used up: the guard below it, or beyond, was hit.
+    StackOverflow = "stack-overflow",
+    /// The request took longer, or used more CPU time, than it may.
+    Timeout = "timeout",
+    /// The request wrote more memory than it may.
+    Memory = "memory",
     /// Any other fatal signal that the guest sent itself.
     Signal = "signal",
 }

@@ -38,13 +38,19 @@ fn write_report(out: &mut String, r: &FaultReport) -> fmt::Result {
         .as_ref()
         .map_or_else(|| r.rip.to_string(), |s| line(s));
     let headline = r.outcome.as_str().to_uppercase();
-    writeln!(out, "{headline}: {} ({}) in {place}", r.signal, r.kind)?;
+    match &r.signal {
+        Some(signal) => writeln!(out, "{headline}: {} ({}) in {place}", line(signal), r.kind)?,
+        None => writeln!(out, "{headline}: {} in {place}", r.kind)?,
+    }
     writeln!(out, "{}", verdict(r))?;
     writeln!(out)?;
     writeln!(out, "Report    {}", r.id)?;
     writeln!(out, "Time      {}", line(&r.time))?;
     writeln!(out, "Program   {} (process {})", line(&r.program), r.pid)?;
-    write!(out, "Fault     {}, {}", r.signal, r.kind)?;
+    match &r.signal {
+        Some(signal) => write!(out, "Fault     {}, {}", line(signal), r.kind)?,
+        None => write!(out, "Fault     {}", r.kind)?,
+    }
     if let Some(address) = r.address {
         write!(out, ", address {address}")?;
     }
@@ -53,6 +59,9 @@ fn write_report(out: &mut String, r: &FaultReport) -> fmt::Result {
         .as_ref()
         .map_or_else(String::new, |s| format!(" {}", line(s)));
     writeln!(out, "\n          at {}{symbol}", r.rip)?;
+    if let Some(detail) = &r.detail {
+        writeln!(out, "          {}", line(detail))?;
+    }
     writeln!(out, "Thread    {} {}", r.thread, line(&r.thread_name))?;
     let peer = r
         .peer

@@ -18,12 +18,13 @@
 //! The machine does not see what the host writes for a system call: [`Tracker::host_write`] has to be
 //! called before such a write.
 
+mod changed;
 mod pages;
 mod shadow;
 #[cfg(test)]
 mod tests;
 
-use guest_agentless::{GuestRange, PageNumber};
+use guest_agentless::{GuestRange, PAGE_SIZE, PageNumber};
 
 pub use pages::SavedPages;
 use pages::{Base, PageMap};
@@ -43,6 +44,11 @@ pub trait Machine {
     fn is_zero_based(&self, page: PageNumber) -> bool;
     /// Reports the pages written since the last call, each at least once since it was last protected.
     fn harvest(&mut self, written: &mut Vec<PageNumber>);
+    /// Makes the pages of `range`, whose bases are zero, zero again without writing to them, so that their
+    /// memory goes back to the host. False if that cannot be done.
+    fn discard(&mut self, _range: GuestRange) -> bool {
+        false
+    }
     /// Protects all harvested pages, so that the next write to each is reported again.
     fn reprotect(&mut self);
 }
@@ -92,10 +98,14 @@ pub struct Tracker {
     /// Comparisons since the last re-protection that found nothing changed.
     wasted: u64,
     armed: bool,
+    /// Pages that became active since the last commit or abandon.
+    written: u64,
     /// Pages that the host has written since the last commit.
     host_written: Vec<PageNumber>,
     harvest: Vec<PageNumber>,
     scratch: Box<PageContent>,
+    /// What the last commit has changed, if somebody wants to know.
+    changes: Option<Vec<PageNumber>>,
 }
 
 impl Tracker {
@@ -115,9 +125,11 @@ impl Tracker {
             active_limit: Self::ACTIVE_LIMIT,
             wasted: 0,
             armed: false,
+            written: 0,
             host_written: Vec::new(),
             harvest: Vec::new(),
             scratch: PageContent::boxed(),
+            changes: None,
         }
     }
 
@@ -143,7 +155,18 @@ impl Tracker {
         }
     }
 
-    /// Takes note of the pages written before the tracker was armed.
+    /// Bytes of the pages that the running domain has written, as far as they are known. Pages that were in use
+    /// before it are not counted, pages that it has unmapped are: they are kept to be put back.
+    pub fn written_bytes(&self) -> u64 {
+        self.written * PAGE_SIZE
+    }
+
+    /// Likewise, and counts from zero again.
+    pub fn take_written_bytes(&mut self) -> u64 {
+        std::mem::take(&mut self.written) * PAGE_SIZE
+    }
+
+    /// Takes note of the pages that the machine has to report.
     pub fn note_written(&mut self, machine: &mut impl Machine) {
         self.take_harvest(machine);
     }
@@ -222,14 +245,18 @@ impl Tracker {
         }
         self.host_written.clear();
         let harvested = self.take_harvest(machine);
+        self.written = 0;
         let over = self.active.len() > self.active_limit;
         let mut copied = 0;
+        let mut changes = self.changes.take();
+        changes.iter_mut().for_each(Vec::clear);
         for entry in &mut self.active {
             // A page that was never shadowed, of a write set past the limit: trapping it again costs an
             // exit if it is written once more, but no memory if it is not.
             if over && entry.frame.is_none() {
                 self.pages.set_base(entry.page, Base::Itself);
                 machine.set_writable(entry.page, false);
+                changes.iter_mut().for_each(|list| list.push(entry.page));
                 continue;
             }
             let was_zero = entry.frame.is_none();
@@ -248,8 +275,10 @@ impl Tracker {
                 examine(entry.page, before, &self.scratch);
                 shadow.clone_from(&self.scratch);
                 copied += 1;
+                changes.iter_mut().for_each(|list| list.push(entry.page));
             }
         }
+        self.changes = changes;
         let compared = self.active.len() as u64;
         // Protecting again costs a fault for each page that is still in use; not doing so costs a
         // comparison in every commit for each page that is not. Whoever has paid as much for the one as
@@ -266,6 +295,58 @@ impl Tracker {
             copied,
             reprotected,
         }
+    }
+
+    /// The running domain is suspended: a commit as far as everybody else is concerned. `each` is told what it
+    /// has changed: page, base, and content now. False, and nothing is done, if that is more than `limit`
+    /// pages.
+    pub fn suspend(
+        &mut self,
+        machine: &mut impl Machine,
+        limit: usize,
+        mut each: impl FnMut(PageNumber, &PageContent, &PageContent),
+    ) -> bool {
+        self.take_harvest(machine);
+        let mut changed = 0;
+        for entry in &self.active {
+            let base = entry
+                .frame
+                .map_or(PageContent::zero(), |frame| self.shadows.get(frame));
+            if machine.read(entry.page, &mut self.scratch) && self.scratch.bytes() != base.bytes() {
+                changed += 1;
+                if changed > limit {
+                    return false;
+                }
+                each(entry.page, base, &self.scratch);
+            }
+        }
+        self.commit(machine);
+        true
+    }
+
+    /// Gives `page` the content and the base `content`, between two domains. False if it cannot be written.
+    pub fn rebase(
+        &mut self,
+        machine: &mut impl Machine,
+        page: PageNumber,
+        content: &PageContent,
+    ) -> bool {
+        if !machine.write(page, content) {
+            return false;
+        }
+        match self.pages.get(page).map(|state| state.base) {
+            Some(Base::Shadow(frame)) => self.shadows.get_mut(frame).clone_from(content),
+            Some(Base::Itself) => {}
+            None | Some(Base::Zero) => {
+                let frame = self.shadows.allocate();
+                self.shadows.get_mut(frame).clone_from(content);
+                self.pages.set_base(page, Base::Shadow(frame));
+                if let Some(entry) = self.active.iter_mut().rfind(|entry| entry.page == page) {
+                    entry.frame = Some(frame);
+                }
+            }
+        }
+        true
     }
 
     /// What the host has written since the last commit belongs to the base: the results of the call that
@@ -295,7 +376,10 @@ impl Tracker {
     ) -> Abandoned {
         self.host_written.clear();
         self.take_harvest(machine);
+        self.written = 0;
         let mut outcome = Abandoned::default();
+        let many = self.active.len() > self.active_limit;
+        let mut discarded = Vec::new();
         // Newest first: where two pages are one in memory, the older base is the one of the checkpoint.
         for entry in self.active.iter().rev() {
             let base = match entry.frame {
@@ -311,12 +395,29 @@ impl Tracker {
                 continue;
             }
             examine(entry.page, &self.scratch);
+            if many && entry.frame.is_none() {
+                let page = entry.page;
+                discarded.push(RestoredPage { page, bytes });
+                continue;
+            }
             match machine.write(entry.page, base) {
                 true => outcome.restored.push(RestoredPage {
                     page: entry.page,
                     bytes,
                 }),
                 false => outcome.lost.push(entry.page),
+            }
+        }
+        discarded.sort_unstable_by_key(|restored| restored.page);
+        for run in discarded.chunk_by(|a, b| a.page.0 + 1 == b.page.0) {
+            let start = run[0].page.address().0;
+            let range = GuestRange::from_bounds(start, start + run.len() as u64 * PAGE_SIZE);
+            let done = machine.discard(range);
+            for restored in run {
+                match done || machine.write(restored.page, PageContent::zero()) {
+                    true => outcome.restored.push(*restored),
+                    false => outcome.lost.push(restored.page),
+                }
             }
         }
         outcome
@@ -397,6 +498,7 @@ impl Tracker {
             page,
             frame: state.frame(),
         });
+        self.written += 1;
         true
     }
 

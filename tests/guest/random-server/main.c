@@ -28,6 +28,7 @@
 #include <sys/mman.h>
 #include <sys/select.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <sys/uio.h>
 #include <time.h>
 #include <unistd.h>
@@ -310,6 +311,8 @@ int main(int argc, char **argv) {
         fprintf(stderr, "usage: random-server [-t THREADS] [-m MEGABYTES] PORT\n");
         return 2;
     }
+    /* What the server has inherited may change without it. */
+    syscall(SYS_close_range, 3, ~0u, 0);
     struct sigaction action = {.sa_handler = stop};
     sigaction(SIGTERM, &action, NULL);
     for (int i = 0; i < CONNECTIONS; i++)

@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -14,6 +15,8 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/time.h>
+#include <time.h>
 #include <unistd.h>
 
 static char *text;
@@ -41,25 +44,101 @@ static void say_file(const char *title, const char *path) {
     close(fd);
 }
 
-static void say_descriptors(void) {
-    /* The standard ones are shared with the monitor, which may have written to them. */
-    for (int fd = 3; fd < 256; fd++) {
+enum { FIRST = 3, BEYOND = 256 };
+
+/* The standard ones are shared with the monitor, which may have written to them. One call finds the others. */
+static struct pollfd *open_descriptors(void) {
+    static struct pollfd entries[BEYOND];
+    for (int fd = 0; fd < BEYOND; fd++)
+        entries[fd] = (struct pollfd){.fd = fd};
+    poll(entries, BEYOND, 0);
+    return entries;
+}
+
+static void say_descriptors(const struct pollfd *known) {
+    for (int fd = FIRST; fd < BEYOND; fd++) {
         struct stat stat;
-        int flags = fcntl(fd, F_GETFD);
-        if (flags < 0 || fstat(fd, &stat))
+        if (known[fd].revents & POLLNVAL || fstat(fd, &stat))
             continue;
+        int flags = fcntl(fd, F_GETFD);
         say("fd %d: cloexec %d, flags %o, offset %ld, mode %o, inode %lu\n", fd, flags, fcntl(fd, F_GETFL),
             (long)lseek(fd, 0, SEEK_CUR), stat.st_mode, (unsigned long)stat.st_ino);
         int waiting = 0;
         if ((S_ISFIFO(stat.st_mode) || S_ISSOCK(stat.st_mode)) && ioctl(fd, FIONREAD, &waiting) == 0)
             say("fd %d: %d bytes to read\n", fd, waiting);
+        if (S_ISFIFO(stat.st_mode))
+            say("fd %d: pipe of %d bytes\n", fd, fcntl(fd, F_GETPIPE_SZ));
+        int domain = 0;
+        socklen_t len = sizeof domain;
+        if (S_ISSOCK(stat.st_mode) && getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &len) == 0 && domain == AF_UNIX &&
+            ioctl(fd, TIOCOUTQ, &waiting) == 0) {
+            struct pollfd entry = {fd, POLLIN | POLLRDHUP, 0};
+            poll(&entry, 1, 0);
+            say("fd %d: %d bytes on the way, ready for %x\n", fd, waiting, entry.revents);
+        }
+        if (S_ISSOCK(stat.st_mode))
+            say("fd %d: owner %d, signal %d\n", fd, fcntl(fd, F_GETOWN), fcntl(fd, F_GETSIG));
     }
 }
 
-static void say_descriptor_info(const char *title, int fd) {
-    char path[64];
-    snprintf(path, sizeof path, "/proc/self/fdinfo/%d", fd);
-    say_file(title, path);
+/* All that the kernel tells of each descriptor, but for the time that is left of a timer. */
+static void say_all_descriptor_info(const struct pollfd *known) {
+    for (int fd = FIRST; fd < BEYOND; fd++) {
+        char path[64], part[4096];
+        if (known[fd].revents & POLLNVAL)
+            continue;
+        snprintf(path, sizeof path, "/proc/self/fdinfo/%d", fd);
+        int info = open(path, O_RDONLY | O_CLOEXEC);
+        if (info < 0)
+            continue;
+        ssize_t n = read(info, part, sizeof part - 1);
+        close(info);
+        part[n > 0 ? n : 0] = 0;
+        for (char *line = strtok(part, "\n"); line; line = strtok(NULL, "\n")) {
+            if (!strncmp(line, "it_value", 8))
+                say("fd %d: %s\n", fd, strcmp(line, "it_value: (0, 0)") ? "armed" : "not armed");
+            else if (strncmp(line, "eventfd-id", 10))
+                say("fd %d: %s\n", fd, line);
+        }
+    }
+}
+
+static void say_timers(void) {
+    for (int id = 0; id < 8; id++) {
+        struct itimerspec setting = {0};
+        if (syscall(SYS_timer_gettime, id, &setting) == 0)
+            say("timer %d: interval %ld %ld, about %ld000 s left\n", id, (long)setting.it_interval.tv_sec,
+                setting.it_interval.tv_nsec, (long)(setting.it_value.tv_sec + 500) / 1000);
+    }
+    for (int which = 0; which < 3; which++) {
+        struct itimerval setting = {0};
+        getitimer(which, &setting);
+        say("interval timer %d: interval %ld, about %ld000 s left\n", which, (long)setting.it_interval.tv_sec,
+            (long)(setting.it_value.tv_sec + 500) / 1000);
+    }
+}
+
+static void say_scheduling(void) {
+    unsigned long set[16] = {0}, attributes[7] = {0};
+    syscall(SYS_sched_getaffinity, 0, sizeof set, set);
+    syscall(SYS_sched_getattr, 0, attributes, sizeof attributes, 0);
+    say("priority %d, I/O priority %ld, CPUs %lx, scheduling", getpriority(PRIO_PROCESS, 0),
+        syscall(SYS_ioprio_get, 1, 0), set[0]);
+    for (size_t i = 0; i < 4; i++)
+        say(" %lx", attributes[i]);
+    say("\n");
+}
+
+/* Lines of /proc/self/status. */
+static void say_status(void) {
+    char part[4096];
+    int fd = open("/proc/self/status", O_RDONLY | O_CLOEXEC);
+    ssize_t n = read(fd, part, sizeof part - 1);
+    close(fd);
+    part[n > 0 ? n : 0] = 0;
+    for (char *line = strtok(part, "\n"); line; line = strtok(NULL, "\n"))
+        if (!strncmp(line, "Umask:", 6) || !strncmp(line, "VmLck:", 6))
+            say("%s\n", line);
 }
 
 static void say_signals(void) {
@@ -124,24 +203,29 @@ static void say_process(void) {
     syscall(SYS_getcwd, directory, sizeof directory);
     syscall(SYS_arch_prctl, 0x1003, &fs);
     syscall(SYS_arch_prctl, 0x1004, &gs);
-    say("name %s, directory %s, timer slack %d, dumpable %d, bases %lx %lx, break %p\n", name, directory,
-        prctl(PR_GET_TIMERSLACK), prctl(PR_GET_DUMPABLE), fs, gs, sbrk(0));
+    int death_signal = 0, subreaper = 0;
+    prctl(PR_GET_PDEATHSIG, &death_signal);
+    prctl(PR_GET_CHILD_SUBREAPER, &subreaper);
+    say("name %s, directory %s, timer slack %d, dumpable %d, death signal %d, subreaper %d, bases %lx %lx, break %p\n",
+        name, directory, prctl(PR_GET_TIMERSLACK), prctl(PR_GET_DUMPABLE), death_signal, subreaper, fs, gs,
+        sbrk(0));
 }
 
 size_t describe_state(char *into, size_t room) {
     text = into;
     capacity = room;
     used = 0;
-    say_descriptors();
-    say_descriptor_info("epoll", spare_epoll);
-    say_descriptor_info("counter", counter_fd);
-    say_descriptor_info("sum", sum_fd);
-    say_descriptor_info("semaphore", semaphore_fd);
+    const struct pollfd *known = open_descriptors();
+    say_descriptors(known);
+    say_all_descriptor_info(known);
     say_options("tcp", tcp_pair[0]);
     say_options("listener", idle_listener);
     say_options("udp", udp_fd);
     say_signals();
     say_process();
+    say_timers();
+    say_scheduling();
+    say_status();
     const char *const files[] = {"data", "mapped", "shared", "scratch", "log"};
     for (size_t i = 0; i < sizeof files / sizeof *files; i++)
         say_contents(files[i]);

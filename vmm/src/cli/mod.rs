@@ -1,6 +1,7 @@
 //! The command line.
 
 pub mod check;
+mod limit;
 pub mod report;
 pub mod run;
 

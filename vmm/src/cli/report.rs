@@ -141,7 +141,10 @@ fn row(report: &FaultReport, now: SystemTime) -> Row {
             .when()
             .map_or_else(|| "?".to_owned(), |then| age(then, now)),
         report.outcome.to_string(),
-        cell(&report.signal),
+        report
+            .signal
+            .as_deref()
+            .map_or_else(|| "-".to_owned(), cell),
         report.kind.to_string(),
         cell(&symbol),
         report.peer.as_deref().map_or_else(|| "-".to_owned(), cell),
@@ -192,7 +195,7 @@ mod tests {
             ..FaultReport::new(
                 at(100_000 - seconds_ago),
                 Outcome::Recovered,
-                11,
+                Some(11),
                 FaultKind::NullRead,
                 17,
                 0x1000,

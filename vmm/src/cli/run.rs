@@ -18,16 +18,20 @@ use recovery::report::ReportStore;
 use recovery::stats::Stats;
 
 use super::chain;
+use super::limit::{ByteLimit, TimeLimit};
 use crate::clock::{ClockPage, GuestClock, VDSO_IMAGE};
 use crate::inject::Injection;
 use crate::kvm::{self, EntryPath, Vm};
 use crate::loader::{self, Program};
-use crate::memory::{AddressSpace, copy, guest_descriptor_limits, reserved_fd, window};
+use crate::memory::{
+    AddressSpace, LockedPages, copy, guest_descriptor_limits, reserved_fd, window,
+};
 use crate::process::files::Files;
+use crate::process::limits::{DEFAULT_CPU, DEFAULT_TIMEOUT, Limits};
 use crate::process::reporter::Reporter;
 use crate::process::signals::{Action, Dispositions};
 use crate::process::thread::{Thread, inherited_ignored, install_signal_handlers};
-use crate::process::{Options, Parts, Process, State};
+use crate::process::{Options, Parts, Process, State, watchdog};
 use crate::sys::end::MONITOR_FAILED;
 
 /// The options of `vmsrs run`.
@@ -50,6 +54,27 @@ pub struct RunArgs {
         hide_possible_values = true
     )]
     protect: Switch,
+    /// End a client's request that takes longer than DURATION (`10`, `500ms`, `2m`), as if it had crashed;
+    /// waiting for more work does not count
+    #[arg(long, value_name = "DURATION|off", default_value_t = TimeLimit(Some(DEFAULT_TIMEOUT)))]
+    request_timeout: TimeLimit,
+    /// End a client's request that uses more CPU time than DURATION
+    #[arg(long, value_name = "DURATION|off", default_value_t = TimeLimit(Some(DEFAULT_CPU)))]
+    request_cpu: TimeLimit,
+    /// End a client's request that writes more memory than BYTES (`64M`, `2G`) [default: a quarter of the
+    /// machine's memory]
+    #[arg(long, value_name = "BYTES|off")]
+    request_memory: Option<ByteLimit>,
+    /// Let a client's request end the server with `exit`; without this, it counts as a crash
+    #[arg(long)]
+    allow_exit: bool,
+    /// Check the glibc heap that a request has written before its effects become real: a silent overflow is
+    /// charged to the request that made it. Says so in the events, and does nothing, for other allocators
+    #[arg(long)]
+    verify_heap: bool,
+    /// Bytes of output that a request may hold back, such as 512K or 16M; past it, it can no longer be undone
+    #[arg(long, value_name = "BYTES", default_value = "4M")]
+    hold_limit: ByteLimit,
     /// Compare all of the guest's writable memory with a copy after each recovery (slow; for testing)
     #[arg(long, hide = true)]
     audit: bool,
@@ -84,8 +109,24 @@ impl RunArgs {
                 given.push(std::path::absolute(path)?.into());
             }
         }
+        given.push(format!("--hold-limit={}", self.hold_limit).into());
         if self.protect == Switch::Off {
             given.push("--protect=off".into());
+        }
+        for (name, limit) in [
+            ("--request-timeout", self.request_timeout),
+            ("--request-cpu", self.request_cpu),
+        ] {
+            given.push(format!("{name}={limit}").into());
+        }
+        if let Some(limit) = self.request_memory {
+            given.push(format!("--request-memory={limit}").into());
+        }
+        if self.allow_exit {
+            given.push("--allow-exit".into());
+        }
+        if self.verify_heap {
+            given.push("--verify-heap".into());
         }
         if self.audit {
             given.push("--audit".into());
@@ -97,6 +138,19 @@ impl RunArgs {
     }
 }
 
+impl RunArgs {
+    fn limits(&self) -> Limits {
+        Limits {
+            timeout: self.request_timeout.0,
+            cpu: self.request_cpu.0,
+            memory: match self.request_memory {
+                Some(limit) => limit.0,
+                None => Limits::default_memory(),
+            },
+            allow_exit: self.allow_exit,
+        }
+    }
+}
 type AnyError = Box<dyn Error + Send + Sync>;
 
 /// Runs the program; returns only if it could not be started.
@@ -128,6 +182,7 @@ fn start(arguments: RunArgs) -> Result<Thread, AnyError> {
         None => loader::find_program(name, std::env::var_os("PATH").as_deref())?,
     };
     let given = arguments.given()?;
+    let limits = arguments.limits();
     let events = match &arguments.events {
         Some(path) => EventLog::append_options()
             .open(path)
@@ -197,9 +252,14 @@ fn start(arguments: RunArgs) -> Result<Thread, AnyError> {
         entry_path: probe.path,
         options: Options {
             protect,
+            hold_limit: arguments
+                .hold_limit
+                .0
+                .map_or(usize::MAX, |bytes| bytes as usize),
             is_child: false,
             audit: arguments.audit,
             stats: stats_path,
+            limits,
             inject: arguments.inject,
             given,
         },
@@ -213,10 +273,14 @@ fn start(arguments: RunArgs) -> Result<Thread, AnyError> {
             tracker: Tracker::new(),
             files: Files::default(),
             domain: None,
+            suspended: Default::default(),
+            wait_words: Default::default(),
             dispositions: inherited_dispositions(),
             ladder: Ladder::default(),
             handoffs: Default::default(),
             descriptor_limit: guest_descriptor_limits(),
+            heap: (protect && arguments.verify_heap).then(Box::default),
+            locked: LockedPages::default(),
         },
     });
     install_signal_handlers()?;
@@ -227,7 +291,9 @@ fn start(arguments: RunArgs) -> Result<Thread, AnyError> {
     let registers = vcpu.registers();
     registers.rip = loaded.entry;
     registers.rsp = loaded.stack_pointer;
-    let mut thread = Thread::new(Arc::new(process), vcpu, blocked);
+    let process = Arc::new(process);
+    watchdog::start(&process)?;
+    let mut thread = Thread::new(process, vcpu, blocked);
     thread.mark_loaded(&loaded.written);
     Ok(thread)
 }

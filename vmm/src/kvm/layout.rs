@@ -89,12 +89,14 @@ pub fn gdt() -> [u64; 8] {
     table
 }
 
-/// The 16-byte interrupt gate of `vector`: type 0xE, DPL 3, to that vector's stub in ring 0.
+/// The 16-byte interrupt gate of `vector`: type 0xE, to that vector's stub in ring 0. As under Linux, `int n`
+/// may use those of the breakpoint and of the overflow trap only.
 pub fn idt_gate(vector: u64) -> [u64; 2] {
+    let privilege: u64 = if matches!(vector, 3 | 4) { 3 } else { 0 };
     let target = EXCEPTION_STUBS + vector * EXCEPTION_STUB_SIZE;
     let low = (target & 0xffff)
         | (u64::from(KERNEL_CODE) << 16)
-        | (0xee00 << 32)
+        | ((0x8e00 | privilege << 13) << 32)
         | ((target >> 16) & 0xffff) << 48;
     [low, target >> 32]
 }
@@ -114,6 +116,8 @@ mod tests {
         let target = (low & 0xffff) | (low >> 48 << 16) | (high << 32);
         assert_eq!(target, EXCEPTION_STUBS + 14 * EXCEPTION_STUB_SIZE);
         assert_eq!((low >> 16) as u16, KERNEL_CODE);
+        assert_eq!(low >> 40 & 0xff, 0x8e);
+        assert_eq!(idt_gate(3)[0] >> 40 & 0xff, 0xee);
     }
 
     #[test]

@@ -151,7 +151,11 @@ impl Vcpu {
         };
         sregs.cs = segment(layout::USER_CODE, 0xb, 3, true);
         sregs.ss = segment(layout::USER_DATA, 0x3, 3, false);
-        sregs.ds = segment(layout::USER_DATA, 0x3, 3, false);
+        // As under Linux, which keeps null selectors in them; the bases of FS and GS work all the same.
+        sregs.ds = kvm_segment {
+            unusable: 1,
+            ..Default::default()
+        };
         sregs.es = sregs.ds;
         sregs.fs = sregs.ds;
         sregs.gs = sregs.ds;
@@ -173,12 +177,13 @@ impl Vcpu {
             limit: 0xfff,
             ..Default::default()
         };
-        const PE_MP_ET_NE_WP_PG: u64 = 0x8001_0033;
+        // With AM, as under Linux: a program may ask for alignment checks.
+        const PE_MP_ET_NE_WP_AM_PG: u64 = 0x8005_0033;
         const PAE_OSFXSR_OSXMMEXCPT: u64 = 0x620;
         const OSXSAVE: u64 = 1 << 18;
         const SCE_LME_LMA_NXE: u64 = 0xd01;
         let xsave = has_xsave(cpuid);
-        sregs.cr0 = PE_MP_ET_NE_WP_PG;
+        sregs.cr0 = PE_MP_ET_NE_WP_AM_PG;
         sregs.cr3 = layout::PAGE_TABLES;
         sregs.cr4 = PAE_OSFXSR_OSXMMEXCPT | if xsave { OSXSAVE } else { 0 };
         sregs.efer = SCE_LME_LMA_NXE;

@@ -2,7 +2,7 @@
 //! guest keeps the low numbers that it would have without the monitor.
 
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::OnceLock;
 
 /// Descriptors for the monitor, at most. A vCPU takes one.
@@ -74,11 +74,16 @@ pub fn set_descriptor_limits(soft: u64, hard: u64) -> io::Result<()> {
 
 /// Moves `fd` to the reserved numbers, close-on-exec.
 pub fn reserved_fd(fd: OwnedFd) -> io::Result<OwnedFd> {
-    // SAFETY: `fd` is open; the duplicate is a new descriptor that nobody else owns.
-    let high = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, first_reserved()) };
+    reserved_copy(fd.as_raw_fd())
+}
+
+/// A copy of `fd`, whoever owns it, among the reserved numbers, close-on-exec.
+pub fn reserved_copy(fd: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: takes numbers only.
+    let high = unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, first_reserved()) };
     if high < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: as above.
+    // SAFETY: a new descriptor that nobody else owns.
     Ok(unsafe { OwnedFd::from_raw_fd(high) })
 }

@@ -17,6 +17,7 @@ use guest_agentless::{
 };
 use recovery::Tracker;
 
+use super::guard::Guards;
 use super::page_table::{Access, PageTable};
 use super::window;
 use crate::kvm::{KvmError, Vm};
@@ -70,6 +71,8 @@ pub enum Resolution {
     Mapped,
     /// The page is writable but trapped: the tracker takes its shadow first.
     Trapped,
+    /// The page is guarded: it has to be decided what becomes of it first.
+    Guarded,
     /// Nothing is mapped there (`SEGV_MAPERR`).
     NotMapped,
     /// The mapping forbids it (`SEGV_ACCERR`).
@@ -84,8 +87,9 @@ pub struct Stash {
 
 /// The address space.
 pub struct AddressSpace {
-    vmas: VmaMap,
-    table: PageTable,
+    pub(super) vmas: VmaMap,
+    pub(super) table: PageTable,
+    pub(super) guards: Guards,
     slots: HashSet<u64>,
     /// First address and current end of the heap.
     heap: (u64, u64),
@@ -97,6 +101,7 @@ impl AddressSpace {
         Ok(AddressSpace {
             vmas: VmaMap::new(),
             table: PageTable::new(vm.monitor().clone())?,
+            guards: Guards::default(),
             slots: HashSet::new(),
             heap: (0, 0),
         })
@@ -108,6 +113,7 @@ impl AddressSpace {
         let mut space = AddressSpace {
             vmas: std::mem::take(&mut self.vmas),
             table: self.table.take_over(vm.monitor().clone()),
+            guards: Guards::default(),
             slots: HashSet::new(),
             heap: self.heap,
         };
@@ -293,6 +299,9 @@ impl AddressSpace {
             return Ok(Resolution::Forbidden);
         }
         let page = GuestVa(address).page();
+        if self.guards.contains(page) {
+            return Ok(Resolution::Guarded);
+        }
         let zero_based = is_zero_based(vma);
         if attempt == Attempt::Write
             && self.table.access(page).is_some()
@@ -308,14 +317,13 @@ impl AddressSpace {
             return Ok(Resolution::NotMapped);
         };
         let protection = vma.protection;
+        let guarded = self.guards.overlapping(part).next().is_some();
         for page in part.pages() {
-            let access = Access {
-                write: protection.is_writable() && tracker.is_writable(page, zero_based),
-                execute: protection.is_executable(),
-            };
-            if self.table.access(page) != Some(access) {
-                self.table.map(page, access)?;
+            if guarded && self.guards.contains(page) {
+                continue;
             }
+            let write = protection.is_writable() && tracker.is_writable(page, zero_based);
+            self.map_page(page, protection, write)?;
         }
         self.ensure_slot(vm, address)?;
         Ok(
@@ -324,6 +332,36 @@ impl AddressSpace {
                 false => Resolution::Mapped,
             },
         )
+    }
+
+    /// Makes `page` present with what `protection` allows, writing only if `write` says so.
+    pub(super) fn map_page(
+        &mut self,
+        page: PageNumber,
+        protection: Protection,
+        write: bool,
+    ) -> Result<(), KvmError> {
+        let access = Access {
+            write,
+            execute: protection.is_executable(),
+        };
+        if self.table.access(page) != Some(access) {
+            self.table.map(page, access)?;
+        }
+        Ok(())
+    }
+
+    /// Gives the memory of `range` back to the host, if all of it is mapped and reads as zeros afterwards.
+    pub fn discard(&mut self, range: GuestRange) -> bool {
+        let mut covered = 0;
+        for vma in self.vmas.overlapping(range) {
+            let part = vma.range.intersection(range).map_or(0, |part| part.len());
+            covered += if is_zero_based(vma) { part } else { 0 };
+        }
+        let address = range.start() as *mut libc::c_void;
+        covered == range.len()
+            // SAFETY: the range lies in mappings of the guest, of which no Rust object knows.
+            && unsafe { libc::madvise(address, range.len() as usize, libc::MADV_DONTNEED) } == 0
     }
 
     /// Whether `page` is private memory that was zero before its first write.
@@ -412,7 +450,7 @@ fn host_protection(protection: Protection) -> i32 {
     }
 }
 
-fn host_protect(range: GuestRange, protection: Protection) -> Result<(), Errno> {
+pub(super) fn host_protect(range: GuestRange, protection: Protection) -> Result<(), Errno> {
     debug_assert!(window::contains(range));
     let address = range.start() as *mut libc::c_void;
     // SAFETY: the range lies in a guest window, where the monitor keeps nothing of its own.

@@ -14,7 +14,8 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU8, AtomicU64, O
 
 use guest_agentless::{Errno, Signal, SignalSet};
 
-use super::signals::SignalInfo;
+use super::limits::RequestNumber;
+use super::signals::{Delivery, SignalInfo};
 use crate::kvm::Kicker;
 
 /// Sent between threads of the monitor; the guest's own use of it is emulated.
@@ -34,6 +35,8 @@ pub struct ThreadControl {
     pub pending: Mutex<Vec<SignalInfo>>,
     /// Where the thread ID is cleared when the thread ends (`set_tid_address`), or 0.
     pub clear_tid: AtomicU64,
+    /// The request that the thread is in.
+    pub request: RequestNumber,
     kicker: Kicker,
 }
 
@@ -62,6 +65,7 @@ impl ThreadControl {
             blocked: AtomicU64::new(blocked.0),
             pending: Mutex::new(Vec::new()),
             clear_tid: AtomicU64::new(0),
+            request: RequestNumber::default(),
             kicker,
         }))
     }
@@ -154,6 +158,11 @@ pub fn arrived() -> SignalSet {
     SignalSet(ARRIVED.load(Ordering::Acquire))
 }
 
+/// Forgets a signal that has come in for the process, since what sent it is undone.
+pub fn drop_arrived(signal: Signal) {
+    ARRIVED.fetch_and(!SignalSet::of(signal).0, Ordering::AcqRel);
+}
+
 /// A signal for the process that comes from the guest itself.
 pub fn post_to_process(info: SignalInfo) {
     arrive(
@@ -207,6 +216,26 @@ pub fn set_host_action(signal: Signal, action: HostAction) -> io::Result<()> {
     match unsafe { libc::sigaction(signal.raw(), &host, ptr::null_mut()) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Stop signals keep the host's default unless the guest handles or ignores them; all others are caught
+/// from the start.
+pub fn mirror(signal: Signal, delivery: Delivery) {
+    if !matches!(
+        signal,
+        Signal::SIGTSTP | Signal::SIGTTIN | Signal::SIGTTOU | Signal::SIGCONT
+    ) {
+        return;
+    }
+    let action = match delivery {
+        Delivery::Handle(_) => HostAction::Catch,
+        Delivery::Stop => HostAction::Default,
+        _ if signal == Signal::SIGCONT => HostAction::Default,
+        _ => HostAction::Ignore,
+    };
+    if let Err(error) = set_host_action(signal, action) {
+        log::error!("cannot set the host's action for {signal:?}: {error}");
     }
 }
 

@@ -52,6 +52,13 @@ pub fn call_target(code: &[u8], registers: &Registers) -> Option<u64> {
     }
 }
 
+/// Whether the instruction at `rip` is `int n`.
+pub fn is_interrupt(rip: u64) -> bool {
+    const INT: u8 = 0xcd;
+    let mut opcode = [0u8];
+    copy::read(rip, &mut opcode).is_ok() && opcode == [INT]
+}
+
 /// The value of a register in an address; segment bases other than FS and GS are zero, and those two are
 /// not used for mapped files.
 fn value(r: &Registers, register: Register) -> Option<u64> {

@@ -2,11 +2,14 @@
 
 use guest_agentless::{GuestRange, SignalSet};
 use kvm_bindings::kvm_xsave;
-use recovery::{Journal, Origin};
+use recovery::{Journal, Origin, SuspendedPages};
 
 use super::effects::{Deferred, Undo};
+use super::files::GivenBack;
+use super::rerun::Committed;
 use super::thread::Thread;
 use super::tracked::{TrackedMemory, mapped_parts};
+use super::withdraw::Waits;
 use super::{Process, State};
 use crate::kvm::{KvmError, Registers, Vcpu};
 
@@ -45,6 +48,14 @@ pub struct Domain {
     pub committed_early: Option<&'static str>,
     /// The events that it began with, if it began with some.
     pub delivered: Option<Delivered>,
+    /// What it had written when it was suspended last, if it was.
+    pub pages: SuspendedPages,
+    /// The futexes that it has waited for.
+    pub waits: Waits,
+    /// What it was given, to be given again if it has to run again.
+    pub replay: Option<GivenBack>,
+    /// Its effects are done at once.
+    pub pass_through: bool,
     /// All writable memory at the checkpoint, when audited.
     pub audit: Option<super::recover::Image>,
 }
@@ -89,6 +100,8 @@ pub enum Early {
     External,
     /// The held output has reached its limit.
     HoldLimit,
+    /// It runs again because a deferred write has failed, and defers no more.
+    PassThrough,
     /// It waits, for a lock or longer than its time slice, and others must run.
     Suspended,
 }
@@ -98,6 +111,7 @@ impl Early {
         match self {
             Early::External => "a call that cannot be undone came before the fault",
             Early::HoldLimit => "its output reached the hold limit before the fault",
+            Early::PassThrough => "its effects were not put off, because a write had failed",
             Early::Suspended => "it was suspended before the fault, so that others could run",
         }
     }
@@ -126,6 +140,7 @@ impl Thread {
         if !self.process.options.protect {
             return;
         }
+        self.touch(state, range);
         for part in mapped_parts(&state.space, range) {
             let (tracker, mut memory) = state.tracking(&self.process, &mut self.vcpu);
             let pages = tracker.host_write(&mut memory, part);
@@ -179,26 +194,36 @@ impl Thread {
             calls: 0,
             committed_early: None,
             delivered: self.delivered.take(),
+            pages: SuspendedPages::default(),
+            waits: Waits::default(),
+            replay: None,
+            pass_through: self.pass_through.take_if(|of| *of == origin).is_some(),
             audit,
         });
         Ok(())
     }
 
-    /// Ends the running domain well: its memory becomes the base of the next, its output is sent, its
-    /// deferred actions are done.
-    pub fn commit(&mut self, state: &mut State) {
+    /// Ends the running domain well: its writes to files are done, its memory becomes the base of the next,
+    /// its output is sent, its deferred actions are done.
+    pub fn commit(&mut self, state: &mut State) -> Committed {
         if !self.process.options.protect {
-            return;
+            return Committed::Done;
         }
         self.following_ended();
         let (tracker, mut memory) = state.tracking(&self.process, &mut self.vcpu);
         if !tracker.is_armed() {
             tracker.note_written(&mut memory);
-            return;
+            return Committed::Done;
         }
         self.asked_at = None;
+        if let Err((error, writes)) = self.write_files(state) {
+            return self.run_again(state, error, writes);
+        }
+        if self.continues.is_none() {
+            self.end_limits();
+        }
         let Some(mut domain) = state.domain.take() else {
-            return;
+            return Committed::Done;
         };
         let stats = std::sync::Arc::clone(&self.process.stats);
         let (deferred, undo) = domain.journal.commit();
@@ -210,6 +235,8 @@ impl Thread {
         stats.pages.reprotected.add(u64::from(done.reprotected));
         stats.shadow_bytes.raise(tracker.shadow_bytes());
         stats.domains.committed.inc();
+        self.tell_suspended(state);
+        state.note_heap();
         for effect in deferred {
             self.perform(state, effect);
         }
@@ -218,21 +245,29 @@ impl Thread {
         }
         super::flusher::ensure(&self.process, state);
         state.ladder.progress(self.tid());
+        Committed::Done
     }
 
     /// Commits the running domain although it goes on. What it does from here is a domain of its own that
     /// is charged to the same origin and cannot undo what came before. It begins when the thread returns
     /// to the guest.
-    pub fn commit_early(&mut self, state: &mut State, why: Early) {
+    pub fn commit_early(&mut self, state: &mut State, why: Early) -> Committed {
         let Some(domain) = &state.domain else {
             return self.commit(state);
         };
-        let origin = domain.origin;
-        let input = domain.input.clone();
-        if domain.is_request() {
+        let (origin, request) = (domain.origin, domain.is_request());
+        let (input, pass_through) = (domain.input.clone(), domain.pass_through);
+        if request {
+            self.count_written(state);
+        }
+        if self.commit(state) == Committed::PutBack {
+            return Committed::PutBack;
+        }
+        self.pass_through = pass_through.then_some(origin);
+        if request {
             let counters = &self.process.stats.domains.early_committed;
             match why {
-                Early::External => counters.external.inc(),
+                Early::External | Early::PassThrough => counters.external.inc(),
                 Early::HoldLimit => counters.held_limit.inc(),
                 Early::Suspended => counters.suspended.inc(),
             }
@@ -242,7 +277,7 @@ impl Thread {
                 reason: why.reason(),
             });
         }
-        self.commit(state);
+        Committed::Done
     }
 
     /// Begins the domain that the thread is in when it enters the guest without one.

@@ -4,14 +4,16 @@
 //! Guest descriptors are host descriptors of the same number. What the kernel can be asked for is not
 //! kept here, so that it cannot drift.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
 
 use recovery::Origin;
 use recovery::handoff::Producer;
 
 use super::domain::Delivered;
 use crate::host;
+use crate::memory::reserved_copy;
 
 /// What a descriptor stands for, as far as recovery tells them apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,15 +41,76 @@ struct Known {
     closing: bool,
 }
 
+/// What an origin call delivers again, because its domain runs again.
+#[derive(Debug)]
+pub enum GivenBack {
+    /// Bytes of a stream.
+    Bytes(Vec<u8>),
+    /// An accepted connection.
+    Connection {
+        /// Its descriptor.
+        fd: i32,
+        /// The peer's address.
+        peer: Vec<u8>,
+    },
+    /// A datagram.
+    Datagram {
+        /// As much of it as there was room for.
+        bytes: Vec<u8>,
+        /// Its length.
+        full: u64,
+        /// The sender's address.
+        peer: Vec<u8>,
+    },
+}
+
+/// What `dup2` has replaced, to be put back.
+pub struct Replaced {
+    fd: i32,
+    kept: OwnedFd,
+    flags: i32,
+    known: Option<Known>,
+    connection: Option<Connection>,
+    interests: Vec<((i32, i32), libc::epoll_event)>,
+}
+
+impl Replaced {
+    /// The descriptor.
+    pub fn fd(&self) -> i32 {
+        self.fd
+    }
+}
+
+/// Committed output that a peer has no room for yet.
+#[derive(Default)]
+struct Waiting {
+    bytes: VecDeque<u8>,
+    /// The guest has shut the connection down behind it.
+    shutdown: Option<i32>,
+    /// The guest has closed its descriptor: this one is closed when all is sent.
+    _kept: Option<OwnedFd>,
+}
+
+impl Waiting {
+    fn new(bytes: &[u8]) -> Waiting {
+        Waiting {
+            bytes: bytes.iter().copied().collect(),
+            ..Waiting::default()
+        }
+    }
+}
+
 /// The guest's descriptors.
 #[derive(Default)]
 pub struct Files {
     known: HashMap<i32, Known>,
     /// By member and epoll descriptor.
     interests: BTreeMap<(i32, i32), libc::epoll_event>,
-    backlog: BTreeMap<i32, Vec<u8>>,
     connections: HashMap<i32, Connection>,
     last_generation: u64,
+    backlog: BTreeMap<i32, Waiting>,
+    given_back: BTreeMap<i32, GivenBack>,
+    serves: bool,
 }
 
 /// What is known of a connection whose work may be handed from thread to thread.
@@ -59,6 +122,11 @@ struct Connection {
 }
 
 impl Files {
+    /// Whether the peer finds what was sent to it in the same pieces.
+    pub fn keeps_records(&self, fd: i32) -> bool {
+        host::socket_number(fd, libc::SO_TYPE).is_ok_and(|kind| kind != libc::SOCK_STREAM)
+    }
+
     /// What `fd` stands for.
     pub fn kind(&mut self, fd: i32) -> Kind {
         self.known(fd).map_or(Kind::Closed, |known| known.kind)
@@ -148,6 +216,16 @@ impl Files {
         })
     }
 
+    /// The process has accepted a connection.
+    pub fn set_serves(&mut self) {
+        self.serves = true;
+    }
+
+    /// Whether the process has ever accepted a connection: it is a server.
+    pub fn serves(&self) -> bool {
+        self.serves
+    }
+
     /// The descriptor has changed its meaning (`connect`, `listen`, `dup2`): look again.
     pub fn forget(&mut self, fd: i32) {
         self.connections.remove(&fd);
@@ -171,21 +249,87 @@ impl Files {
         }
     }
 
-    /// Closes `fd`, and forgets about it.
+    /// Makes the next origin call on `fd` deliver this.
+    pub fn give_back(&mut self, fd: i32, given: GivenBack) {
+        self.given_back.insert(fd, given);
+    }
+
+    /// What was given back on `fd`.
+    pub fn take_given_back(&mut self, fd: i32) -> Option<GivenBack> {
+        self.given_back.remove(&fd)
+    }
+
+    /// Keeps what `fd` stands for, which is about to be replaced.
+    pub fn replace(&mut self, fd: i32) -> io::Result<Replaced> {
+        let flags = host::fcntl(fd, libc::F_GETFD, 0)?;
+        let kept = reserved_copy(fd)?;
+        let mine = |(epoll, member): &(i32, i32)| *epoll == fd || *member == fd;
+        let interests = self
+            .interests
+            .iter()
+            .map(|(key, event)| (*key, *event))
+            .filter(|(key, _)| mine(key))
+            .collect();
+        self.interests.retain(|key, _| !mine(key));
+        Ok(Replaced {
+            fd,
+            kept,
+            flags,
+            known: self.known.remove(&fd),
+            connection: self.connections.remove(&fd),
+            interests,
+        })
+    }
+
+    /// Undoes the replacement.
+    pub fn put_back(&mut self, replaced: Replaced) -> io::Result<()> {
+        let fd = replaced.fd;
+        host::dup_to(&replaced.kept, fd, replaced.flags & libc::FD_CLOEXEC != 0)?;
+        self.interests
+            .retain(|(epoll, member), _| *epoll != fd && *member != fd);
+        self.interests.extend(replaced.interests);
+        match replaced.known {
+            Some(known) => self.known.insert(fd, known),
+            None => self.known.remove(&fd),
+        };
+        match replaced.connection {
+            Some(connection) => self.connections.insert(fd, connection),
+            None => self.connections.remove(&fd),
+        };
+        Ok(())
+    }
+
+    /// Closes `fd`, and forgets about it. Output that the peer has not taken yet is still sent.
     pub fn close(&mut self, fd: i32) {
-        self.flush(fd);
-        self.backlog.remove(&fd);
+        if !self.flush(fd)
+            && let Some(waiting) = self.backlog.remove(&fd)
+            && let Ok(kept) = reserved_copy(fd)
+        {
+            // The copy would keep its places in interest lists.
+            for (member, epoll) in self.interests.keys() {
+                if *member == fd {
+                    let _ = epoll_ctl(*epoll, libc::EPOLL_CTL_DEL, fd, None);
+                }
+            }
+            let number = kept.as_raw_fd();
+            let _kept = Some(kept);
+            self.backlog.insert(number, Waiting { _kept, ..waiting });
+        }
+        self.given_back.remove(&fd);
         self.connections.remove(&fd);
         self.known.remove(&fd);
         self.interests
-            .retain(|(epoll, member), _| *epoll != fd && *member != fd);
+            .retain(|(member, epoll), _| *epoll != fd && *member != fd);
         let _ = host::close(fd);
     }
 
     /// `shutdown`, after what is still to be sent.
     pub fn shutdown(&mut self, fd: i32, how: i32) {
         self.flush(fd);
-        let _ = host::shutdown(fd, how);
+        match self.backlog.get_mut(&fd) {
+            Some(waiting) if how != libc::SHUT_RD => waiting.shutdown = Some(how),
+            _ => drop(host::shutdown(fd, how)),
+        }
     }
 
     /// Resets the connection for good: the peer gets a reset, the guest's reads fail, the descriptor stays
@@ -207,12 +351,12 @@ impl Files {
             return;
         }
         match self.backlog.get_mut(&fd) {
-            Some(waiting) => waiting.extend_from_slice(&bytes),
+            Some(waiting) => waiting.bytes.extend(bytes),
             None => match host::send(fd, &bytes) {
                 Ok(n) if n == bytes.len() => return,
-                Ok(n) => drop(self.backlog.insert(fd, bytes[n..].to_vec())),
+                Ok(n) => drop(self.backlog.insert(fd, Waiting::new(&bytes[n..]))),
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                    self.backlog.insert(fd, bytes);
+                    self.backlog.insert(fd, Waiting::new(&bytes));
                 }
                 // The connection has failed: the guest will find out on its next read or write.
                 Err(_) => return,
@@ -226,16 +370,28 @@ impl Files {
         let Some(waiting) = self.backlog.get_mut(&fd) else {
             return true;
         };
-        while !waiting.is_empty() {
-            match host::send(fd, waiting) {
-                Ok(n) => drop(waiting.drain(..n)),
+        while !waiting.bytes.is_empty() {
+            match host::send(fd, waiting.bytes.as_slices().0) {
+                Ok(n) => drop(waiting.bytes.drain(..n)),
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return false,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(_) => break,
             }
         }
+        if let Some(how) = waiting.shutdown {
+            let _ = host::shutdown(fd, how);
+        }
         self.backlog.remove(&fd);
         true
+    }
+
+    /// The same descriptors in a forked child, whose parent sends what waits to be sent.
+    pub fn for_child(self) -> Files {
+        Files {
+            backlog: BTreeMap::new(),
+            given_back: BTreeMap::new(),
+            ..self
+        }
     }
 
     /// Whether output waits for a peer to take it.

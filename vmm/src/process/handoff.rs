@@ -15,13 +15,14 @@ use iced_x86::{Decoder, DecoderOptions, Mnemonic};
 use recovery::Origin;
 use recovery::event::Outcome;
 use recovery::handoff::{Batch, CallSite, Evidence, Memory, Plan, Producer, Provenance, Trace};
-use recovery::tracker::Committed;
+use recovery::tracker;
 
 use super::breakpoint::{Breakpoints, Debug};
 use super::domain::Domain;
 use super::files::Files;
 use super::recover::read_up_to;
 use super::reporter::{FaultRecord, read_module};
+use super::rerun::Committed;
 use super::thread::Thread;
 use super::{State, Turn};
 use crate::kvm::{KvmError, Registers};
@@ -174,7 +175,7 @@ impl Thread {
     }
 
     /// Makes what the domain wrote the base of the next, and records whose it is if threads hand work over.
-    pub fn commit_memory(&mut self, state: &mut State, domain: &Domain) -> Committed {
+    pub fn commit_memory(&mut self, state: &mut State, domain: &Domain) -> tracker::Committed {
         let mut provenance = std::mem::take(&mut state.handoffs.provenance);
         let done = if provenance.is_recording() {
             let batch = batch_of(&mut state.files, domain);
@@ -438,7 +439,10 @@ impl Thread {
         };
         let record = self.following.pending.take();
         let delivered = state.domain.as_ref().and_then(|d| d.delivered.clone());
-        self.commit(state);
+        if self.commit(state) == Committed::PutBack {
+            // It runs again from its beginning, and what is to be skipped is found anew.
+            return Ok(());
+        }
 
         let registers = self.vcpu.registers();
         registers.rip = plan.target().after;

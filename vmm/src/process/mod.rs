@@ -8,14 +8,22 @@ pub mod effects;
 pub mod files;
 mod flusher;
 pub mod handoff;
+pub mod heap;
+pub mod limits;
+mod overflow;
 pub mod recover;
 pub mod reporter;
+pub mod rerun;
 pub mod signals;
+mod suspend;
 pub mod thread;
+mod touch;
 mod tracked;
 mod turn;
+pub mod watchdog;
+mod withdraw;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{CString, OsString};
 use std::os::unix::ffi::OsStringExt;
 use std::path::Path;
@@ -29,7 +37,7 @@ use recovery::stats::Stats;
 
 use crate::inject::Injection;
 use crate::kvm::{EntryPath, Vcpu, Vm};
-use crate::memory::AddressSpace;
+use crate::memory::{AddressSpace, LockedPages};
 use control::ThreadControl;
 use domain::Domain;
 use files::Files;
@@ -49,6 +57,10 @@ pub struct Options {
     pub is_child: bool,
     /// Where the counters are written at the end; absolute.
     pub stats: Option<std::path::PathBuf>,
+    /// What a client's request may use.
+    pub limits: limits::Limits,
+    /// Bytes of output that a domain may hold back before it is committed early.
+    pub hold_limit: usize,
     /// A fault to inject.
     pub inject: Option<Injection>,
     /// The options of `vmsrs run` that were given, with absolute paths.
@@ -81,6 +93,10 @@ pub struct State {
     pub files: Files,
     /// The running domain; none while the process is not tracked yet, and between two domains.
     pub domain: Option<Domain>,
+    /// The suspended domains, by thread.
+    pub suspended: BTreeMap<i32, Domain>,
+    /// Futexes that threads have waited for, other than those of mutexes; bounded.
+    pub wait_words: BTreeSet<u64>,
     /// Signal dispositions.
     pub dispositions: Dispositions,
     /// Which recovery strategy comes next.
@@ -89,6 +105,10 @@ pub struct State {
     pub handoffs: Handoffs,
     /// The guest's limit on descriptors: soft and hard.
     pub descriptor_limit: (u64, u64),
+    /// What is known of the heap, if it is verified.
+    pub heap: Option<Box<heap::HeapWatch>>,
+    /// What the guest has locked in memory.
+    pub locked: LockedPages,
 }
 
 /// A guest process.
@@ -109,6 +129,8 @@ pub struct Process {
     pub executable: String,
     /// A page of `/proc/self/mem` of the monitor: reaches guest memory whatever its protection.
     pub own_memory: std::fs::File,
+    /// Finds requests that run for too long.
+    pub watchdog: watchdog::Watchdog,
     state: FairMutex<State>,
     /// TID of the holder of the run token, or 0.
     holder: AtomicI32,
@@ -153,6 +175,7 @@ impl Process {
             program: parts.program,
             executable: parts.executable,
             own_memory: parts.own_memory,
+            watchdog: watchdog::Watchdog::default(),
             state: FairMutex::new(parts.state),
             holder: AtomicI32::new(0),
             threads: Mutex::new(BTreeMap::new()),

@@ -3,15 +3,17 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant, SystemTime};
 
-use guest_agentless::{Errno, PageNumber, Signal, Vma};
+use guest_agentless::{Errno, PAGE_SIZE, PageNumber, Signal, Vma};
 use recovery::event::{Access, FaultKind, Outcome};
 use recovery::ladder::{FaultSite, Rung};
 use recovery::tracker::{PageContent, RestoredPage};
-use recovery::{Origin, stats};
+use recovery::{Journal, Origin, stats};
 
+use super::effects::{Deferred, Undo};
 use super::reporter::FaultRecord;
 use super::signals::SignalInfo;
 use super::thread::{Flow, Thread};
+use super::withdraw::{self, Withdrawal};
 use super::{State, Turn};
 use crate::kvm::{KvmError, Registers};
 use crate::memory::{Attempt, Resolution, copy};
@@ -27,11 +29,22 @@ const FPE_INTDIV: i32 = 1;
 const FPE_FLTINV: i32 = 7;
 const ILL_ILLOPN: i32 = 2;
 
+/// What a fault leads to where nothing is recovered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Course {
+    /// Linux sends this signal.
+    Signal(Signal),
+    /// The process exits with this status.
+    Exit(i32),
+    /// The request goes on: it has only used more than it may.
+    GoesOn,
+}
+
 /// Something that would have killed the server.
 #[derive(Debug, Clone, Copy)]
 pub struct Fault {
-    /// The signal that Linux would have sent.
-    pub signal: Signal,
+    /// What it leads to without the monitor.
+    pub course: Course,
     /// What went wrong.
     pub kind: FaultKind,
     /// The faulting address, if the signal has one.
@@ -51,7 +64,7 @@ impl Fault {
             Attempt::Execute => Access::Execute,
         };
         Fault {
-            signal: Signal::SIGSEGV,
+            course: Course::Signal(Signal::SIGSEGV),
             kind: FaultKind::from_signal(libc::SIGSEGV, Some(address), access),
             address: Some(address),
             // SEGV_MAPERR and SEGV_ACCERR.
@@ -63,6 +76,13 @@ impl Fault {
     /// Any other CPU exception at `rip` (SDM volume 3, table 6-1; signals as Linux sends them).
     pub fn from_exception(vector: u8, error_code: u64, rip: u64) -> Fault {
         const SI_KERNEL: i32 = 0x80;
+        const INVALID_OPCODE: u8 = 6;
+        const GENERAL_PROTECTION: u8 = 13;
+        // PVM cannot emulate `int n`, and says that there is no such instruction.
+        let vector = match vector {
+            INVALID_OPCODE if super::decode::is_interrupt(rip) => GENERAL_PROTECTION,
+            other => other,
+        };
         let (signal, code, address) = match vector {
             0 => (Signal::SIGFPE, FPE_INTDIV, Some(rip)),
             1 => (Signal::SIGTRAP, libc::TRAP_TRACE, Some(rip)),
@@ -78,7 +98,7 @@ impl Fault {
             _ => FaultKind::from_signal(signal.raw(), None, Access::Read),
         };
         Fault {
-            signal,
+            course: Course::Signal(signal),
             kind,
             address,
             code,
@@ -90,7 +110,7 @@ impl Fault {
     pub fn host(registers: &Registers) -> Fault {
         let address = super::decode::inaccessible_operand(registers);
         Fault {
-            signal: Signal::SIGBUS,
+            course: Course::Signal(Signal::SIGBUS),
             kind: FaultKind::BusError,
             address,
             code: libc::BUS_ADRERR,
@@ -110,7 +130,7 @@ impl Fault {
             _ => FaultKind::Signal,
         };
         Fault {
-            signal,
+            course: Course::Signal(signal),
             kind,
             address: None,
             code: libc::SI_TKILL,
@@ -127,6 +147,31 @@ impl Fault {
             ..Fault::raised(Signal::SIGABRT)
         }
     }
+
+    /// The request ends the process.
+    pub fn exit(status: i32) -> Fault {
+        Fault::without_signal(FaultKind::Exit, Course::Exit(status))
+    }
+
+    /// The request has used up its time.
+    pub fn timeout() -> Fault {
+        Fault::without_signal(FaultKind::Timeout, Course::GoesOn)
+    }
+
+    /// The request has written more memory than it may.
+    pub fn memory() -> Fault {
+        Fault::without_signal(FaultKind::Memory, Course::GoesOn)
+    }
+
+    fn without_signal(kind: FaultKind, course: Course) -> Fault {
+        Fault {
+            course,
+            kind,
+            address: None,
+            code: 0,
+            trap: (0, 0, 0),
+        }
+    }
 }
 
 impl Thread {
@@ -135,6 +180,9 @@ impl Thread {
         let begun = Instant::now();
         self.clear_breakpoints();
         let registers = *self.vcpu.registers();
+        if self.continues.is_some() {
+            self.ensure_domain(turn)?;
+        }
         let Some(domain) = &turn.domain else {
             // Not tracked yet, or not protected: as without the monitor.
             self.give_up(
@@ -199,15 +247,24 @@ impl Thread {
         let Some(mut domain) = state.domain.take() else {
             return Ok(Flow::Continue);
         };
+        let written = (self.written + state.tracker.written_bytes()) / PAGE_SIZE;
+        self.end_limits();
         let mut record = self.describe(state, fault, domain.origin);
         record.input = std::mem::take(&mut domain.input);
         record.peer = domain.origin.fd().and_then(host::peer_name);
 
         self.undo_failures = 0;
-        let (inverses, dropped) = domain.journal.abandon();
+        let decision = withdraw::decide(state, &domain, self.tid());
+        let kept_words = withdraw::kept_words(&domain);
+        let mut journal = std::mem::take(&mut domain.journal);
+        let mut last = match decision.withdrawal {
+            Withdrawal::Entangled => journal.split_at_mark(),
+            _ => std::mem::take(&mut journal),
+        };
+        let (inverses, dropped) = last.abandon();
         for inverse in inverses {
             record.undone.push(inverse.describe());
-            self.undo(state, inverse);
+            self.undo(state, &mut domain.pages, inverse);
         }
         for effect in dropped {
             self.process.stats.deferred.forgotten.inc();
@@ -225,7 +282,8 @@ impl Thread {
         }
         let (tracker, mut memory) = state.tracking(&self.process, &mut self.vcpu);
         let undone = tracker.abandon(&mut memory, |_, _| {});
-        record.pages_written = tracker.active_pages().count() as u64;
+        // Pages of mappings that the domain has made are gone already.
+        record.pages_written = written.max(tracker.active_pages().count() as u64);
         record.pages_restored = undone.restored.len() as u64;
         record.written = undone
             .restored
@@ -233,6 +291,10 @@ impl Thread {
             .map(|RestoredPage { page, bytes }| (*page, *bytes))
             .collect();
         self.process.stats.pages.restored.add(record.pages_restored);
+        let not_withdrawn = self.withdraw(state, &domain, &decision, &kept_words);
+        record.pages_restored += domain.pages.iter().count() as u64;
+        self.keep(state, domain.origin, journal, &mut record.kept);
+        state.heap_undone(&domain.pages);
         if let Some(image) = domain.audit.take() {
             self.check_audit(state, &image);
         }
@@ -240,10 +302,9 @@ impl Thread {
         let checkpoint = domain.checkpoint;
         *self.vcpu.registers() = checkpoint.registers;
         self.vcpu.set_extended_state(&checkpoint.extended)?;
-        if (self.vcpu.fs_base(), self.vcpu.gs_base()) != checkpoint.bases {
-            self.vcpu
-                .set_segment_bases(checkpoint.bases.0, checkpoint.bases.1)?;
-        }
+        // Always: the guest may have loaded selectors, and with them bases that nobody was told of.
+        self.vcpu
+            .set_segment_bases(checkpoint.bases.0, checkpoint.bases.1)?;
         self.set_blocked(checkpoint.blocked);
         self.alternate_stack = checkpoint.alternate_stack;
         let error = match domain.origin {
@@ -272,10 +333,14 @@ impl Thread {
             self.vcpu.registers().rax = guest_agentless::to_rax(Err(error));
         }
 
-        let broken = undone.lost.len() as u32 + self.undo_failures;
-        (record.outcome, record.reason) = match (domain.committed_early, broken) {
+        let broken = undone.lost.len() as u32 + not_withdrawn + self.undo_failures;
+        let lessened = domain
+            .committed_early
+            .map(str::to_owned)
+            .or_else(|| decision.withdrawal.reason());
+        (record.outcome, record.reason) = match (lessened, broken) {
             (None, 0) => (Outcome::Recovered, None),
-            (Some(reason), 0) => (Outcome::Degraded, Some(reason.to_owned())),
+            (Some(reason), 0) => (Outcome::Degraded, Some(reason)),
             (_, n) => (
                 Outcome::Degraded,
                 Some(format!("{n} effects could not be undone")),
@@ -288,6 +353,31 @@ impl Thread {
             .record(stats::micros(record.pause));
         self.conclude(state, record);
         Ok(Flow::Continue)
+    }
+
+    /// What an entangled domain did before it was suspended last stays done, except for what it had to say to
+    /// the client whose connection is reset.
+    fn keep(
+        &mut self,
+        state: &mut State,
+        origin: Origin,
+        mut journal: Journal<Deferred, Undo>,
+        kept: &mut Vec<String>,
+    ) {
+        let (deferred, undo) = journal.commit();
+        for effect in deferred {
+            if let Deferred::Send { fd, .. } = &effect
+                && origin == Origin::Stream(*fd)
+            {
+                continue;
+            }
+            kept.push(effect.describe());
+            self.perform(state, effect);
+        }
+        for inverse in undo {
+            kept.push(inverse.describe());
+            self.release_undo(state, inverse);
+        }
     }
 
     /// There is nothing left to try: the fault takes its course as it would without the monitor.
@@ -316,16 +406,24 @@ impl Thread {
             self.process.reporter.fault(record);
         }
         *self.vcpu.registers() = *registers;
+        let signal = match fault.course {
+            Course::Signal(signal) => signal,
+            Course::Exit(status) => {
+                let _ = self.commit(turn);
+                sys::end::with_status(self, turn, status)
+            }
+            Course::GoesOn => return self.waive_limits(),
+        };
         let info = SignalInfo {
             code: fault.code,
             address: fault.address,
-            ..SignalInfo::from_process(fault.signal, std::process::id() as i32, host::user())
+            ..SignalInfo::from_process(signal, std::process::id() as i32, host::user())
         };
         // A blocked or ignored signal that the CPU raised ends the process, as on Linux.
-        let ignored = turn.dispositions.delivery(fault.signal) == super::signals::Delivery::Ignore;
-        if self.blocked.contains(fault.signal) || ignored {
-            self.commit(turn);
-            sys::end::by_signal(self, turn, fault.signal);
+        let ignored = turn.dispositions.delivery(signal) == super::signals::Delivery::Ignore;
+        if self.blocked.contains(signal) || ignored {
+            let _ = self.commit(turn);
+            sys::end::by_signal(self, turn, signal);
         }
         self.deliver(turn, info, fault.trap);
     }
@@ -339,9 +437,13 @@ impl Thread {
             time: SystemTime::now(),
             outcome: Outcome::Recovered,
             reason: None,
-            signal: fault.signal.raw(),
+            signal: match fault.course {
+                Course::Signal(signal) => Some(signal.raw()),
+                Course::Exit(_) | Course::GoesOn => None,
+            },
             kind: fault.kind,
             address: fault.address,
+            detail: self.fault_detail.take(),
             thread: self.tid(),
             thread_name: host::thread_name(),
             registers: named(&registers),

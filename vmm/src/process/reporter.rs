@@ -39,12 +39,14 @@ pub struct FaultRecord {
     pub outcome: Outcome,
     /// Why it did not end as recovered, if so.
     pub reason: Option<String>,
-    /// The signal's number.
-    pub signal: i32,
+    /// The signal's number, if the fault raises one.
+    pub signal: Option<i32>,
     /// What went wrong.
     pub kind: FaultKind,
     /// The address of the faulting access, if there was one.
     pub address: Option<u64>,
+    /// What more is known of what went wrong.
+    pub detail: Option<String>,
     /// The guest thread (TID).
     pub thread: i32,
     /// Its name.

@@ -4,14 +4,16 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use guest_agentless::{Errno, GuestVa, Signal, SignalSet};
+use guest_agentless::{Errno, GuestRange, GuestVa, Signal, SignalSet};
 use recovery::Origin;
+use recovery::event::FaultKind;
 
 use super::control::{self, KICK_SIGNAL, ThreadControl};
-use super::domain::{Continuation, Domain, Early};
+use super::domain::{Continuation, Domain};
 use super::handoff::Following;
+use super::overflow::is_stack_overflow;
 use super::recover::Fault;
-use super::signals::{self, AlternateStack, Delivery, Interrupted, SignalInfo};
+use super::signals::{self, Action, AlternateStack, Delivery, Interrupted, SignalInfo};
 use super::{Process, State, Turn};
 use crate::kvm::{Exit, KvmError, Vcpu};
 use crate::memory::{Attempt, Resolution};
@@ -56,6 +58,8 @@ pub struct Thread {
     pub continues: Option<Continuation>,
     /// Connections that the fault being recovered from may belong to.
     pub suspects: Vec<i32>,
+    /// What more is known of the fault being recovered from.
+    pub fault_detail: Option<String>,
     /// Inverses that could not be done in the current abandon.
     pub undo_failures: u32,
     /// Bytes on the way between host and guest.
@@ -66,8 +70,14 @@ pub struct Thread {
     pub asked_at: Option<Duration>,
     /// What is followed after a fault in work that was handed over.
     pub following: Following,
+    /// The next domain of this origin does not put off its effects.
+    pub pass_through: Option<Origin>,
     /// Signals wait for the end of the request.
     signals_postponed: bool,
+    /// The running request may write as much as it wants: nothing can be done about it.
+    pub memory_waived: bool,
+    /// Bytes that the running request had written when it was suspended or committed early.
+    pub written: u64,
     last_fault: (u64, u32),
 }
 
@@ -86,12 +96,16 @@ impl Thread {
             delivered: None,
             continues: None,
             suspects: Vec::new(),
+            fault_detail: None,
             undo_failures: 0,
             bounce: vec![0; sys::BOUNCE],
             restart: None,
             asked_at: None,
             following: Following::default(),
+            pass_through: None,
             signals_postponed: false,
+            memory_waived: false,
+            written: 0,
             last_fault: (0, 0),
         }
     }
@@ -127,6 +141,9 @@ impl Thread {
     fn step(&mut self, turn: &mut Turn<'_>) -> Result<Flow, KvmError> {
         if self.control.take_attention() {
             self.attend(turn);
+            if let Some(fault) = self.past_limit(turn, false) {
+                return self.fault(turn, fault);
+            }
         }
         if self.signals_postponed && turn.domain.is_none() {
             self.deliver_signals(turn);
@@ -169,7 +186,10 @@ impl Thread {
                 stats.exits.dirty_ring_full.inc();
                 let (tracker, mut memory) = turn.tracking(&self.process, &mut self.vcpu);
                 tracker.make_room(&mut memory);
-                Ok(Flow::Continue)
+                match self.past_limit(turn, false) {
+                    Some(fault) => self.fault(turn, fault),
+                    None => Ok(Flow::Continue),
+                }
             }
             Exit::HostFault => {
                 stats.exits.other.inc();
@@ -202,10 +222,24 @@ impl Thread {
                 let (tracker, mut memory) = state.tracking(&self.process, &mut self.vcpu);
                 tracker.first_write(&mut memory, GuestVa(address).page())
             }
+            Resolution::Guarded => {
+                self.touch(
+                    state,
+                    GuestRange::from_bounds(address, address.saturating_add(1)),
+                );
+                true
+            }
             Resolution::NotMapped | Resolution::Forbidden => false,
         };
         if !resolved {
-            return self.fault(turn, Fault::page(attempt, address, resolution, error_code));
+            let mut fault = Fault::page(attempt, address, resolution, error_code);
+            if is_stack_overflow(turn, self.vcpu.registers(), address) {
+                fault.kind = FaultKind::StackOverflow;
+            }
+            return self.fault(turn, fault);
+        }
+        if let Some(fault) = self.past_limit(turn, true) {
+            return self.fault(turn, fault);
         }
         // The tables allow the access now. If the CPU still refuses it, again and again, it never will.
         self.last_fault = match self.last_fault {
@@ -240,8 +274,10 @@ impl Thread {
             return;
         }
         self.asked_at = None;
-        self.commit_early(turn, Early::Suspended);
+        // Put back or not, it goes on where its registers say.
+        let _ = self.suspend(turn);
         turn.released(|| ());
+        self.resume(turn);
     }
 
     /// Signals that could be delivered to this thread now, before a blocking call is entered or restarted.
@@ -295,7 +331,7 @@ impl Thread {
         let action = match turn.dispositions.delivery(info.signal) {
             Delivery::Ignore => return,
             Delivery::End => {
-                self.commit(turn);
+                let _ = self.commit(turn);
                 sys::end::by_signal(self, turn, info.signal)
             }
             Delivery::Stop => {
@@ -305,7 +341,19 @@ impl Thread {
             }
             Delivery::Handle(action) => action,
         };
-        self.commit(turn);
+        // A domain that is put back meets the handler at its checkpoint.
+        let _ = self.commit(turn);
+        self.run_handler(turn, info, action, trap);
+    }
+
+    /// Sets the registers to the handler `action` for the signal, on a frame of its own.
+    pub fn run_handler(
+        &mut self,
+        turn: &mut Turn<'_>,
+        info: SignalInfo,
+        action: Action,
+        trap: (u64, u64, u64),
+    ) {
         turn.dispositions.delivered(info.signal);
         let restarts = action.flags & libc::SA_RESTART as u64 != 0;
         if let Some(number) = self.restart.take().filter(|_| restarts) {
@@ -344,8 +392,10 @@ impl Thread {
     }
 
     /// `rt_sigreturn`.
-    pub fn return_from_handler(&mut self) -> Result<(), Errno> {
+    pub fn return_from_handler(&mut self, state: &mut State) -> Result<(), Errno> {
         let registers = *self.vcpu.registers();
+        // The frame is smaller than a page: what lies above the stack pointer is read.
+        self.touch_string(state, registers.rsp);
         let restored = signals::read_frame(registers.rsp, &registers).ok_or(Errno::EFAULT)?;
         if let Some(extended) = &restored.extended {
             self.vcpu

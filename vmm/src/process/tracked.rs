@@ -51,6 +51,11 @@ impl Machine for TrackedMemory<'_> {
         });
     }
 
+    fn discard(&mut self, range: GuestRange) -> bool {
+        // The host's mapping is private and anonymous, or the base would not be zero.
+        self.space.discard(range)
+    }
+
     fn reprotect(&mut self) {
         if let Err(error) = self.vm.reset_dirty_rings() {
             log::error!("{error}");

@@ -7,6 +7,7 @@ use recovery::event::{Event, signal_name};
 
 use super::Call;
 use crate::host;
+use crate::process::recover::Fault;
 use crate::process::thread::Thread;
 use crate::process::{Process, Turn};
 
@@ -14,11 +15,23 @@ use crate::process::{Process, Turn};
 pub const MONITOR_FAILED: i32 = 125;
 
 /// `exit_group`.
+///
+/// In a client's request it is a fault: one client ends the server of all. A process that has never accepted
+/// a connection serves nobody else, like a client or a server of `inetd`.
 pub fn exit_group(call: &mut Call) -> Result<u64, Errno> {
-    call.commit();
-    flush_output(call.state);
     let status = call.int(0) & 0xff;
-    finish(&call.thread.process, Some(status), None)
+    let limits = call.thread.process.options.limits;
+    if call.in_request() && call.state.files.serves() && !limits.allow_exit {
+        return call.fault(Fault::exit(status));
+    }
+    call.commit()?;
+    with_status(call.thread, call.state, status)
+}
+
+/// The process exits.
+pub fn with_status(thread: &Thread, turn: &mut Turn<'_>, status: i32) -> ! {
+    flush_output(turn);
+    finish(&thread.process, Some(status), None)
 }
 
 /// A signal ends the process.

@@ -44,7 +44,7 @@ fn execve(call: &mut Call) -> Result<u64, Errno> {
         error.errno()
     })?;
 
-    call.commit_early(Early::External);
+    call.commit_early(Early::External)?;
     for fd in call.state.files.waiting() {
         call.state.files.flush(fd);
     }
@@ -63,7 +63,7 @@ fn execve(call: &mut Call) -> Result<u64, Errno> {
 
 impl Call<'_, '_> {
     /// Reads a NULL-terminated array of strings.
-    fn read_strings(&self, address: u64, room: &mut usize) -> Result<Vec<CString>, Errno> {
+    fn read_strings(&mut self, address: u64, room: &mut usize) -> Result<Vec<CString>, Errno> {
         let mut strings = Vec::new();
         if address == 0 {
             return Ok(strings);

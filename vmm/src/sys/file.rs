@@ -2,29 +2,29 @@
 
 use guest_agentless::{Errno, GuestRange};
 
+use super::net::Datagram;
 use super::{Call, Handler, errno_of};
 use crate::host;
 use crate::memory::{first_reserved, window};
 use crate::process::domain::Early;
-use crate::process::effects::{Deferred, Undo};
+use crate::process::effects::{Deferred, HostCall, Undo};
 use crate::process::files::Kind;
 
 pub fn handler(number: i64) -> Option<Handler> {
     Some(match number {
         libc::SYS_read => read,
         libc::SYS_readv => readv,
-        libc::SYS_pread64 | libc::SYS_preadv | libc::SYS_preadv2 => read_at,
+        libc::SYS_pread64 | libc::SYS_preadv => read_at,
         libc::SYS_write => write,
         libc::SYS_writev => writev,
         libc::SYS_pwrite64 => pwrite,
         libc::SYS_lseek => lseek,
         libc::SYS_fstat => fstat,
         libc::SYS_stat | libc::SYS_lstat | libc::SYS_newfstatat | libc::SYS_statx => stat,
-        libc::SYS_fsync | libc::SYS_fdatasync => sync,
         libc::SYS_close => close,
         libc::SYS_close_range => close_range,
         libc::SYS_open | libc::SYS_openat | libc::SYS_openat2 => open,
-        libc::SYS_getdents64 => list_directory,
+        libc::SYS_getdents | libc::SYS_getdents64 => list_directory,
         libc::SYS_creat => creates_descriptor,
         libc::SYS_dup => creates_descriptor,
         libc::SYS_dup2 | libc::SYS_dup3 => dup_to,
@@ -35,7 +35,8 @@ pub fn handler(number: i64) -> Option<Handler> {
         | libc::SYS_timerfd_create
         | libc::SYS_inotify_init
         | libc::SYS_inotify_init1
-        | libc::SYS_memfd_create => creates_descriptor,
+        | libc::SYS_memfd_create
+        | libc::SYS_pidfd_open => creates_descriptor,
         libc::SYS_pipe | libc::SYS_pipe2 => pipe,
         libc::SYS_fcntl => fcntl,
         libc::SYS_ioctl => ioctl,
@@ -45,7 +46,7 @@ pub fn handler(number: i64) -> Option<Handler> {
 }
 
 /// Bytes of a transfer that are taken at a time: a short count is what callers have to expect.
-const TRANSFER: u64 = 1 << 20;
+pub(super) const TRANSFER: u64 = 1 << 20;
 
 impl Call<'_, '_> {
     /// The buffer of arguments `address` and `len`, at most one transfer.
@@ -57,7 +58,7 @@ impl Call<'_, '_> {
         ))
     }
 
-    fn gather(&self, parts: &[GuestRange]) -> Result<Vec<u8>, Errno> {
+    fn gather(&mut self, parts: &[GuestRange]) -> Result<Vec<u8>, Errno> {
         let mut bytes = Vec::new();
         for part in parts {
             let room = TRANSFER - bytes.len() as u64;
@@ -70,31 +71,39 @@ impl Call<'_, '_> {
         Ok(bytes)
     }
 
-    pub(super) fn gather_vector(&self, address: u64, count: u64) -> Result<Vec<u8>, Errno> {
-        self.gather(&self.vector(address, count)?)
+    pub(super) fn gather_vector(&mut self, address: u64, count: u64) -> Result<Vec<u8>, Errno> {
+        let parts = self.vector(address, count)?;
+        self.gather(&parts)
     }
 
-    fn read_parts(&mut self, fd: i32, parts: &[GuestRange]) -> Result<u64, Errno> {
+    pub(super) fn read_parts(&mut self, fd: i32, parts: &[GuestRange]) -> Result<u64, Errno> {
         match self.state.files.kind(fd) {
             Kind::Closed => Err(Errno::EBADF),
             Kind::Stream => self.receive_stream(fd, parts, 0),
             Kind::Datagram => self.receive_datagram(fd, parts, 0),
-            Kind::Pipe | Kind::Anonymous => self.read_event(fd, parts),
+            Kind::Pipe | Kind::Anonymous => self.read_event(fd, parts, 0),
             Kind::Listening => Err(Errno::ENOTCONN),
             Kind::File => self.read_file(fd, parts),
         }
     }
 
-    fn write_bytes(&mut self, fd: i32, bytes: Vec<u8>) -> Result<u64, Errno> {
+    pub(super) fn write_bytes(&mut self, fd: i32, bytes: Vec<u8>) -> Result<u64, Errno> {
         match self.state.files.kind(fd) {
             Kind::Closed => Err(Errno::EBADF),
             Kind::Stream => {
                 let wait = !self.is_nonblocking(fd)?;
                 self.send_stream(fd, bytes, wait)
             }
-            Kind::Datagram => self.send_datagram(fd, bytes, Vec::new()),
+            Kind::Datagram => self.send_datagram(fd, Datagram::plain(bytes)),
             Kind::Listening => Err(Errno::EPIPE),
             Kind::File | Kind::Pipe | Kind::Anonymous => self.write_later(fd, bytes, None),
+        }
+    }
+
+    /// The offset of `fd` is about to be moved.
+    pub(super) fn note_offset(&mut self, fd: i32) {
+        if let (true, Some(offset)) = (self.in_domain(), host::offset(fd)) {
+            self.compensate(Undo::Offset { fd, offset });
         }
     }
 
@@ -128,7 +137,7 @@ fn readv(call: &mut Call) -> Result<u64, Errno> {
 }
 
 fn read_at(call: &mut Call) -> Result<u64, Errno> {
-    call.settle_writes(call.int(0));
+    call.settle_writes(call.int(0))?;
     call.pass()
 }
 
@@ -159,10 +168,8 @@ fn pwrite(call: &mut Call) -> Result<u64, Errno> {
 
 fn lseek(call: &mut Call) -> Result<u64, Errno> {
     let fd = call.int(0);
-    call.settle_own_writes(fd);
-    if let (true, Some(offset)) = (call.in_domain(), host::offset(fd)) {
-        call.compensate(Undo::Offset { fd, offset });
-    }
+    call.settle_own_writes(fd)?;
+    call.note_offset(fd);
     call.pass()
 }
 
@@ -173,7 +180,7 @@ fn stat(call: &mut Call) -> Result<u64, Errno> {
     );
     // glibc's fstat is newfstatat with an empty path.
     if by_descriptor && call.read::<1>(call.args[1])? == [0] {
-        call.settle_own_writes(call.int(0));
+        call.settle_own_writes(call.int(0))?;
     } else {
         let (dir, path, flags) = match i64::from(call.row.number) {
             libc::SYS_stat => (libc::AT_FDCWD, call.args[0], 0),
@@ -187,18 +194,8 @@ fn stat(call: &mut Call) -> Result<u64, Errno> {
 }
 
 fn fstat(call: &mut Call) -> Result<u64, Errno> {
-    call.settle_own_writes(call.int(0));
+    call.settle_own_writes(call.int(0))?;
     call.pass()
-}
-
-fn sync(call: &mut Call) -> Result<u64, Errno> {
-    let fd = call.int(0);
-    if call.state.files.kind(fd) != Kind::File || !call.in_domain() {
-        return call.pass();
-    }
-    let data_only = i64::from(call.row.number) == libc::SYS_fdatasync;
-    call.defer(Deferred::Sync { fd, data_only });
-    Ok(0)
 }
 
 fn close(call: &mut Call) -> Result<u64, Errno> {
@@ -206,12 +203,39 @@ fn close(call: &mut Call) -> Result<u64, Errno> {
     if call.state.files.kind(fd) == Kind::Closed {
         return Err(Errno::EBADF);
     }
+    if call.close_at_once(fd) {
+        return Ok(0);
+    }
     if call.in_domain() {
         call.state.files.set_closing(fd, true);
         call.compensate(Undo::Reopen { fd });
     }
     call.defer(Deferred::Close { fd });
     Ok(0)
+}
+
+impl Call<'_, '_> {
+    /// Closes what the running domain has opened itself, where nobody can see the difference. A request that
+    /// reads a thousand files must not hold a thousand descriptors.
+    fn close_at_once(&mut self, fd: i32) -> bool {
+        if !matches!(self.state.files.kind(fd), Kind::File | Kind::Anonymous)
+            || self.has_output_for(fd)
+        {
+            return false;
+        }
+        let Some(domain) = &mut self.state.domain else {
+            return false;
+        };
+        let about = |inverse: &Undo| inverse.descriptors().contains(&fd);
+        let mut inverses = domain.journal.inverses().iter().filter(|u| about(u));
+        let made = matches!(inverses.next(), Some(Undo::Close { .. }));
+        if !made || !inverses.all(Undo::ends_with_descriptor) {
+            return false;
+        }
+        domain.journal.take_inverses(about);
+        self.state.files.close(fd);
+        true
+    }
 }
 
 /// Closes the guest's descriptors in the range; the monitor's own stay.
@@ -249,10 +273,11 @@ fn open(call: &mut Call) -> Result<u64, Errno> {
         _ => u64::from_ne_bytes(call.read(call.args[2])?),
     };
     // What truncates or may create a file changes more than the descriptor table.
-    let changes = flags as i32 & (libc::O_TRUNC | libc::O_TMPFILE) != 0
+    let changes = flags as i32 & libc::O_TRUNC != 0
+        || flags as i32 & libc::O_TMPFILE == libc::O_TMPFILE
         || (flags as i32 & libc::O_CREAT != 0 && !call.exists());
     if changes {
-        call.commit_early(Early::External);
+        call.commit_early(Early::External)?;
     }
     let opened = call.pass();
     let checked = call.checked_opening(opened);
@@ -260,7 +285,11 @@ fn open(call: &mut Call) -> Result<u64, Errno> {
 }
 
 fn list_directory(call: &mut Call) -> Result<u64, Errno> {
-    call.list_directory()
+    call.note_offset(call.int(0));
+    match i64::from(call.row.number) {
+        libc::SYS_getdents => call.pass(),
+        _ => call.list_directory(),
+    }
 }
 
 fn creates_descriptor(call: &mut Call) -> Result<u64, Errno> {
@@ -274,18 +303,44 @@ fn dup_to(call: &mut Call) -> Result<u64, Errno> {
     if new < 0 || new as u64 >= limit {
         return Err(Errno::EBADF);
     }
-    let was_open = old != new && call.state.files.kind(new) != Kind::Closed;
-    if was_open {
-        call.commit_early(Early::External);
+    if old == new {
+        return call.pass();
     }
-    let result = call.pass()?;
-    if old != new {
-        call.state.files.forget(new);
-        if !was_open {
-            call.compensate(Undo::Close { fd: new });
+    let is_open = call.state.files.kind(new) != Kind::Closed;
+    if is_open && call.in_domain() && call.has_output_for(new) {
+        // It would go to what the descriptor is from now on.
+        call.commit_early(Early::External)?;
+    }
+    let replaced = match is_open && call.in_domain() {
+        true => Some(call.state.files.replace(new).map_err(|e| errno_of(&e))?),
+        false => None,
+    };
+    let result = call.pass();
+    match (replaced, result) {
+        (None, result) => {
+            let result = result?;
+            call.state.files.forget(new);
+            if !is_open {
+                call.compensate(Undo::Close { fd: new });
+            }
+            Ok(result)
+        }
+        (Some(replaced), Ok(result)) => {
+            // What the domain has closed here is gone with what keeps it.
+            if let Some(domain) = &mut call.state.domain {
+                domain
+                    .journal
+                    .take_deferred(|effect| matches!(effect, Deferred::Close { fd } if *fd == new));
+            }
+            call.compensate(Undo::Replaced(replaced));
+            Ok(result)
+        }
+        (Some(replaced), Err(error)) => {
+            // Nothing was replaced; what is known of the descriptor comes back.
+            let _ = call.state.files.put_back(replaced);
+            Err(error)
         }
     }
-    Ok(result)
 }
 
 fn pipe(call: &mut Call) -> Result<u64, Errno> {
@@ -307,13 +362,13 @@ impl Call<'_, '_> {
 
     fn change_flags(&mut self, fd: i32, get: i32, set: i32, value: i32) -> Result<u64, Errno> {
         let old = host::fcntl(fd, get, 0).map_err(|e| errno_of(&e))?;
-        host::fcntl(fd, set, value).map_err(|e| errno_of(&e))?;
+        let result = host::fcntl(fd, set, value).map_err(|e| errno_of(&e))?;
         self.compensate(Undo::Fcntl {
             fd,
             command: set,
             value: old,
         });
-        Ok(0)
+        Ok(result as u64)
     }
 }
 
@@ -336,37 +391,76 @@ fn fcntl(call: &mut Call) -> Result<u64, Errno> {
                 .map_err(|e| errno_of(&e));
             call.made_descriptor(made)
         }
-        libc::F_SETOWN | libc::F_SETPIPE_SZ | libc::F_ADD_SEALS => {
-            call.commit_early(Early::External);
+        libc::F_SETPIPE_SZ => call.change_flags(fd, libc::F_GETPIPE_SZ, command, value),
+        libc::F_SETOWN | F_SETOWN_EX | F_SETSIG => set_owner(call),
+        F_GETOWN_EX => {
+            let owner = owner(fd)?;
+            call.write(call.args[2], &owner).map(|()| 0)
+        }
+        F_GETSIG => host::fcntl(fd, command, 0)
+            .map(|v| v as u64)
+            .map_err(|e| errno_of(&e)),
+        libc::F_ADD_SEALS => {
+            // No seal is ever taken off.
+            call.commit_early(Early::External)?;
             host::fcntl(fd, command, value)
                 .map(|v| v as u64)
                 .map_err(|e| errno_of(&e))
         }
-        libc::F_GETLK | libc::F_SETLK | libc::F_OFD_GETLK | libc::F_OFD_SETLK => {
-            call.commit_early(Early::External);
-            let mut lock: [u8; size_of::<libc::flock>()] = call.read(call.args[2])?;
-            let args = [
-                call.args[0],
-                call.args[1],
-                lock.as_mut_ptr() as u64,
-                0,
-                0,
-                0,
-            ];
-            // SAFETY: the structure is a copy of that size in the monitor.
-            let result = unsafe { host::syscall(libc::SYS_fcntl as u64, args) }?;
-            call.write(call.args[2], &lock)?;
-            Ok(result)
-        }
-        libc::F_SETLKW | libc::F_OFD_SETLKW => {
-            call.commit_early(Early::External);
-            let lock: [u8; size_of::<libc::flock>()] = call.read(call.args[2])?;
-            let args = [call.args[0], call.args[1], lock.as_ptr() as u64, 0, 0, 0];
-            // SAFETY: the structure is a copy in the monitor; the kernel only reads it.
-            unsafe { call.block(libc::SYS_fcntl, args, super::wait::For::Midway) }
-        }
+        libc::F_GETLK
+        | libc::F_SETLK
+        | libc::F_SETLKW
+        | libc::F_OFD_GETLK
+        | libc::F_OFD_SETLK
+        | libc::F_OFD_SETLKW => super::lock::record_lock(call),
         _ => Err(Errno::EINVAL),
     }
+}
+
+// Commands and a structure of `asm-generic/fcntl.h` that the libc crate leaves out.
+const F_SETSIG: i32 = 10;
+const F_GETSIG: i32 = 11;
+const F_SETOWN_EX: i32 = 15;
+const F_GETOWN_EX: i32 = 16;
+
+/// Who gets the signals of a descriptor, and which.
+fn set_owner(call: &mut Call) -> Result<u64, Errno> {
+    let (fd, command, value) = (call.int(0), call.int(1), call.int(2));
+    if command == F_SETSIG {
+        return call.change_flags(fd, F_GETSIG, F_SETSIG, value);
+    }
+    let set_to = |owner: Vec<u8>| {
+        HostCall::with(
+            libc::SYS_fcntl,
+            [fd as u64, F_SETOWN_EX as u64, 0, 0, 0, 0],
+            owner,
+        )
+    };
+    let old = owner(fd)?;
+    match command {
+        F_SETOWN_EX => drop(set_to(call.read_vec(call.args[2], OWNER)?).make()?),
+        _ => drop(host::fcntl(fd, command, value).map_err(|e| errno_of(&e))?),
+    }
+    call.compensate_by(set_to(old), "the owner of a descriptor was changed");
+    Ok(0)
+}
+
+/// Bytes of `struct f_owner_ex`.
+const OWNER: usize = 8;
+
+fn owner(fd: i32) -> Result<Vec<u8>, Errno> {
+    let mut owner = vec![0u8; OWNER];
+    let args = [
+        fd as u64,
+        F_GETOWN_EX as u64,
+        owner.as_mut_ptr() as u64,
+        0,
+        0,
+        0,
+    ];
+    // SAFETY: the owner is 8 bytes.
+    unsafe { host::syscall(libc::SYS_fcntl as u64, args) }?;
+    Ok(owner)
 }
 
 fn ioctl(call: &mut Call) -> Result<u64, Errno> {
@@ -402,6 +496,10 @@ fn ioctl(call: &mut Call) -> Result<u64, Errno> {
     let args = [fd as u64, request, value.as_mut_ptr() as u64, 0, 0, 0];
     // SAFETY: none of the requests above reads or writes more than the 64 bytes of the buffer.
     let result = unsafe { host::syscall(libc::SYS_ioctl as u64, args) }?;
+    if let (libc::FIONREAD, Some(count)) = (request, value.first_chunk::<4>()) {
+        let count = i32::from_ne_bytes(*count).saturating_sub(call.looked_at(fd) as i32);
+        value[..4].copy_from_slice(&count.to_ne_bytes());
+    }
     call.write(address, &value[..writes])?;
     Ok(result)
 }

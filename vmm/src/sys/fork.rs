@@ -17,7 +17,7 @@ use super::wait::For;
 use super::{Call, Handler, errno_of};
 use crate::host;
 use crate::kvm::{KvmError, Registers, Vm};
-use crate::memory::{first_reserved, reserved_fd};
+use crate::memory::{first_reserved, reserved_fd, window};
 use crate::process::control;
 use crate::process::domain::Early;
 use crate::process::reporter::Reporter;
@@ -58,7 +58,11 @@ pub fn clone_process(call: &mut Call) -> Result<u64, Errno> {
     if flags & !(CARRIED as u64) != 0 || flags & 0xff != libc::SIGCHLD as u64 {
         return Err(Errno::EINVAL);
     }
-    call.commit_early(Early::External);
+    call.commit_early(Early::External)?;
+    // The child has a copy of everything.
+    for window in window::windows() {
+        call.thread.touch(call.state, window);
+    }
     let (registers, fs) = call.child_registers(flags, stack, tls);
     let extended = call
         .thread
@@ -134,12 +138,16 @@ fn become_child(call: &mut Call, start: Start) -> Result<Thread, KvmError> {
     let state = State {
         space: state.space.take_over(&vm)?,
         tracker: Tracker::new(),
-        files: std::mem::take(&mut state.files),
+        files: std::mem::take(&mut state.files).for_child(),
         domain: None,
+        suspended: Default::default(),
+        wait_words: Default::default(),
         dispositions: std::mem::take(&mut state.dispositions),
         ladder: Ladder::default(),
         handoffs: Default::default(),
         descriptor_limit: state.descriptor_limit,
+        heap: None,
+        locked: crate::memory::LockedPages::default(),
     };
     let options = Options {
         is_child: true,

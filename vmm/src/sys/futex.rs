@@ -7,9 +7,12 @@ use guest_agentless::Errno;
 
 use super::wait::For;
 use super::{Call, Handler};
-use crate::memory::{copy, window};
+use crate::memory::window;
 use crate::process::domain::Early;
 use crate::process::recover::Fault;
+
+/// Futexes of which the process remembers that somebody has waited for them.
+const WAIT_WORDS_LIMIT: usize = 4096;
 
 pub fn handler(number: i64) -> Option<Handler> {
     (number == libc::SYS_futex).then_some(futex as Handler)
@@ -17,6 +20,9 @@ pub fn handler(number: i64) -> Option<Handler> {
 
 fn futex(call: &mut Call) -> Result<u64, Errno> {
     let [word, operation, value, fourth, word2, value3] = call.args;
+    if !word.is_multiple_of(4) {
+        return Err(Errno::EINVAL);
+    }
     window::checked(word, 4).ok_or(Errno::EFAULT)?;
     let command = operation as i32 & !(libc::FUTEX_PRIVATE_FLAG | libc::FUTEX_CLOCK_REALTIME);
     let mut args = [word, operation, value, fourth, 0, value3];
@@ -32,7 +38,7 @@ fn futex(call: &mut Call) -> Result<u64, Errno> {
         libc::FUTEX_REQUEUE | libc::FUTEX_CMP_REQUEUE => {
             // A requeued waiter could not be put back, so all are woken.
             window::checked(word2, 4).ok_or(Errno::EFAULT)?;
-            if command == libc::FUTEX_CMP_REQUEUE && current(word)? != value3 as u32 {
+            if command == libc::FUTEX_CMP_REQUEUE && current(call, word)? != value3 as u32 {
                 return Err(Errno::EAGAIN);
             }
             let wake = (operation as i32 & libc::FUTEX_PRIVATE_FLAG) | libc::FUTEX_WAKE;
@@ -45,7 +51,7 @@ fn futex(call: &mut Call) -> Result<u64, Errno> {
             return host_futex(args);
         }
         libc::FUTEX_UNLOCK_PI | libc::FUTEX_TRYLOCK_PI => {
-            call.commit_early(Early::External);
+            call.commit_early(Early::External)?;
             let range = window::checked(word, 4).ok_or(Errno::EFAULT)?;
             call.thread.mark_written(call.state, range);
             return host_futex(args);
@@ -53,25 +59,35 @@ fn futex(call: &mut Call) -> Result<u64, Errno> {
         // FUTEX_LOCK_PI writes the word while others run; see docs/syscalls.md.
         _ => return Err(Errno::ENOSYS),
     }
-    // Without giving up the token if there is nothing to wait for.
-    if current(word)? != value as u32 {
-        return Err(Errno::EAGAIN);
-    }
     let timeout: [u8; 16];
     if fourth != 0 {
         timeout = call.read(fourth)?;
         args[3] = timeout.as_ptr() as u64;
-    } else if call.waits_for_own_effect(word) {
+    }
+    // Without giving up the token if there is nothing to wait for.
+    if current(call, word)? != value as u32 {
+        return Err(Errno::EAGAIN);
+    }
+    if fourth == 0 && call.waits_for_own_effect(word) {
         return call.fault(Fault::crash_path());
     }
+    let plain = command == libc::FUTEX_WAIT;
+    if !plain && call.state.wait_words.len() < WAIT_WORDS_LIMIT {
+        call.state.wait_words.insert(word);
+    }
+    if let Some(domain) = &mut call.state.domain {
+        domain.waits.begin(word, plain);
+    }
     // SAFETY: the word is in a guest window, of which the host reads it; the timeout is a copy.
-    unsafe { call.block(libc::SYS_futex, args, For::Midway) }
+    let result = unsafe { call.block(libc::SYS_futex, args, For::Midway) };
+    if let Some(domain) = &mut call.state.domain {
+        domain.waits.end();
+    }
+    result
 }
 
-fn current(word: u64) -> Result<u32, Errno> {
-    let mut bytes = [0u8; 4];
-    copy::read(word, &mut bytes).map_err(|_| Errno::EFAULT)?;
-    Ok(u32::from_ne_bytes(bytes))
+fn current(call: &mut Call, word: u64) -> Result<u32, Errno> {
+    Ok(u32::from_ne_bytes(call.read(word)?))
 }
 
 fn host_futex(args: [u64; 6]) -> Result<u64, Errno> {

@@ -4,11 +4,11 @@ use guest_agentless::{Errno, GuestRange};
 use recovery::Origin;
 
 use super::wait::For;
-use super::{BOUNCE, Call, HOLD_LIMIT, errno_of};
+use super::{BOUNCE, Call, errno_of};
 use crate::host;
 use crate::process::domain::Early;
-use crate::process::effects::{Deferred, Undo};
-use crate::process::files::Kind;
+use crate::process::effects::Deferred;
+use crate::process::files::{GivenBack, Kind};
 
 impl Call<'_, '_> {
     /// Whether the descriptor is in non-blocking mode.
@@ -44,7 +44,7 @@ impl Call<'_, '_> {
             .as_ref()
             .is_some_and(|d| d.origin == origin);
         if !continues && !peeks {
-            self.commit();
+            self.commit()?;
         }
         let len = room.min(BOUNCE as u64) as usize;
         let wait = flags & libc::MSG_DONTWAIT == 0 && !self.is_nonblocking(fd)?;
@@ -83,6 +83,7 @@ impl Call<'_, '_> {
             }
             if let Some(domain) = &mut self.state.domain {
                 domain.add_input(bytes);
+                domain.keep_for_replay(bytes);
             }
             if let Some(fd) = origin.fd() {
                 self.thread
@@ -110,6 +111,18 @@ impl Call<'_, '_> {
                 0,
             ]
         };
+        if let Some(GivenBack::Bytes(mut bytes)) = self.state.files.take_given_back(fd) {
+            let n = bytes.len().min(into.len());
+            into[..n].copy_from_slice(&bytes[..n]);
+            let rest = match flags & libc::MSG_PEEK {
+                0 => bytes.split_off(n),
+                _ => bytes,
+            };
+            if !rest.is_empty() {
+                self.state.files.give_back(fd, GivenBack::Bytes(rest));
+            }
+            return Ok(n);
+        }
         let number = libc::SYS_recvfrom;
         // SAFETY: the buffer is a live exclusive slice of the monitor.
         let now = unsafe { host::syscall(number as u64, args(flags | libc::MSG_DONTWAIT)) };
@@ -140,9 +153,15 @@ impl Call<'_, '_> {
         {
             self.thread.note_handoff(self.state);
         }
+        if self.is_shut(fd) {
+            return Err(Errno::EPIPE);
+        }
+        if self.in_pass_through() {
+            self.commit_early(Early::PassThrough)?;
+        }
         self.await_room(fd, wait)?;
         if self.would_exceed_limit(len) {
-            self.commit_early(Early::HoldLimit);
+            self.commit_early(Early::HoldLimit)?;
             // What has just been committed may fill the socket.
             self.await_room(fd, wait)?;
         }
@@ -163,11 +182,12 @@ impl Call<'_, '_> {
     }
 
     /// Whether so much more output has to be kept from being held.
-    fn would_exceed_limit(&self, len: usize) -> bool {
+    pub(super) fn would_exceed_limit(&self, len: usize) -> bool {
+        let limit = self.thread.process.options.hold_limit;
         self.state
             .domain
             .as_ref()
-            .is_some_and(|d| d.held_bytes + len > HOLD_LIMIT)
+            .is_some_and(|d| d.held_bytes.saturating_add(len) > limit)
     }
 
     /// Output that was committed before comes first: waits until the socket has taken it, or answers EAGAIN
@@ -177,16 +197,20 @@ impl Call<'_, '_> {
             if !wait {
                 return Err(Errno::EAGAIN);
             }
-            let mut entry = libc::pollfd {
-                fd,
-                events: libc::POLLOUT,
-                revents: 0,
-            };
-            let args = [&raw mut entry as u64, 1, u64::MAX, 0, 0, 0];
-            // SAFETY: one entry, which is in the monitor.
-            unsafe { self.block(libc::SYS_poll, args, For::Midway) }?;
+            self.await_writable(fd)?;
         }
         Ok(())
+    }
+
+    pub(super) fn await_writable(&mut self, fd: i32) -> Result<(), Errno> {
+        let mut entry = libc::pollfd {
+            fd,
+            events: libc::POLLOUT,
+            revents: 0,
+        };
+        let args = [&raw mut entry as u64, 1, u64::MAX, 0, 0, 0];
+        // SAFETY: one entry, which is in the monitor.
+        unsafe { self.block(libc::SYS_poll, args, For::Midway) }.map(drop)
     }
 
     fn send_now(&mut self, fd: i32, bytes: &[u8], wait: bool) -> Result<u64, Errno> {
@@ -207,41 +231,7 @@ impl Call<'_, '_> {
         unsafe { self.block(libc::SYS_sendto, args, For::Midway) }
     }
 
-    /// Reads from a pipe, an eventfd or the like: a wake-up by the server itself.
-    pub(super) fn read_event(&mut self, fd: i32, parts: &[GuestRange]) -> Result<u64, Errno> {
-        let room: u64 = parts.iter().map(|part| part.len()).sum();
-        let len = room.min(BOUNCE as u64) as usize;
-        self.settle_event(fd);
-        let is_event = self.state.files.kind(fd) == Kind::Anonymous;
-        if self.in_request() {
-            // An eventfd can be given its count back; what else was read cannot be put back.
-            if !is_event || len != 8 {
-                self.commit_early(Early::External);
-            }
-        } else {
-            self.commit();
-        }
-        let mut bounce = std::mem::take(&mut self.thread.bounce);
-        let result = self.read_ready(fd, &mut bounce[..len]);
-        let done = result.and_then(|n| {
-            let count = bounce
-                .first_chunk()
-                .filter(|_| is_event && n == 8 && self.in_request());
-            if let Some(count) = count {
-                self.compensate(Undo::EventCount {
-                    fd,
-                    count: u64::from_ne_bytes(*count),
-                });
-            }
-            // Taken even if it cannot be delivered.
-            self.scatter(parts, &bounce[..n])?;
-            Ok(n as u64)
-        });
-        self.thread.bounce = bounce;
-        done
-    }
-
-    fn read_ready(&mut self, fd: i32, into: &mut [u8]) -> Result<usize, Errno> {
+    pub(super) fn read_ready(&mut self, fd: i32, into: &mut [u8]) -> Result<usize, Errno> {
         let args = [
             fd as u64,
             into.as_mut_ptr() as u64,
@@ -260,10 +250,8 @@ impl Call<'_, '_> {
 
     /// Reads from a regular file, piece by piece: only what is really read becomes part of the write set.
     pub(super) fn read_file(&mut self, fd: i32, parts: &[GuestRange]) -> Result<u64, Errno> {
-        self.settle_writes(fd);
-        if let (true, Some(offset)) = (self.in_domain(), host::offset(fd)) {
-            self.compensate(Undo::Offset { fd, offset });
-        }
+        self.settle_writes(fd)?;
+        self.note_offset(fd);
         let mut bounce = std::mem::take(&mut self.thread.bounce);
         let mut total = 0;
         let mut result = Ok(0);
@@ -304,8 +292,12 @@ impl Call<'_, '_> {
         if flags & libc::O_ACCMODE == libc::O_RDONLY {
             return Err(Errno::EBADF);
         }
-        if self.would_exceed_limit(len) {
-            self.commit_early(Early::HoldLimit);
+        if self.in_pass_through() {
+            self.commit_early(Early::PassThrough)?;
+        } else if self.would_exceed_limit(len) {
+            self.commit_early(Early::HoldLimit)?;
+        } else if self.in_domain() && !self.can_foretell(fd, &bytes, offset) {
+            self.commit_early(Early::External)?;
         }
         let Some(domain) = &mut self.state.domain else {
             return self.write_now(fd, &bytes, offset);
@@ -337,24 +329,26 @@ impl Call<'_, '_> {
 
     /// A call that would see the difference between a write that is deferred and one that is done makes
     /// the deferred ones real: this one looks at the file behind `fd`.
-    pub(super) fn settle_writes(&mut self, fd: i32) {
+    pub(super) fn settle_writes(&mut self, fd: i32) -> Result<(), Errno> {
         let pending = self.pending_writes();
         if pending.is_empty() {
-            return;
+            return Ok(());
         }
         let file = host::identity(fd).ok();
         let same = |to: &i32| *to == fd || host::identity(*to).ok() == file;
         if pending.iter().any(same) {
-            self.commit_early(Early::External);
+            self.commit_early(Early::External)?;
         }
+        Ok(())
     }
 
     /// Likewise, for the size and offset of the file through `fd`, as far as it was written through `fd`. A
     /// log that is opened anew for each line asks for them each time, to no effect: it appends.
-    pub(super) fn settle_own_writes(&mut self, fd: i32) {
+    pub(super) fn settle_own_writes(&mut self, fd: i32) -> Result<(), Errno> {
         if self.pending_writes().contains(&fd) {
-            self.commit_early(Early::External);
+            self.commit_early(Early::External)?;
         }
+        Ok(())
     }
 
     /// Likewise, for a call that looks at the file at `path`.
@@ -366,14 +360,14 @@ impl Call<'_, '_> {
         let path = self.read_path(path)?;
         let file = host::identity_at(dir, path, flags & libc::AT_SYMLINK_NOFOLLOW).ok();
         if file.is_some() && pending.iter().any(|to| host::identity(*to).ok() == file) {
-            self.commit_early(Early::External);
+            self.commit_early(Early::External)?;
         }
         Ok(())
     }
 
     /// Likewise, for a read from what is no file. The other end of a pipe has another number, but the same
     /// inode; an eventfd shares its inode with all others of its kind.
-    fn settle_event(&mut self, fd: i32) {
+    pub(super) fn settle_event(&mut self, fd: i32) -> Result<(), Errno> {
         match self.state.files.kind(fd) {
             Kind::Anonymous => self.settle_own_writes(fd),
             _ => self.settle_writes(fd),

@@ -9,6 +9,7 @@ use guest_agentless::vma::FileBacking;
 use guest_agentless::{
     Backing, Errno, GuestRange, GuestVa, PAGE_SIZE, PageNumber, Protection, Vma,
 };
+use recovery::SuspendedPages;
 use recovery::tracker::{Machine, PageContent};
 
 use super::{Call, Handler, errno_of};
@@ -27,6 +28,7 @@ pub fn handler(number: i64) -> Option<Handler> {
         libc::SYS_mremap => mremap,
         libc::SYS_madvise => madvise,
         libc::SYS_brk => brk,
+        libc::SYS_mlock | libc::SYS_mlock2 | libc::SYS_munlock => lock_pages,
         _ => return None,
     })
 }
@@ -62,8 +64,14 @@ fn page_range(address: u64, len: u64) -> Result<GuestRange, Errno> {
 impl Call<'_, '_> {
     /// Makes `range` free. In a domain, what was there is kept to be put back.
     fn make_free(&mut self, range: GuestRange) -> Result<(), Errno> {
+        self.thread.touch(self.state, range);
         if self.state.space.vmas().overlapping(range).next().is_none() {
             return Ok(());
+        }
+        self.unlock_pages(range);
+        if self.has_sync_of(range) {
+            // It cannot be done any more when the mapping is gone.
+            self.commit_early(Early::External)?;
         }
         if self.in_domain() {
             // While the mapping is there: what its pages were before their first write depends on it.
@@ -72,9 +80,12 @@ impl Call<'_, '_> {
                 .tracking(&self.thread.process, &mut self.thread.vcpu);
             let saved = tracker.save(&mut memory, range);
             if let Ok(stash) = self.state.space.stash(range) {
+                let domain = self.state.domain.as_mut();
+                let suspended = domain.map_or(SuspendedPages::default(), |d| d.pages.take(range));
                 self.compensate(Undo::Remap {
                     stash,
                     pages: vec![saved],
+                    suspended,
                 });
                 return Ok(());
             }
@@ -83,7 +94,7 @@ impl Call<'_, '_> {
                 .tracking(&self.thread.process, &mut self.thread.vcpu);
             tracker.put_back(&mut memory, saved);
             // What the host cannot move (it is in several pieces there) cannot be undone.
-            self.commit_early(Early::External);
+            self.commit_early(Early::External)?;
         }
         self.forget(range);
         self.state.space.unmap(range)
@@ -148,6 +159,8 @@ fn mmap(call: &mut Call) -> Result<u64, Errno> {
                 return Err(Errno::EINVAL);
             }
             call.check_descriptor(fd as i32)?;
+            // A mapping shows what has been written.
+            call.settle_writes(fd as i32)?;
             Backing::File(file_backing(fd as i32, offset)?)
         }
     };
@@ -156,7 +169,12 @@ fn mmap(call: &mut Call) -> Result<u64, Errno> {
     }
     // SAFETY: only borrowed for the duration of the mapping; a descriptor that is not open is EBADF there.
     let file = (!anonymous).then(|| (unsafe { BorrowedFd::borrow_raw(fd as i32) }, offset));
-    let extra = flags & (libc::MAP_NORESERVE | libc::MAP_POPULATE | libc::MAP_STACK) & MAP_KNOWN;
+    let mut extra =
+        flags & (libc::MAP_NORESERVE | libc::MAP_POPULATE | libc::MAP_STACK) & MAP_KNOWN;
+    if call.in_request() {
+        // Pages that nobody writes are not counted, and a request's memory is limited.
+        extra &= !libc::MAP_POPULATE;
+    }
     call.map_new(
         Vma {
             range,
@@ -205,9 +223,53 @@ fn mprotect(call: &mut Call) -> Result<u64, Errno> {
     }
     let range = page_range(address, len)?;
     let protection = Protection::from_bits(bits).ok_or(Errno::EINVAL)?;
+    call.thread.touch(call.state, range);
     let old = call.state.space.protect(range, protection)?;
     call.compensate(Undo::Protect { old });
     Ok(0)
+}
+
+fn lock_pages(call: &mut Call) -> Result<u64, Errno> {
+    let [address, len, ..] = call.args;
+    let start = address & !(PAGE_SIZE - 1);
+    let len = len.checked_add(address - start).ok_or(Errno::ENOMEM)?;
+    if len == 0 {
+        return Ok(0);
+    }
+    let range = page_range(start, len)?;
+    let before = call.state.locked.within(range);
+    let result = call.pass();
+    // A call that fails in the middle has done the first part.
+    match i64::from(call.row.number) {
+        libc::SYS_munlock => call.state.locked.remove(range),
+        _ => call.state.locked.insert(range),
+    }
+    call.compensate(Undo::Locked { range, before });
+    result
+}
+
+impl Call<'_, '_> {
+    /// Whether an `msync` of part of `range` waits for the commit.
+    fn has_sync_of(&self, range: GuestRange) -> bool {
+        let overlaps = |effect: &Deferred| match effect {
+            Deferred::Sync(call) if call.number() == libc::SYS_msync => {
+                let [start, len, ..] = call.args();
+                start < range.end() && range.start() < start.saturating_add(len)
+            }
+            _ => false,
+        };
+        let mut domains = self.state.domain.iter();
+        domains.any(|domain| domain.journal.deferred().iter().any(overlaps))
+    }
+
+    /// What is unmapped is not locked any more, until it is put back.
+    fn unlock_pages(&mut self, range: GuestRange) {
+        let before = self.state.locked.within(range);
+        if !before.is_empty() {
+            self.state.locked.remove(range);
+            self.compensate(Undo::Locked { range, before });
+        }
+    }
 }
 
 fn brk(call: &mut Call) -> Result<u64, Errno> {
@@ -234,7 +296,10 @@ fn brk(call: &mut Call) -> Result<u64, Errno> {
     } else if new_top < old_top {
         call.make_free(GuestRange::from_bounds(new_top, old_top))?;
     }
-    call.compensate(Undo::Heap { heap: (start, end) });
+    call.compensate(Undo::Heap {
+        heap: (start, end),
+        end: wanted,
+    });
     call.state.space.set_heap((start, wanted));
     Ok(wanted)
 }
@@ -321,6 +386,7 @@ fn mremap(call: &mut Call) -> Result<u64, Errno> {
 impl Call<'_, '_> {
     /// Copies as much of `from` as `to` has room for. Pages of zeros are left untouched.
     fn copy_pages(&mut self, from: GuestRange, to: GuestRange) -> Result<(), Errno> {
+        self.thread.touch(self.state, from);
         let mut content = PageContent::boxed();
         for (source, target) in from.pages().zip(to.pages()) {
             copy::read(source.address().0, content.bytes_mut()).map_err(|_| Errno::EFAULT)?;
@@ -380,6 +446,7 @@ fn madvise(call: &mut Call) -> Result<u64, Errno> {
 }
 
 fn discard(call: &mut Call, range: GuestRange) -> Result<u64, Errno> {
+    call.thread.touch(call.state, range);
     if !call.state.space.vmas().is_covered(range) {
         return Err(Errno::ENOMEM);
     }
@@ -396,7 +463,7 @@ fn discard(call: &mut Call, range: GuestRange) -> Result<u64, Errno> {
         call.defer(Deferred::Discard { range });
         return Ok(0);
     }
-    call.commit_early(Early::External);
+    call.commit_early(Early::External)?;
     call.thread.mark_written(call.state, range);
     host_discard(range)?;
     Ok(0)

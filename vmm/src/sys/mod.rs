@@ -4,22 +4,31 @@
 //! handler. Calls without one are passed through as the table describes them. Handlers return a result; one
 //! function turns it into RAX.
 
+mod attribute;
 pub mod end;
 mod event;
+mod event_read;
 mod exec;
 mod file;
+mod foretell;
 mod fork;
 mod futex;
 mod io;
+mod lock;
 mod memory;
+mod message;
 mod net;
 mod own_files;
 mod process;
 mod signal;
 mod thread;
+mod timer;
+mod transfer;
+mod verify;
 mod wait;
+mod watch;
 
-use guest_agentless::syscall::{self, ArgKind, Effect, Support, Syscall};
+use guest_agentless::syscall::{self, ArgKind, Effect, Size, Support, Syscall};
 use guest_agentless::{Errno, GuestRange, Signal, to_rax};
 use recovery::Origin;
 
@@ -29,14 +38,13 @@ use crate::kvm::KvmError;
 use crate::memory::{copy, first_reserved, window};
 use crate::process::Turn;
 use crate::process::domain::{Domain, Early};
-use crate::process::effects::{Deferred, Undo};
+use crate::process::effects::{Deferred, HostCall, Undo};
+use crate::process::rerun::Committed;
 use crate::process::signals::SignalInfo;
 use crate::process::thread::{Flow, Thread};
 
 /// Bytes that one read or receive moves at most: a short count is what servers expect of sockets.
 pub const BOUNCE: usize = 64 << 10;
-/// Bytes of output that a domain may hold back before it is committed early.
-const HOLD_LIMIT: usize = 4 << 20;
 /// Elements of an `iovec` array, as in Linux (`UIO_MAXIOV`).
 const IOV_MAX: u64 = 1024;
 
@@ -80,10 +88,11 @@ pub fn serve(thread: &mut Thread, state: &mut Turn<'_>) -> Result<Flow, KvmError
         args,
         done: None,
     };
-    let result = match call.check_descriptors() {
+    let result = match call.check_descriptors().and_then(|()| call.verify_heap()) {
         Ok(()) => call.handle(),
         Err(error) => Err(error),
     };
+    call.heap_unverified();
     log::trace!("{} = {result:?}", syscall::fmt_call(row, args));
     if result == Err(Errno::EPIPE) && call.raises_sigpipe() {
         let info =
@@ -143,6 +152,12 @@ impl Call<'_, '_> {
             .or_else(|| signal::handler(number))
             .or_else(|| thread::handler(number))
             .or_else(|| futex::handler(number))
+            .or_else(|| attribute::handler(number))
+            .or_else(|| timer::handler(number))
+            .or_else(|| lock::handler(number))
+            .or_else(|| watch::handler(number))
+            .or_else(|| transfer::handler(number))
+            .or_else(|| message::handler(number))
             .or_else(|| file::handler(number))
             .or_else(|| net::handler(number))
             .or_else(|| event::handler(number))
@@ -188,6 +203,11 @@ impl Call<'_, '_> {
         self.state.domain.is_some()
     }
 
+    /// Whether the running domain does its effects at once.
+    fn in_pass_through(&self) -> bool {
+        self.state.domain.as_ref().is_some_and(|d| d.pass_through)
+    }
+
     /// Whether the running domain is charged to a client.
     fn in_request(&self) -> bool {
         self.state.domain.as_ref().is_some_and(Domain::is_request)
@@ -197,7 +217,7 @@ impl Call<'_, '_> {
     fn pass_by_class(&mut self) -> Result<u64, Errno> {
         match self.row.effect {
             Effect::Pure => {}
-            _ => self.commit_early(Early::External),
+            _ => self.commit_early(Early::External)?,
         }
         self.pass()
     }
@@ -225,11 +245,13 @@ impl Call<'_, '_> {
             values: self.args,
             _vectors: Vec::new(),
         };
+        self.touch_lengths();
         for span in self.row.spans(self.args, copy_u32) {
             let span = span?;
             let range = window::checked(span.address, span.len).ok_or(Errno::EFAULT)?;
-            if span.access.writes() {
-                self.thread.mark_written(self.state, range);
+            match span.access.writes() {
+                true => self.thread.mark_written(self.state, range),
+                false => self.thread.touch(self.state, range),
             }
         }
         for (i, arg) in self.row.args.iter().enumerate() {
@@ -237,12 +259,16 @@ impl Call<'_, '_> {
             match arg.kind {
                 ArgKind::Path | ArgKind::Strings if address != 0 => {
                     window::checked(address, 1).ok_or(Errno::EFAULT)?;
+                    self.thread.touch_string(self.state, address);
                 }
                 ArgKind::IovecIn { count } | ArgKind::IovecOut { count } => {
                     let vector = self.vector(address, self.args[usize::from(count)])?;
-                    if matches!(arg.kind, ArgKind::IovecOut { .. }) {
-                        for part in &vector {
-                            self.thread.mark_written(self.state, *part);
+                    for part in &vector {
+                        match arg.kind {
+                            ArgKind::IovecOut { .. } => {
+                                self.thread.mark_written(self.state, *part);
+                            }
+                            _ => self.thread.touch(self.state, *part),
                         }
                     }
                     let host: Vec<libc::iovec> = vector
@@ -267,13 +293,24 @@ impl Call<'_, '_> {
         Ok(args)
     }
 
+    /// The lengths that a pointer leads to (`socklen_t *`) are read before the spans are known.
+    fn touch_lengths(&mut self) {
+        for arg in self.row.args {
+            if let ArgKind::Out(Size::Pointee(at)) | ArgKind::InOut(Size::Pointee(at)) = arg.kind
+                && let Some(address) = self.args.get(usize::from(at))
+                && let Some(range) = window::checked(*address, 4)
+            {
+                self.thread.touch(self.state, range);
+            }
+        }
+    }
+
     /// Reads an array of `struct iovec` and checks its elements.
-    fn vector(&self, address: u64, count: u64) -> Result<Vec<GuestRange>, Errno> {
+    fn vector(&mut self, address: u64, count: u64) -> Result<Vec<GuestRange>, Errno> {
         if count > IOV_MAX {
             return Err(Errno::EINVAL);
         }
-        let mut bytes = vec![0u8; count as usize * 16];
-        copy::read(address, &mut bytes).map_err(|_| Errno::EFAULT)?;
+        let bytes = self.read_vec(address, count as usize * 16)?;
         let mut total = 0u64;
         let mut parts = Vec::with_capacity(count as usize);
         for element in bytes.chunks_exact(16) {
@@ -292,30 +329,37 @@ impl Call<'_, '_> {
     }
 
     /// Reads `N` bytes of guest memory.
-    fn read<const N: usize>(&self, address: u64) -> Result<[u8; N], Errno> {
+    fn read<const N: usize>(&mut self, address: u64) -> Result<[u8; N], Errno> {
         let mut bytes = [0u8; N];
-        copy::read(address, &mut bytes).map_err(|_| Errno::EFAULT)?;
+        self.read_into(address, &mut bytes)?;
         Ok(bytes)
+    }
+
+    /// Fills `into` from guest memory.
+    fn read_into(&mut self, address: u64, into: &mut [u8]) -> Result<(), Errno> {
+        let range = window::checked(address, into.len() as u64).ok_or(Errno::EFAULT)?;
+        self.thread.touch(self.state, range);
+        copy::read(address, into).map_err(|_| Errno::EFAULT)
     }
 
     /// Reads `len` bytes of guest memory; the caller has bounded `len`.
     /// No bytes are read from nowhere: `poll(NULL, 0, ...)` is a way to sleep.
-    fn read_vec(&self, address: u64, len: usize) -> Result<Vec<u8>, Errno> {
+    fn read_vec(&mut self, address: u64, len: usize) -> Result<Vec<u8>, Errno> {
         if len == 0 {
             return Ok(Vec::new());
         }
         let mut bytes = vec![0u8; len];
-        copy::read(address, &mut bytes).map_err(|_| Errno::EFAULT)?;
+        self.read_into(address, &mut bytes)?;
         Ok(bytes)
     }
 
     /// Reads a path.
-    fn read_path(&self, address: u64) -> Result<Vec<u8>, Errno> {
+    fn read_path(&mut self, address: u64) -> Result<Vec<u8>, Errno> {
         self.read_string(address, libc::PATH_MAX as usize)
     }
 
     /// Reads a NUL-terminated string of less than `limit` bytes; ENAMETOOLONG if it is longer.
-    fn read_string(&self, address: u64, limit: usize) -> Result<Vec<u8>, Errno> {
+    fn read_string(&mut self, address: u64, limit: usize) -> Result<Vec<u8>, Errno> {
         let mut string = Vec::new();
         let mut at = address;
         while string.len() < limit {
@@ -355,14 +399,27 @@ impl Call<'_, '_> {
         Ok(())
     }
 
-    /// Ends the running domain well.
-    fn commit(&mut self) {
-        self.thread.commit(self.state);
+    /// Ends the running domain well. An error means that the domain runs again instead, and that this call
+    /// does not take place.
+    fn commit(&mut self) -> Result<(), Errno> {
+        let committed = self.thread.commit(self.state);
+        self.unless_put_back(committed)
     }
 
-    /// Commits what the running domain has done so far.
-    fn commit_early(&mut self, why: Early) {
-        self.thread.commit_early(self.state, why);
+    /// Commits what the running domain has done so far. An error is as for `commit`.
+    fn commit_early(&mut self, why: Early) -> Result<(), Errno> {
+        let committed = self.thread.commit_early(self.state, why);
+        self.unless_put_back(committed)
+    }
+
+    fn unless_put_back(&mut self, committed: Committed) -> Result<(), Errno> {
+        match committed {
+            Committed::Done => Ok(()),
+            Committed::PutBack => {
+                self.done = Some(Ok(Flow::Continue));
+                Err(Errno::EINTR)
+            }
+        }
     }
 
     /// Begins a domain at this call, which is completed again with an error if the domain is abandoned.
@@ -373,6 +430,7 @@ impl Call<'_, '_> {
         }
         self.thread.arm(self.state);
         self.thread.continues = None;
+        self.thread.begin_limits();
         self.thread.begin(self.state, origin).map_err(|error| {
             log::error!("{error}");
             Errno::ENOMEM
@@ -385,6 +443,11 @@ impl Call<'_, '_> {
             Some(domain) => domain.journal.defer(effect),
             None => self.thread.perform(self.state, effect),
         }
+    }
+
+    /// Notes that another call undoes what has just been done.
+    fn compensate_by(&mut self, call: HostCall, what: &'static str) {
+        self.compensate(Undo::Call { call, what });
     }
 
     /// Notes how to undo what has just been done.

@@ -1,5 +1,7 @@
 //! Sockets.
 
+use std::os::fd::OwnedFd;
+
 use guest_agentless::{Errno, GuestRange};
 use recovery::Origin;
 use recovery::event::Event;
@@ -7,10 +9,10 @@ use recovery::event::Event;
 use super::wait::For;
 use super::{BOUNCE, Call, Handler, errno_of};
 use crate::host;
-use crate::memory::window;
+use crate::memory::{first_reserved, reserved_copy, window};
 use crate::process::domain::Early;
 use crate::process::effects::{Deferred, Undo};
-use crate::process::files::Kind;
+use crate::process::files::{GivenBack, Kind};
 
 pub fn handler(number: i64) -> Option<Handler> {
     Some(match number {
@@ -32,6 +34,30 @@ pub fn handler(number: i64) -> Option<Handler> {
 
 /// Bytes of the largest `sockaddr`.
 const ADDRESS_MAX: usize = 128;
+/// Bytes of ancillary data that are looked at.
+const CONTROL_MOST: u64 = 4096;
+/// Bytes of records that are held for one socket: it is sure to have room for them.
+const RECORDS_HELD: usize = 16 << 10;
+
+/// A message on its way out.
+pub struct Datagram {
+    bytes: Vec<u8>,
+    flags: i32,
+    address: Vec<u8>,
+    rights: Vec<OwnedFd>,
+}
+
+impl Datagram {
+    /// Bytes for the connected peer.
+    pub fn plain(bytes: Vec<u8>) -> Datagram {
+        Datagram {
+            bytes,
+            flags: 0,
+            address: Vec::new(),
+            rights: Vec::new(),
+        }
+    }
+}
 
 fn socketpair(call: &mut Call) -> Result<u64, Errno> {
     call.pass()?;
@@ -39,7 +65,7 @@ fn socketpair(call: &mut Call) -> Result<u64, Errno> {
 }
 
 fn listen(call: &mut Call) -> Result<u64, Errno> {
-    call.commit_early(Early::External);
+    call.commit_early(Early::External)?;
     let result = call.pass()?;
     let fd = call.int(0);
     call.state.files.forget(fd);
@@ -53,8 +79,9 @@ fn listen(call: &mut Call) -> Result<u64, Errno> {
     Ok(result)
 }
 
+/// No socket is ever unbound.
 fn bind(call: &mut Call) -> Result<u64, Errno> {
-    call.commit_early(Early::External);
+    call.commit_early(Early::External)?;
     call.pass()
 }
 
@@ -65,7 +92,7 @@ fn accept(call: &mut Call) -> Result<u64, Errno> {
         libc::SYS_accept4 => call.args[3],
         _ => 0,
     };
-    call.commit();
+    call.commit()?;
     let mut peer = [0u8; ADDRESS_MAX];
     let mut peer_len = ADDRESS_MAX as u32;
     let args = [
@@ -77,7 +104,14 @@ fn accept(call: &mut Call) -> Result<u64, Errno> {
         0,
     ];
     let number = libc::SYS_accept4;
-    let accepted = if call.is_nonblocking(fd)? || host::is_readable(fd) {
+    let accepted = if let Some(GivenBack::Connection { fd, peer: address }) =
+        call.state.files.take_given_back(fd)
+    {
+        let len = address.len().min(ADDRESS_MAX);
+        peer[..len].copy_from_slice(&address[..len]);
+        peer_len = len as u32;
+        Ok(fd as u64)
+    } else if call.is_nonblocking(fd)? || host::is_readable(fd) {
         // SAFETY: address and length are in the monitor and fit together.
         unsafe { host::syscall(number as u64, args) }
     } else {
@@ -87,16 +121,20 @@ fn accept(call: &mut Call) -> Result<u64, Errno> {
     let connection = accepted? as i32;
     call.begin(Origin::Accept(fd))?;
     call.state.files.forget(connection);
+    call.state.files.set_serves();
     if connection as u64 >= call.state.descriptor_limit.0 {
         let _ = host::close(connection);
         return Err(Errno::EMFILE);
     }
+    let peer = peer[..(peer_len as usize).min(ADDRESS_MAX)].to_vec();
+    if let Some(domain) = &mut call.state.domain {
+        domain.replay = Some(GivenBack::Connection {
+            fd: connection,
+            peer: peer.clone(),
+        });
+    }
     call.compensate(Undo::Reset { fd: connection });
-    call.write_address(
-        address,
-        address_len,
-        &peer[..(peer_len as usize).min(ADDRESS_MAX)],
-    )?;
+    call.write_address(address, address_len, &peer)?;
     Ok(connection as u64)
 }
 
@@ -128,7 +166,7 @@ impl Call<'_, '_> {
         parts: &[GuestRange],
         flags: i32,
     ) -> Result<(u64, Vec<u8>), Errno> {
-        self.commit();
+        self.commit()?;
         let room: u64 = parts.iter().map(|part| part.len()).sum();
         let mut bounce = std::mem::take(&mut self.thread.bounce);
         let result = self
@@ -138,6 +176,11 @@ impl Call<'_, '_> {
                     self.begin(Origin::Datagram(fd))?;
                     if let Some(domain) = &mut self.state.domain {
                         domain.add_input(&bounce[..n]);
+                        domain.replay = Some(GivenBack::Datagram {
+                            bytes: bounce[..n].to_vec(),
+                            full,
+                            peer: peer.clone(),
+                        });
                     }
                 }
                 self.scatter(parts, &bounce[..n])?;
@@ -162,6 +205,13 @@ impl Call<'_, '_> {
         flags: i32,
     ) -> Result<(usize, u64, Vec<u8>), Errno> {
         let len = room.min(BOUNCE as u64) as usize;
+        if let Some(GivenBack::Datagram { bytes, full, peer }) =
+            self.state.files.take_given_back(fd)
+        {
+            let n = bytes.len().min(len);
+            into[..n].copy_from_slice(&bytes[..n]);
+            return Ok((n, full, peer));
+        }
         let mut peer = vec![0u8; ADDRESS_MAX];
         let mut peer_len = ADDRESS_MAX as u32;
         let args = [
@@ -185,53 +235,106 @@ impl Call<'_, '_> {
         Ok((len.min(full as usize), full, peer))
     }
 
-    /// Sends a datagram: when the domain commits.
-    pub(super) fn send_datagram(
-        &mut self,
-        fd: i32,
-        bytes: Vec<u8>,
-        address: Vec<u8>,
-    ) -> Result<u64, Errno> {
-        let len = bytes.len() as u64;
-        match &mut self.state.domain {
-            Some(domain) => {
-                domain.held_bytes += bytes.len();
-                domain
-                    .journal
-                    .defer(Deferred::SendTo { fd, bytes, address });
-                Ok(len)
-            }
-            None => host::send_to(fd, &bytes, &address)
+    /// Sends a datagram or record: when the domain commits.
+    pub(super) fn send_datagram(&mut self, fd: i32, datagram: Datagram) -> Result<u64, Errno> {
+        let len = datagram.bytes.len();
+        if self.would_exceed_limit(len) {
+            self.commit_early(Early::HoldLimit)?;
+        }
+        if self.in_pass_through() {
+            self.commit_early(Early::PassThrough)?;
+        }
+        let Datagram {
+            bytes,
+            flags,
+            address,
+            rights,
+        } = datagram;
+        let Some(domain) = &mut self.state.domain else {
+            return host::send_message(fd, &bytes, flags, &address, &rights)
                 .map(|n| n as u64)
-                .map_err(|e| errno_of(&e)),
+                .map_err(|e| errno_of(&e));
+        };
+        domain.held_bytes += len;
+        domain.journal.defer(Deferred::SendTo {
+            fd,
+            bytes,
+            // The receiver's thread must not wait at the commit.
+            flags: flags | libc::MSG_DONTWAIT,
+            address,
+            rights,
+        });
+        Ok(len as u64)
+    }
+
+    fn send(&mut self, fd: i32, datagram: Datagram) -> Result<u64, Errno> {
+        const HOLDABLE: i32 = libc::MSG_NOSIGNAL
+            | libc::MSG_DONTWAIT
+            | libc::MSG_MORE
+            | libc::MSG_EOR
+            | libc::MSG_ZEROCOPY;
+        let flags = datagram.flags;
+        if flags & !HOLDABLE != 0 {
+            // Urgent data and the like keep their meaning, in order, but are sent at once.
+            self.commit_early(Early::External)?;
+            return self.send_at_once(fd, &datagram);
+        }
+        let datagram = Datagram {
+            flags: flags & !libc::MSG_ZEROCOPY,
+            ..datagram
+        };
+        let wait = flags & libc::MSG_DONTWAIT == 0 && !self.is_nonblocking(fd)?;
+        match self.state.files.kind(fd) {
+            Kind::Closed => Err(Errno::EBADF),
+            Kind::File | Kind::Anonymous => Err(Errno::ENOTSOCK),
+            _ if self.is_shut(fd) => Err(Errno::EPIPE),
+            Kind::Stream if self.state.files.keeps_records(fd) => self.send_record(fd, datagram),
+            Kind::Stream if datagram.rights.is_empty() => {
+                self.send_stream(fd, datagram.bytes, wait)
+            }
+            Kind::Listening => {
+                // Not connected, which the kernel says best.
+                self.commit_early(Early::External)?;
+                self.send_at_once(fd, &datagram)
+            }
+            Kind::Datagram => self.send_datagram(fd, datagram),
+            Kind::Stream | Kind::Pipe => self.send_record(fd, datagram),
         }
     }
 
-    fn send(
-        &mut self,
-        fd: i32,
-        bytes: Vec<u8>,
-        flags: i32,
-        address: Vec<u8>,
-    ) -> Result<u64, Errno> {
-        const HOLDABLE: i32 =
-            libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT | libc::MSG_MORE | libc::MSG_ZEROCOPY;
-        if flags & !HOLDABLE != 0 {
-            return Err(Errno::EOPNOTSUPP);
+    /// To a peer that is to find messages as they were sent, or descriptors with them. What it has no room
+    /// for now is not held.
+    fn send_record(&mut self, fd: i32, datagram: Datagram) -> Result<u64, Errno> {
+        if self.state.files.is_poisoned(fd) {
+            return Err(Errno::ECONNRESET);
         }
-        let wait = flags & libc::MSG_DONTWAIT == 0 && !self.is_nonblocking(fd)?;
-        match self.state.files.kind(fd) {
-            Kind::Stream => self.send_stream(fd, bytes, wait),
-            Kind::Pipe => {
-                self.commit_early(Early::External);
-                host::send(fd, &bytes)
-                    .map(|n| n as u64)
-                    .map_err(|e| errno_of(&e))
+        let waiting = self.pending_bytes(fd) + datagram.bytes.len();
+        if waiting > RECORDS_HELD || !host::is_writable(fd) {
+            self.commit_early(Early::External)?;
+            return self.send_at_once(fd, &datagram);
+        }
+        self.send_datagram(fd, datagram)
+    }
+
+    /// Sends with the kernel's own result; the domain has been committed.
+    fn send_at_once(&mut self, fd: i32, datagram: &Datagram) -> Result<u64, Errno> {
+        let now = |flags: i32| {
+            host::send_message(
+                fd,
+                &datagram.bytes,
+                flags,
+                &datagram.address,
+                &datagram.rights,
+            )
+            .map(|n| n as u64)
+            .map_err(|e| errno_of(&e))
+        };
+        let wait = datagram.flags & libc::MSG_DONTWAIT == 0 && !self.is_nonblocking(fd)?;
+        loop {
+            match now(datagram.flags | libc::MSG_DONTWAIT) {
+                Err(Errno::EAGAIN) if wait => self.await_writable(fd)?,
+                other => return other,
             }
-            Kind::Datagram => self.send_datagram(fd, bytes, address),
-            Kind::Closed => Err(Errno::EBADF),
-            Kind::Listening => Err(Errno::ENOTCONN),
-            Kind::File | Kind::Anonymous => Err(Errno::ENOTSOCK),
         }
     }
 
@@ -244,7 +347,7 @@ impl Call<'_, '_> {
         match self.state.files.kind(fd) {
             Kind::Stream => Ok((self.receive_stream(fd, parts, flags)?, Vec::new())),
             Kind::Datagram => self.receive_datagram_from(fd, parts, flags),
-            Kind::Pipe => Ok((self.read_event(fd, parts)?, Vec::new())),
+            Kind::Pipe => Ok((self.read_event(fd, parts, flags)?, Vec::new())),
             Kind::Closed => Err(Errno::EBADF),
             Kind::Listening => Err(Errno::ENOTCONN),
             Kind::File | Kind::Anonymous => Err(Errno::ENOTSOCK),
@@ -268,6 +371,7 @@ struct Header {
     name_len: u32,
     vector: u64,
     count: u64,
+    control: u64,
     control_len: u64,
 }
 
@@ -275,32 +379,113 @@ const NAME_LEN: u64 = 8;
 const CONTROL_LEN: u64 = 40;
 const FLAGS: u64 = 48;
 
-fn header(call: &Call) -> Result<Header, Errno> {
-    let bytes: [u8; 56] = call.read(call.args[1])?;
+fn header(call: &mut Call, message: u64) -> Result<Header, Errno> {
+    let bytes: [u8; 56] = call.read(message)?;
     let word = |i: usize| u64::from_ne_bytes(bytes[i..i + 8].try_into().unwrap_or([0; 8]));
     Ok(Header {
         name: word(0),
         name_len: word(8) as u32,
         vector: word(16),
         count: word(24),
+        control: word(32),
         control_len: word(40),
     })
 }
 
 fn recvmsg(call: &mut Call) -> Result<u64, Errno> {
-    let header = header(call)?;
-    let parts = call.vector(header.vector, header.count)?;
-    let (n, peer) = call.receive_parts(call.int(0), &parts, call.int(2))?;
-    let message = call.args[1];
-    if header.name != 0 {
-        let room = (header.name_len as usize).min(peer.len());
-        call.write(header.name, &peer[..room])?;
-        call.write(message + NAME_LEN, &(peer.len() as u32).to_ne_bytes())?;
+    call.receive_message(call.int(0), call.args[1], call.int(2))
+}
+
+impl Call<'_, '_> {
+    /// Receives into the `struct msghdr` at `message`.
+    pub(super) fn receive_message(
+        &mut self,
+        fd: i32,
+        message: u64,
+        flags: i32,
+    ) -> Result<u64, Errno> {
+        let header = header(self, message)?;
+        let parts = self.vector(header.vector, header.count)?;
+        let (n, peer) = self.receive_parts(fd, &parts, flags)?;
+        if header.name != 0 {
+            let room = (header.name_len as usize).min(peer.len());
+            self.write(header.name, &peer[..room])?;
+            self.write(message + NAME_LEN, &(peer.len() as u32).to_ne_bytes())?;
+        }
+        // Ancillary data is not carried yet; the kernel would close descriptors that find no room.
+        self.write(message + CONTROL_LEN, &0u64.to_ne_bytes())?;
+        self.write(message + FLAGS, &0u32.to_ne_bytes())?;
+        Ok(n)
     }
-    // Ancillary data is not carried yet; the kernel would close descriptors that find no room.
-    call.write(message + CONTROL_LEN, &0u64.to_ne_bytes())?;
-    call.write(message + FLAGS, &0u32.to_ne_bytes())?;
-    Ok(n)
+
+    /// Sends the `struct msghdr` at `message`.
+    pub(super) fn send_message(&mut self, fd: i32, message: u64, flags: i32) -> Result<u64, Errno> {
+        let header = header(self, message)?;
+        let rights = self.rights(&header)?;
+        let bytes = self.gather_vector(header.vector, header.count)?;
+        let address = match header.name {
+            0 => Vec::new(),
+            at => self.read_vec(at, (header.name_len as usize).min(ADDRESS_MAX))?,
+        };
+        self.send(
+            fd,
+            Datagram {
+                bytes,
+                flags,
+                address,
+                rights,
+            },
+        )
+    }
+
+    /// The descriptors that a message carries, as copies: the guest may close its own before the commit.
+    fn rights(&mut self, header: &Header) -> Result<Vec<OwnedFd>, Errno> {
+        if header.control == 0 || header.control_len == 0 {
+            return Ok(Vec::new());
+        }
+        if header.control_len > CONTROL_MOST {
+            return Err(Errno::ENOBUFS);
+        }
+        let control = self.read_vec(header.control, header.control_len as usize)?;
+        let numbers = passed_descriptors(&control)?;
+        let mut copies = Vec::with_capacity(numbers.len());
+        for number in numbers {
+            let own = number >= first_reserved() || self.state.files.is_closing(number);
+            if own || number < 0 {
+                return Err(Errno::EBADF);
+            }
+            copies.push(reserved_copy(number).map_err(|e| errno_of(&e))?);
+        }
+        Ok(copies)
+    }
+}
+
+/// The descriptors in a buffer of ancillary data. Credentials may be stated, as they are what the kernel
+/// says anyway; nothing else is carried.
+fn passed_descriptors(mut control: &[u8]) -> Result<Vec<i32>, Errno> {
+    const HEADER: usize = 16;
+    let mut numbers = Vec::new();
+    while control.len() >= HEADER {
+        let word = |i: usize| i32::from_ne_bytes(control[i..i + 4].try_into().unwrap_or([0; 4]));
+        let len = u64::from_ne_bytes(control[..8].try_into().unwrap_or([0; 8])) as usize;
+        if len < HEADER || len > control.len() {
+            return Err(Errno::EINVAL);
+        }
+        match (word(8), word(12)) {
+            (libc::SOL_SOCKET, libc::SCM_RIGHTS) => {
+                let fds = control[HEADER..len].chunks_exact(4);
+                numbers
+                    .extend(fds.map(|fd| i32::from_ne_bytes(fd.try_into().unwrap_or([0xff; 4]))));
+            }
+            (libc::SOL_SOCKET, libc::SCM_CREDENTIALS) => {}
+            _ => return Err(Errno::EOPNOTSUPP),
+        }
+        control = &control[len.next_multiple_of(8).min(control.len())..];
+    }
+    if numbers.len() > host::RIGHTS_MAX {
+        return Err(Errno::EINVAL);
+    }
+    Ok(numbers)
 }
 
 fn sendto(call: &mut Call) -> Result<u64, Errno> {
@@ -317,30 +502,32 @@ fn sendto(call: &mut Call) -> Result<u64, Errno> {
             call.row.count(5, &call.args).min(ADDRESS_MAX as u64) as usize,
         )?,
     };
-    call.send(call.int(0), bytes, call.int(3), address)
+    let datagram = Datagram {
+        flags: call.int(3),
+        address,
+        ..Datagram::plain(bytes)
+    };
+    call.send(call.int(0), datagram)
 }
 
 fn sendmsg(call: &mut Call) -> Result<u64, Errno> {
-    let header = header(call)?;
-    if header.control_len != 0 {
-        // Passing descriptors and credentials is not carried yet.
-        return Err(Errno::EOPNOTSUPP);
-    }
-    let bytes = call.gather_vector(header.vector, header.count)?;
-    let address = match header.name {
-        0 => Vec::new(),
-        at => call.read_vec(at, (header.name_len as usize).min(ADDRESS_MAX))?,
-    };
-    call.send(call.int(0), bytes, call.int(2), address)
+    call.send_message(call.int(0), call.args[1], call.int(2))
 }
 
 fn shutdown(call: &mut Call) -> Result<u64, Errno> {
     let (fd, how) = (call.int(0), call.int(1));
-    if !call.in_domain() {
-        return call.pass();
+    if !(libc::SHUT_RD..=libc::SHUT_RDWR).contains(&how) {
+        return Err(Errno::EINVAL);
     }
-    if call.state.files.kind(fd) == Kind::Closed {
-        return Err(Errno::EBADF);
+    match call.state.files.kind(fd) {
+        Kind::Closed => return Err(Errno::EBADF),
+        Kind::File | Kind::Anonymous => return Err(Errno::ENOTSOCK),
+        Kind::Stream | Kind::Pipe if call.in_domain() && host::peer_name(fd).is_some() => {}
+        // What the kernel says of a socket that is not connected cannot be foretold.
+        _ => {
+            call.commit_early(Early::External)?;
+            return call.pass();
+        }
     }
     call.defer(Deferred::Shutdown { fd, how });
     Ok(0)
@@ -364,7 +551,7 @@ fn setsockopt(call: &mut Call) -> Result<u64, Errno> {
     }
     let old = host::socket_option(fd, level, name);
     if old.is_err() {
-        call.commit_early(Early::External);
+        call.commit_early(Early::External)?;
     }
     let result = call.pass()?;
     if let Ok(mut value) = old {

@@ -41,7 +41,7 @@ fn in_procfs(fd: i32) -> Option<Vec<u8>> {
 
 impl Call<'_, '_> {
     /// The path argument of an `open`.
-    fn path_argument(&self) -> Result<Vec<u8>, Errno> {
+    fn path_argument(&mut self) -> Result<Vec<u8>, Errno> {
         let at = if i64::from(self.row.number) == libc::SYS_open {
             0
         } else {
@@ -112,7 +112,7 @@ impl Call<'_, '_> {
     }
 
     /// Whether the file that an `open` names exists.
-    pub(super) fn exists(&self) -> bool {
+    pub(super) fn exists(&mut self) -> bool {
         let at = if i64::from(self.row.number) == libc::SYS_open {
             0
         } else {

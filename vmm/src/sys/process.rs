@@ -5,7 +5,7 @@ use guest_agentless::Errno;
 use super::{Call, Handler};
 use crate::memory::window;
 use crate::process::domain::Early;
-use crate::process::effects::Undo;
+use crate::process::effects::{HostCall, Undo};
 
 pub fn handler(number: i64) -> Option<Handler> {
     Some(match number {
@@ -57,14 +57,14 @@ fn prlimit(call: &mut Call) -> Result<u64, Errno> {
     let (pid, resource) = (call.int(0), call.int(1));
     let (new, old) = (call.args[2], call.args[3]);
     if pid != 0 && pid != std::process::id() as i32 {
-        call.commit_early(Early::External);
+        call.commit_early(Early::External)?;
         return call.pass();
     }
     if resource as u32 != libc::RLIMIT_NOFILE {
-        if new != 0 {
-            call.commit_early(Early::External);
-        }
-        return call.pass();
+        return match new {
+            0 => call.pass(),
+            at => call.set_limit(resource, at),
+        };
     }
     if old != 0 {
         window::checked(old, 16).ok_or(Errno::EFAULT)?;
@@ -89,8 +89,7 @@ fn getrlimit(call: &mut Call) -> Result<u64, Errno> {
 
 fn setrlimit(call: &mut Call) -> Result<u64, Errno> {
     if call.args[0] as u32 != libc::RLIMIT_NOFILE {
-        call.commit_early(Early::External);
-        return call.pass();
+        return call.set_limit(call.int(0), call.args[1]);
     }
     set_descriptor_limit(call, call.args[1]).map(|()| 0)
 }
@@ -111,7 +110,30 @@ fn set_descriptor_limit(call: &mut Call, address: u64) -> Result<(), Errno> {
     Ok(())
 }
 
+const CAP_SYS_RESOURCE: u32 = 24;
+
 impl Call<'_, '_> {
+    /// Passes a call that sets a limit of the process to what is at `address`.
+    fn set_limit(&mut self, resource: i32, address: u64) -> Result<u64, Errno> {
+        let wanted: [u8; 16] = self.read(address)?;
+        let mut old = vec![0u8; 16];
+        let args = [resource as u64, old.as_mut_ptr() as u64, 0, 0, 0, 0];
+        // SAFETY: a limit is 16 bytes.
+        unsafe { crate::host::syscall(libc::SYS_getrlimit as u64, args) }?;
+        let hard = |bytes: &[u8]| u64::from_ne_bytes(bytes[8..16].try_into().unwrap_or([0; 8]));
+        // Only a privileged process can raise a hard limit again.
+        let undone = hard(&wanted) >= hard(&old) || crate::host::is_capable(CAP_SYS_RESOURCE);
+        if !undone {
+            self.commit_early(Early::External)?;
+        }
+        let result = self.pass()?;
+        if undone {
+            let back = HostCall::with(libc::SYS_setrlimit, [resource as u64, 0, 0, 0, 0, 0], old);
+            self.compensate_by(back, "a limit was changed");
+        }
+        Ok(result)
+    }
+
     fn write_pair(&mut self, address: u64, pair: (u64, u64)) -> Result<(), Errno> {
         let mut bytes = [0u8; 16];
         bytes[..8].copy_from_slice(&pair.0.to_ne_bytes());
@@ -153,8 +175,26 @@ fn prctl(call: &mut Call) -> Result<u64, Errno> {
             });
             Ok(result)
         }
-        libc::PR_SET_NO_NEW_PRIVS | libc::PR_SET_PDEATHSIG => {
-            call.commit_early(Early::External);
+        set @ (libc::PR_SET_PDEATHSIG | libc::PR_SET_CHILD_SUBREAPER) => {
+            let get = match set {
+                libc::PR_SET_PDEATHSIG => libc::PR_GET_PDEATHSIG,
+                _ => libc::PR_GET_CHILD_SUBREAPER,
+            };
+            let old = crate::host::prctl_asked(get)?;
+            let result = crate::host::prctl(set, address)?;
+            call.compensate(Undo::Prctl {
+                option: set,
+                value: old as u64,
+            });
+            Ok(result)
+        }
+        get @ (libc::PR_GET_PDEATHSIG | libc::PR_GET_CHILD_SUBREAPER) => {
+            let value = crate::host::prctl_asked(get)?;
+            call.write(address, &value.to_ne_bytes()).map(|()| 0)
+        }
+        libc::PR_SET_NO_NEW_PRIVS => {
+            // Never taken back.
+            call.commit_early(Early::External)?;
             crate::host::prctl(option as i32, address)
         }
         libc::PR_GET_DUMPABLE

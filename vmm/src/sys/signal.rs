@@ -6,7 +6,7 @@ use super::event::sanitized;
 use super::wait::For;
 use super::{Call, Handler, errno_of};
 use crate::host;
-use crate::process::control::{self, HostAction, ThreadControl};
+use crate::process::control::{self, ThreadControl};
 use crate::process::effects::{Deferred, Undo};
 use crate::process::recover::Fault;
 use crate::process::signals::{Action, AlternateStack, Delivery, SignalInfo};
@@ -22,6 +22,7 @@ pub fn handler(number: i64) -> Option<Handler> {
         libc::SYS_sigaltstack => sigaltstack,
         libc::SYS_kill => kill,
         libc::SYS_tkill | libc::SYS_tgkill => tgkill,
+        libc::SYS_pidfd_send_signal => pidfd_send_signal,
         libc::SYS_rt_sigqueueinfo | libc::SYS_rt_tgsigqueueinfo => queue_info,
         _ => return None,
     })
@@ -44,33 +45,13 @@ fn sigaction(call: &mut Call) -> Result<u64, Errno> {
     if let Some(mut action) = wanted {
         action.mask = sanitized(action.mask);
         call.state.dispositions.set(signal, action);
-        mirror(signal, call.state.dispositions.delivery(signal));
+        control::mirror(signal, call.state.dispositions.delivery(signal));
         call.compensate(Undo::Disposition {
             signal,
             action: current,
         });
     }
     Ok(0)
-}
-
-/// Stop signals keep the host's default unless the guest handles or ignores them; all others are caught
-/// from the start.
-fn mirror(signal: Signal, delivery: Delivery) {
-    if !matches!(
-        signal,
-        Signal::SIGTSTP | Signal::SIGTTIN | Signal::SIGTTOU | Signal::SIGCONT
-    ) {
-        return;
-    }
-    let action = match delivery {
-        Delivery::Handle(_) => HostAction::Catch,
-        Delivery::Stop => HostAction::Default,
-        _ if signal == Signal::SIGCONT => HostAction::Default,
-        _ => HostAction::Ignore,
-    };
-    if let Err(error) = control::set_host_action(signal, action) {
-        log::error!("cannot set the host's action for {signal:?}: {error}");
-    }
 }
 
 fn sigprocmask(call: &mut Call) -> Result<u64, Errno> {
@@ -96,6 +77,10 @@ fn sigprocmask(call: &mut Call) -> Result<u64, Errno> {
     }
     if let Some(blocked) = wanted {
         call.thread.set_blocked(blocked);
+        // A fatal signal that the request has sent to itself while it was blocked takes its effect now.
+        if let Some(signal) = call.fatal_signal_opened() {
+            return call.fault(Fault::raised(signal));
+        }
     }
     Ok(0)
 }
@@ -110,9 +95,9 @@ fn sigpending(call: &mut Call) -> Result<u64, Errno> {
 fn sigreturn(call: &mut Call) -> Result<u64, Errno> {
     // What the handler did is done: the thread goes on elsewhere.
     if !call.in_request() {
-        call.commit();
+        call.commit()?;
     }
-    match call.thread.return_from_handler() {
+    match call.thread.return_from_handler(call.state) {
         Ok(()) => {
             call.done = Some(Ok(crate::process::thread::Flow::Continue));
             Ok(0)
@@ -233,7 +218,7 @@ fn kill(call: &mut Call) -> Result<u64, Errno> {
     if pid != own {
         if pid <= 0 || number == 0 || !call.in_domain() {
             if number != 0 {
-                call.commit_early(crate::process::domain::Early::External);
+                call.commit_early(crate::process::domain::Early::External)?;
             }
             return call.pass();
         }
@@ -249,17 +234,13 @@ fn kill(call: &mut Call) -> Result<u64, Errno> {
         return Ok(0);
     }
     let signal = Signal::new(number as u32).ok_or(Errno::EINVAL)?;
-    if is_fatal(signal) && call.in_domain() {
+    if call.ends_process(signal) {
         return call.fault(Fault::raised(signal));
     }
     if !signal.is_catchable() {
         return call.pass();
     }
-    call.defer(Deferred::SignalSelf {
-        info: SignalInfo::from_process(signal, own, host::user()),
-    });
-    call.settle_signals();
-    Ok(0)
+    call.signal_self(SignalInfo::from_process(signal, own, host::user()))
 }
 
 fn tgkill(call: &mut Call) -> Result<u64, Errno> {
@@ -295,12 +276,15 @@ fn control_of(call: &Call, tid: i32) -> Result<&'static ThreadControl, Errno> {
 fn send_info(call: &mut Call, tid: i32, info: SignalInfo) -> Result<u64, Errno> {
     control_of(call, tid)?;
     let own = tid == call.thread.tid();
-    if own && is_fatal(info.signal) && call.in_domain() {
+    if own && call.ends_process(info.signal) {
         return call.fault(Fault::raised(info.signal));
+    }
+    if own && call.handle_at_once(info) {
+        return Ok(0);
     }
     call.defer(Deferred::SignalThread { tid, info });
     if own {
-        call.settle_signals();
+        call.settle_signals()?;
     }
     Ok(0)
 }
@@ -316,18 +300,111 @@ fn queue_info(call: &mut Call) -> Result<u64, Errno> {
     if to_thread {
         return send_info(call, call.int(1), info);
     }
-    call.defer(Deferred::SignalSelf { info });
-    call.settle_signals();
+    if call.ends_process(signal) {
+        return call.fault(Fault::raised(signal));
+    }
+    call.signal_self(info)
+}
+
+fn pidfd_send_signal(call: &mut Call) -> Result<u64, Errno> {
+    let (pidfd, number, address) = (call.int(0), call.int(1), call.args[2]);
+    let pid = host::pid_of(pidfd).ok_or(Errno::EBADF)?;
+    let own = std::process::id() as i32;
+    let signal = Signal::new(number as u32);
+    let given = match (address, signal) {
+        (0, _) | (_, None) => None,
+        (at, Some(signal)) => Some(SignalInfo::from_bytes(signal, &call.read(at)?)),
+    };
+    if let (true, Some(signal)) = (pid == own, signal) {
+        if call.ends_process(signal) {
+            return call.fault(Fault::raised(signal));
+        }
+        if !signal.is_catchable() {
+            return call.pass();
+        }
+        let info = given.unwrap_or(SignalInfo::from_process(signal, own, host::user()));
+        return call.signal_self(info);
+    }
+    if number == 0 || !call.in_domain() {
+        return call.pass();
+    }
+    // Whether it may be sent is known now; it is sent at the commit.
+    host::kill(pid, 0).map_err(|e| errno_of(&e))?;
+    Signal::new(number as u32).ok_or(Errno::EINVAL)?;
+    call.defer(Deferred::SignalProcess {
+        pid,
+        signal: number,
+    });
     Ok(0)
 }
 
 impl Call<'_, '_> {
+    /// Sends a signal that does not end it to the process itself.
+    fn signal_self(&mut self, info: SignalInfo) -> Result<u64, Errno> {
+        if !self.handle_at_once(info) {
+            self.defer(Deferred::SignalSelf { info });
+            self.settle_signals()?;
+        }
+        Ok(0)
+    }
+
+    /// Whether `signal`, sent by the running domain to its own thread or process, is a fault of it: it would
+    /// end the process. A crash is one even if the guest has a handler for it. Any other signal is treated
+    /// like `exit`.
+    fn ends_process(&self, signal: Signal) -> bool {
+        if !self.in_domain() || self.thread.blocked.contains(signal) {
+            return false;
+        }
+        let delivery = self.state.dispositions.delivery(signal);
+        match is_fatal(signal) {
+            true => delivery != Delivery::Ignore,
+            false => {
+                let exits = delivery == Delivery::End && self.in_request();
+                let allowed = self.thread.process.options.limits.allow_exit;
+                exits && !allowed && self.state.files.serves()
+            }
+        }
+    }
+
+    /// The fatal signal that the running request has sent to itself, and that is not blocked any more.
+    fn fatal_signal_opened(&self) -> Option<Signal> {
+        let domain = self.state.domain.as_ref()?;
+        let own = self.thread.tid();
+        let sent = domain.journal.deferred().iter();
+        sent.filter_map(|effect| match effect {
+            Deferred::SignalSelf { info } => Some(info.signal),
+            Deferred::SignalThread { tid, info } if *tid == own => Some(info.signal),
+            _ => None,
+        })
+        .find(|signal| self.ends_process(*signal))
+    }
+
+    /// Runs the handler of a signal that a request sends to itself before the call returns, as Linux does: the
+    /// handler is part of the request. False if there is none to run now.
+    fn handle_at_once(&mut self, info: SignalInfo) -> bool {
+        let signal = info.signal;
+        let Delivery::Handle(action) = self.state.dispositions.delivery(signal) else {
+            return false;
+        };
+        if !self.in_request() || self.thread.blocked.contains(signal) {
+            return false;
+        }
+        if action.flags & libc::SA_RESETHAND as u32 as u64 != 0 {
+            self.compensate(Undo::Disposition { signal, action });
+        }
+        self.thread.vcpu.registers().rax = 0;
+        self.thread.run_handler(self.state, info, action, (0, 0, 0));
+        self.done = Some(Ok(crate::process::thread::Flow::Continue));
+        true
+    }
+
     /// A signal that the thread has sent to itself is delivered before its call returns, unless it is part of
     /// a client's request: then when that has ended.
-    fn settle_signals(&mut self) {
+    fn settle_signals(&mut self) -> Result<(), Errno> {
         if !self.in_request() {
-            self.commit();
+            self.commit()?;
             self.thread.control.request_attention();
         }
+        Ok(())
     }
 }

@@ -42,7 +42,7 @@ fn clone(call: &mut Call) -> Result<u64, Errno> {
     if flags & THREAD_FLAGS != THREAD_FLAGS {
         return Err(Errno::EINVAL);
     }
-    call.commit_early(Early::External);
+    call.commit_early(Early::External)?;
     let process = Arc::clone(&call.thread.process);
     let mut vcpu = process.take_vcpu().map_err(|error| {
         log::error!("{error}");
@@ -125,11 +125,11 @@ fn start(child: Thread) -> Option<i32> {
 }
 
 fn exit(call: &mut Call) -> Result<u64, Errno> {
-    call.commit();
     let last = call.thread.process.threads().len() <= 1;
     if last {
         return super::end::exit_group(call);
     }
+    call.commit()?;
     call.thread.clear_tid(call.state);
     call.done = Some(Ok(Flow::ThreadEnded));
     Ok(0)

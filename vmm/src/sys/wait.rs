@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use guest_agentless::Errno;
+use guest_agentless::{Errno, to_rax};
 use recovery::Origin;
 
 use super::{Call, Handler};
@@ -26,7 +26,7 @@ pub fn handler(number: i64) -> Option<Handler> {
         libc::SYS_clock_nanosleep => clock_nanosleep,
         libc::SYS_pause => pause,
         libc::SYS_sched_yield => sched_yield,
-        libc::SYS_flock | libc::SYS_connect => slow_external,
+        libc::SYS_connect => slow_external,
         _ => return None,
     })
 }
@@ -46,33 +46,57 @@ impl Call<'_, '_> {
         what: For,
     ) -> Result<u64, Errno> {
         match what {
-            For::Work => self.commit(),
-            For::Midway => self.commit_early(Early::Suspended),
+            For::Work => self.commit()?,
+            For::Midway => {
+                let suspended = self.thread.suspend(self.state);
+                self.unless_put_back(suspended)?;
+            }
         }
+        // SAFETY: the caller answers for the arguments.
+        let result = unsafe { self.wait_released(number, args) };
+        self.thread.resume(self.state);
+        match result {
+            Some(result) => result,
+            None if self.thread.overdue() => {
+                // What the thread sees if the request goes on all the same.
+                self.thread.vcpu.registers().rax = to_rax(Err(Errno::EINTR));
+                self.fault(Fault::timeout())
+            }
+            None => self.interrupted(),
+        }
+    }
+
+    /// The host call without the run token; none if a signal is to be delivered first, or the request's time is
+    /// up.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Call::block`].
+    unsafe fn wait_released(&mut self, number: i64, args: [u64; 6]) -> Option<Result<u64, Errno>> {
         let control = self.thread.control;
         loop {
             if control.take_attention() {
                 self.thread.vcpu.clear_kick();
             }
-            if self.thread.has_deliverable(self.state) {
-                return self.interrupted();
+            if self.thread.overdue() || self.thread.has_deliverable(self.state) {
+                return None;
             }
             // SAFETY: the caller answers for the arguments.
             let result = self
                 .state
                 .released(|| unsafe { blocking_syscall(control, number, args) });
             match result {
-                Err(Errno::EINTR) if self.thread.has_deliverable(self.state) => {
-                    return self.interrupted();
-                }
+                Err(Errno::EINTR) if self.thread.has_deliverable(self.state) => return None,
                 Err(Errno::EINTR) => {}
-                other => return other,
+                other => return Some(other),
             }
         }
     }
 
     /// A signal is delivered before the guest goes on.
     pub(super) fn interrupted(&mut self) -> Result<u64, Errno> {
+        // The request may well wait for what the handler does, so it cannot be put off until its end.
+        self.commit_early(Early::Suspended)?;
         self.thread.restart = Some(u64::from(self.row.number));
         self.thread.control.request_attention();
         Err(Errno::EINTR)
@@ -80,7 +104,9 @@ impl Call<'_, '_> {
 
     /// Says what the domain that begins when this call returns is charged to.
     pub(super) fn next_is(&mut self, origin: Origin) {
-        self.thread.next_origin = origin;
+        if self.state.domain.is_none() {
+            self.thread.next_origin = origin;
+        }
     }
 
     /// Whether a request that is about to wait for `word`, without a limit, would wait for an effect of its
@@ -159,7 +185,7 @@ fn pause(call: &mut Call) -> Result<u64, Errno> {
 fn sched_yield(call: &mut Call) -> Result<u64, Errno> {
     // A request keeps the token: nothing that it could wait for is held by a thread that may run.
     if !call.in_request() {
-        call.commit();
+        call.commit()?;
         call.state.released(|| ());
     }
     Ok(0)
@@ -167,7 +193,7 @@ fn sched_yield(call: &mut Call) -> Result<u64, Errno> {
 
 /// Calls with effects that cannot be undone, which may take long, and write no guest memory.
 fn slow_external(call: &mut Call) -> Result<u64, Errno> {
-    call.commit_early(Early::External);
+    call.commit_early(Early::External)?;
     let mut args = call.checked_args()?.values;
     // The address must not change under the call.
     let mut address = [0u8; 128];
@@ -178,7 +204,7 @@ fn slow_external(call: &mut Call) -> Result<u64, Errno> {
         args[1] = address.as_ptr() as u64;
         args[2] = len as u64;
     }
-    // SAFETY: `connect` is given a copy of the address, `flock` numbers only.
+    // SAFETY: `connect` is given a copy of the address.
     let result = unsafe { call.block(i64::from(call.row.number), args, For::Midway) };
     let fd = call.int(0);
     call.state.files.forget(fd);

@@ -2,11 +2,13 @@
 
 super::rows! {
     SYS_read(fd: Fd, buf: Out(Len(2)), count: Value) Origin Full
-        "Origin on a stream socket. On pipes, eventfds, timerfds and files with an offset: consuming. \
-         On a file, pending deferred writes are made real first.";
+        "Origin on a stream socket. On pipes, stream socket pairs, eventfds, timerfds and files with an offset: \
+         consuming. On inotify descriptors, terminals and socket pairs of other types: external, since there is \
+         no way to give back what was read. On a file, pending deferred writes are made real first.";
     SYS_write(fd: Fd, buf: In(Len(2)), count: Value) Held Full
-        "Held on sockets and on pipes to others; deferred write on regular files; on an eventfd or a pipe of the \
-         process itself: deferred.";
+        "Held on sockets; deferred write on regular files; on an eventfd or a pipe: deferred. Where the result \
+         cannot be foretold (a pipe or socket pair without room for all of it, a full eventfd, a file at its size \
+         limit), the domain commits first and the kernel answers.";
     SYS_readv(fd: Fd, iov: IovecOut { count: 2 }, iovcnt: Value) Origin Full "As read.";
     SYS_writev(fd: Fd, iov: IovecIn { count: 2 }, iovcnt: Value) Held Full "As write.";
     SYS_pread64(fd: Fd, buf: Out(Len(2)), count: Value, offset: Value) Pure Full
@@ -18,21 +20,25 @@ super::rows! {
     SYS_preadv2(fd: Fd, iov: IovecOut { count: 2 }, iovcnt: Value, pos_l: Value, pos_h: Value, flags: Value)
         Consuming Full "Position -1: as readv, which makes it an origin on a stream socket; else as pread64.";
     SYS_pwritev2(fd: Fd, iov: IovecIn { count: 2 }, iovcnt: Value, pos_l: Value, pos_h: Value, flags: Value)
-        DeferredWrite Full "Position -1: as writev, which is held on a socket.";
+        DeferredWrite Full "Position -1: as writev, which is held on a socket. With flags: external, since they change how \
+        the kernel writes.";
     SYS_lseek(fd: Fd, offset: Value, whence: Value) Compensated Full
         "The old offset is put back. Pending deferred writes of the file are made real first.";
     SYS_close(fd: Fd) Deferred Full
-        "The number stays taken until commit, but is EBADF for the guest from here on.";
+        "The number stays taken until commit, but is EBADF for the guest from here on. A file that the domain has \
+         opened itself is closed at once.";
     SYS_close_range(first: Value, last: Value, flags: Value) Deferred Partial
         "The monitor's own descriptors are left out. CLOSE_RANGE_UNSHARE is refused with EINVAL.";
     SYS_dup(oldfd: Fd) Compensated Full "";
     SYS_dup2(oldfd: Fd, newfd: Value) Compensated Full
-        "What newfd was is kept until commit. A newfd that the monitor uses for itself: EBADF.";
+        "What newfd was is kept until commit; output that is pending for it commits the domain first. A newfd that \
+         the monitor uses for itself: EBADF.";
     SYS_dup3(oldfd: Fd, newfd: Value, flags: Value) Compensated Full "As dup2.";
     SYS_fcntl(fd: Fd, cmd: Value, arg: Custom) Compensated Full
         "F_GETLK and F_OFD_GETLK write 32 bytes, F_GETOWN_EX 8, F_GET_RW_HINT and F_GET_FILE_RW_HINT 8; F_SETLK and \
          F_OFD_SETLK read 32, F_SETOWN_EX 8, F_SET_RW_HINT and F_SET_FILE_RW_HINT 8; all others take a number. \
-         Gets are pure.";
+         Gets are pure. Record locks are taken at once and released at commit. F_ADD_SEALS: external, since a \
+         seal is never taken off.";
     SYS_ioctl(fd: Fd, request: Value, argp: Custom) External Partial
         "FIONREAD, TIOCOUTQ and SIOCOUTQ write 4 bytes, TCGETS 36, TIOCGWINSZ 8, TIOCGPGRP 4 (pure); FIONBIO and \
          FIOASYNC read 4, FIOCLEX and FIONCLEX nothing (compensated). Other requests: ENOTTY.";
@@ -46,10 +52,11 @@ super::rows! {
     SYS_fallocate(fd: Fd, mode: Value, offset: Value, len: Value) External Full "";
     SYS_fadvise64(fd: Fd, offset: Value, len: Value, advice: Value) Pure Full "";
     SYS_readahead(fd: Fd, offset: Value, count: Value) Pure Full "";
-    SYS_flock(fd: Fd, operation: Value) Compensated Full "May block: gives up the run token.";
+    SYS_flock(fd: Fd, operation: Value) Compensated Full "Taken at once, released or made weaker at commit. One that has to be waited for: external, and gives up \
+         the run token.";
     SYS_sendfile(out_fd: Fd, in_fd: Fd, offset: InOut(Fixed(8)), count: Value) Held Partial
-        "Within a domain the data is read at once and held; without offset, the input's offset is put back at \
-         abandon.";
+        "From a file to a socket the data is read at once and held; without offset, the input's offset is put back \
+         at abandon. To anything else: external.";
     SYS_copy_file_range(fd_in: Fd, off_in: InOut(Fixed(8)), fd_out: Fd, off_out: InOut(Fixed(8)), len: Value,
         flags: Value) External Full "";
     SYS_splice(fd_in: Fd, off_in: InOut(Fixed(8)), fd_out: Fd, off_out: InOut(Fixed(8)), len: Value, flags: Value)

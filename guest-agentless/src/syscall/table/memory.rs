@@ -14,12 +14,13 @@ super::rows! {
     SYS_madvise(addr: Address, length: Value, advice: Value) Compensated Partial
         "MADV_DONTNEED writes zeros (or the file's bytes) to the whole range, which is marked first. MADV_FREE is \
          refused with EINVAL, so that allocators fall back to MADV_DONTNEED. MADV_REMOVE, MADV_DONTFORK, \
-         MADV_WIPEONFORK, MADV_HWPOISON: EINVAL. Other advice changes no contents.";
+         MADV_WIPEONFORK, MADV_HWPOISON: EINVAL. Other advice changes no contents. MADV_DONTNEED of private \
+         mappings of files, and of more than 8 MiB: external.";
     SYS_process_madvise(pidfd: Fd, iovec: Custom, vlen: Value, advice: Value, flags: Value) Pure Refused
         "ENOSYS: reaches into other address spaces.";
     SYS_mincore(addr: Address, length: Value, vec: Custom) Pure Full
         "The kernel writes one byte per page: ceil(length / 4096).";
-    SYS_msync(addr: Address, length: Value, flags: Value) DeferredWrite Full "";
+    SYS_msync(addr: Address, length: Value, flags: Value) DeferredWrite Full "In order with the writes before it.";
     SYS_mlock(addr: Address, len: Value) Compensated Full "";
     SYS_mlock2(addr: Address, len: Value, flags: Value) Compensated Full "";
     SYS_munlock(addr: Address, len: Value) Compensated Full "";

@@ -72,8 +72,10 @@ super::rows! {
     SYS_fremovexattr(fd: Fd, name: Path) External Full "";
     SYS_inotify_init() Compensated Full "";
     SYS_inotify_init1(flags: Value) Compensated Full "";
-    SYS_inotify_add_watch(fd: Fd, pathname: Path, mask: Value) Compensated Full "";
-    SYS_inotify_rm_watch(fd: Fd, wd: Value) External Full "";
+    SYS_inotify_add_watch(fd: Fd, pathname: Path, mask: Value) Compensated Full
+        "If events wait to be read at abandon, the one that tells of the removal joins them.";
+    SYS_inotify_rm_watch(fd: Fd, wd: Value) External Full
+        "A watch that is made again gets another number.";
     SYS_fanotify_init(flags: Value, event_f_flags: Value) Pure Refused "ENOSYS: for system tools.";
     SYS_fanotify_mark(fanotify_fd: Fd, flags: Value, mask: Value, dirfd: DirFd, pathname: Path) Pure Refused
         "ENOSYS: for system tools.";

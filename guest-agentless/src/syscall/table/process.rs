@@ -12,8 +12,8 @@ super::rows! {
         "The monitor executes itself with the new program.";
     SYS_execveat(dirfd: DirFd, pathname: Path, argv: Strings, envp: Strings, flags: Value) Process Refused
         "ENOSYS: several processes: not yet carried.";
-    SYS_exit(status: Value) Process Full "The domain commits.";
-    SYS_exit_group(status: Value) Process Full "The domain commits.";
+    SYS_exit(status: Value) Process Full "The domain commits; the last thread's is as `exit_group`.";
+    SYS_exit_group(status: Value) Process Full "In a client's request of a server a fault of kind `exit`, unless `--allow-exit` is given; elsewhere the domain commits.";
     SYS_wait4(pid: Value, wstatus: Out(Fixed(4)), options: Value, rusage: Out(Fixed(144))) Process Full
         "The domain commits.";
     SYS_waitid(idtype: Value, id: Value, infop: Out(Fixed(128)), options: Value, rusage: Out(Fixed(144)))
@@ -31,7 +31,7 @@ super::rows! {
     SYS_prctl(option: Value, arg2: Custom, arg3: Value, arg4: Value, arg5: Value) Compensated Partial
         "PR_SET_NAME reads and PR_GET_NAME writes 16 bytes; PR_GET_PDEATHSIG and PR_GET_CHILD_SUBREAPER write 4; \
          the dumpable, pdeathsig, keepcaps, timerslack, subreaper, THP and no_new_privs options take or return \
-         numbers. PR_SET_SECCOMP and unknown options: EINVAL.";
+         numbers. PR_SET_NO_NEW_PRIVS is never taken back: external. PR_SET_SECCOMP and unknown options: EINVAL.";
     SYS_getpid() Pure Full "";
     SYS_getppid() Pure Full "";
     SYS_gettid() Pure Full "";
@@ -61,27 +61,33 @@ super::rows! {
     SYS_capset(hdrp: InOut(Fixed(8)), datap: In(Fixed(24))) External Partial
         "As setuid. Version 1 reads only 12 bytes of datap.";
     SYS_getrlimit(resource: Value, rlim: Out(Fixed(16))) Pure Full "";
-    SYS_setrlimit(resource: Value, rlim: In(Fixed(16))) External Partial "The monitor lives under the same limits.";
-    SYS_prlimit64(pid: Value, resource: Value, new_limit: In(Fixed(16)), old_limit: Out(Fixed(16))) External Partial
-        "Pure without new_limit. The monitor lives under the same limits.";
+    SYS_setrlimit(resource: Value, rlim: In(Fixed(16))) Compensated Partial
+        "The monitor lives under the same limits. A hard limit that only a privileged process could raise again: \
+         external.";
+    SYS_prlimit64(pid: Value, resource: Value, new_limit: In(Fixed(16)), old_limit: Out(Fixed(16)))
+        Compensated Partial "As setrlimit; pure without new_limit. Of another process: external.";
     SYS_getrusage(who: Value, usage: Out(Fixed(144))) Pure Partial "The monitor's own share is counted as well.";
     SYS_getpriority(which: Value, who: Value) Pure Full "";
-    SYS_setpriority(which: Value, who: Value, prio: Value) Compensated Full "";
+    SYS_setpriority(which: Value, who: Value, prio: Value) Compensated Full
+        "External where it cannot be set back: of another process, a group or a user, and nicer without \
+         CAP_SYS_NICE.";
     SYS_ioprio_get(which: Value, who: Value) Pure Full "";
-    SYS_ioprio_set(which: Value, who: Value, ioprio: Value) Compensated Full "";
+    SYS_ioprio_set(which: Value, who: Value, ioprio: Value) Compensated Full "Of a group or a user: external.";
     SYS_sched_yield() Pure Full "Offers the run token to other threads, outside of domains.";
     SYS_sched_getaffinity(pid: Value, cpusetsize: Value, mask: Out(Len(1))) Pure Full "";
-    SYS_sched_setaffinity(pid: Value, cpusetsize: Value, mask: In(Len(1))) Compensated Full "";
+    SYS_sched_setaffinity(pid: Value, cpusetsize: Value, mask: In(Len(1))) Compensated Full
+        "Of another process: external.";
     SYS_sched_getparam(pid: Value, param: Out(Fixed(4))) Pure Full "";
-    SYS_sched_setparam(pid: Value, param: In(Fixed(4))) Compensated Full "";
+    SYS_sched_setparam(pid: Value, param: In(Fixed(4))) Compensated Full
+        "Of another process, or where the old setting may not be set again: external.";
     SYS_sched_getscheduler(pid: Value) Pure Full "";
-    SYS_sched_setscheduler(pid: Value, policy: Value, param: In(Fixed(4))) Compensated Full "";
+    SYS_sched_setscheduler(pid: Value, policy: Value, param: In(Fixed(4))) Compensated Full "As sched_setparam.";
     SYS_sched_get_priority_max(policy: Value) Pure Full "";
     SYS_sched_get_priority_min(policy: Value) Pure Full "";
     SYS_sched_rr_get_interval(pid: Value, tp: Out(Fixed(16))) Pure Full "";
     SYS_sched_getattr(pid: Value, attr: Out(Len(2)), size: Value, flags: Value) Pure Full "";
     SYS_sched_setattr(pid: Value, attr: Custom, flags: Value) Compensated Full
-        "attr begins with its own size, 4 bytes.";
+        "As sched_setparam. attr begins with its own size, 4 bytes.";
     SYS_getcpu(cpu: Out(Fixed(4)), node: Out(Fixed(4)), tcache: Address) Pure Full "The kernel ignores tcache.";
     SYS_personality(persona: Value) Pure Partial "Asking (0xffffffff) only; a change: EINVAL.";
     SYS_unshare(flags: Value) Pure Refused "EPERM: the monitor's threads cannot be told apart from the guest's.";

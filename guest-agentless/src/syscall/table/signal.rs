@@ -13,7 +13,8 @@ super::rows! {
     SYS_sigaltstack(ss: In(Fixed(24)), old_ss: Out(Fixed(24))) Process Full "Undone at abandon.";
     SYS_pause() Boundary Full "";
     SYS_kill(pid: Value, sig: Value) Deferred Full
-        "To the process itself: SIGABRT and the fault signals inside a domain are a fault of the request.";
+        "To the process itself: a signal that ends it is a fault of the request, one with a handler is handled \
+         before the call returns. To a process group: external, since some of it may be sent and some not.";
     SYS_tkill(tid: Value, sig: Value) Deferred Full "As kill.";
     SYS_tgkill(tgid: Value, tid: Value, sig: Value) Deferred Full "As kill.";
     SYS_rt_sigqueueinfo(tgid: Value, sig: Value, info: In(Fixed(128))) Deferred Full "As kill.";

@@ -14,9 +14,10 @@ super::rows! {
         "Gives up the run token; the domain goes on afterwards.";
     SYS_clock_nanosleep(clockid: Value, flags: Value, request: In(Fixed(16)), remain: Out(Fixed(16))) Pure Full
         "As nanosleep.";
-    SYS_alarm(seconds: Value) Compensated Full "";
+    SYS_alarm(seconds: Value) Compensated Full "As setitimer.";
     SYS_getitimer(which: Value, curr_value: Out(Fixed(32))) Pure Full "";
-    SYS_setitimer(which: Value, new_value: In(Fixed(32)), old_value: Out(Fixed(32))) Compensated Full "";
+    SYS_setitimer(which: Value, new_value: In(Fixed(32)), old_value: Out(Fixed(32))) Compensated Full
+        "Set back to the time that was left. A signal that it has sent meanwhile is dropped.";
     SYS_timer_create(clockid: Value, sevp: In(Fixed(64)), timerid: Out(Fixed(4))) Compensated Full "";
     SYS_timer_settime(timerid: Value, flags: Value, new_value: In(Fixed(32)), old_value: Out(Fixed(32)))
         Compensated Full "";

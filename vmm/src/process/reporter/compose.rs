@@ -18,6 +18,7 @@ pub(super) fn report(record: FaultRecord, stack: Vec<Frame>) -> FaultReport {
         program: r.program,
         reason: r.reason,
         address: r.address.map(Hex),
+        detail: r.detail,
         thread_name: r.thread_name,
         symbol: stack.first().and_then(symbol),
         registers: registers.collect(),

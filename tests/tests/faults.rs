@@ -1,0 +1,435 @@
+//! Every kind of fault, committed in a request of a server with one thread and with several: the culprit's
+//! connection is reset, nobody else notices, the event says what bare Linux would have done, and the server is
+//! what it was before.
+
+use std::{
+    fs,
+    process::Command,
+    thread,
+    time::{Duration, Instant},
+};
+
+use vmsrs_tests::{
+    Event, Launch, Monitored,
+    audit::difference,
+    faults::{Client, Healthy, Program, expected},
+    free_port, kvm_case,
+    load::Load,
+    paths,
+};
+
+const PATIENCE: Duration = Duration::from_secs(30);
+const HEALTHY: usize = 3;
+
+fn program() -> Program {
+    Program::build().unwrap_or_else(|error| panic!("{error}"))
+}
+
+fn start(program: &Program, workers: u32, options: &[&str]) -> Monitored {
+    let port = free_port().unwrap();
+    Launch::monitored(program.serve(port, workers))
+        .unwrap()
+        .options(options)
+        .patience(PATIENCE)
+        .start(port)
+        .unwrap()
+}
+
+/// Everything that has been said of faults, in order.
+fn faults(server: &Monitored) -> Vec<Event> {
+    let all = server.events().unwrap();
+    all.into_iter()
+        .filter(|e| ["recovered", "degraded", "escalated"].contains(&e.event.as_str()))
+        .collect()
+}
+
+/// The fault number `number`, once its event has been written.
+fn fault(server: &Monitored, number: usize) -> Event {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(event) = faults(server).into_iter().nth(number) {
+            return event;
+        }
+        assert!(
+            Instant::now() < deadline,
+            "no event; {}",
+            server.output_tail()
+        );
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Connections that look at each of the server's threads, and what they saw.
+struct Watchers {
+    clients: Vec<Client>,
+    /// Where `syscall` does not leave ring 3, data segment selectors cannot be set from outside. They mean
+    /// nothing to 64-bit code; the bases of FS and GS are looked at everywhere.
+    selectors: bool,
+}
+
+impl Watchers {
+    fn new(server: &Monitored, workers: u32) -> Watchers {
+        let connect = |_| Client::connect(server.port(), PATIENCE).unwrap();
+        let started = &server.events_of("started").unwrap()[0];
+        Watchers {
+            clients: (0..workers.max(1)).map(connect).collect(),
+            selectors: started.text("entry_path") == Some("ring0"),
+        }
+    }
+
+    fn states(&mut self) -> String {
+        let states: String = self
+            .clients
+            .iter_mut()
+            .map(|c| c.state().unwrap())
+            .collect();
+        let keep = |line: &&str| self.selectors || !line.starts_with("selectors ");
+        states
+            .lines()
+            .filter(keep)
+            .map(|line| format!("{line}\n"))
+            .collect()
+    }
+
+    /// Waits until the states are `before`: the server closes a connection after its reset has arrived.
+    fn see(&mut self, before: &str, what: &str) {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let Some(difference) = difference(before, &self.states()) else {
+                return;
+            };
+            assert!(Instant::now() < deadline, "{what} has left:\n{difference}");
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+/// Ends the load and the server, and checks both.
+fn finish(mut server: Monitored, load: Load, requests: u64) {
+    let outcome = load.finish();
+    assert!(
+        outcome.problems.is_empty(),
+        "{outcome:#?}\n{}",
+        server.output_tail()
+    );
+    assert!(outcome.requests >= requests, "{outcome:?}");
+    server.terminate().unwrap();
+}
+
+fn every_fault(workers: u32) {
+    let program = program();
+    let names: Vec<String> = program.faults().unwrap();
+    let names: Vec<&String> = names
+        .iter()
+        .filter(|name| expected(name).is_some())
+        .collect();
+    assert!(names.len() > 120, "{names:?}");
+    // Most are the same to a thread whichever it is: some of each table.
+    let names = names.into_iter().step_by(if workers > 0 { 3 } else { 1 });
+    let native = |name: &str| program.native_signal(name, workers > 0).unwrap();
+
+    let server = start(&program, workers, &[]);
+    let mut watchers = Watchers::new(&server, workers);
+    let load = Load::start::<Healthy>(server.address(), HEALTHY, PATIENCE);
+    while watchers.states().matches("fd ").count() < HEALTHY {
+        thread::sleep(Duration::from_millis(10));
+    }
+    thread::sleep(Duration::from_millis(200));
+    let before = watchers.states();
+    for (number, name) in names.enumerate() {
+        let culprit = Client::connect(server.port(), PATIENCE).unwrap();
+        let answer = culprit
+            .until_reset(&format!("commit {name}"))
+            .unwrap_or_else(|error| panic!("{name}: {error}\n{}", server.output_tail()));
+        assert_eq!(answer, "", "{name}: a part of the answer has left");
+        let event = fault(&server, number);
+        assert_eq!(event.event, "recovered", "{name}: {event:?}");
+        let expected = expected(name).unwrap();
+        if !expected.kind.is_empty() {
+            assert_eq!(event.text("kind"), Some(expected.kind), "{name}: {event:?}");
+        }
+        if expected.native_signal {
+            let native = native(name).map(recovery_name);
+            assert_eq!(event.text("signal"), native, "{name}: {event:?}");
+        }
+        watchers.see(&before, name);
+    }
+    drop(watchers);
+    finish(server, load, 200);
+}
+
+#[test]
+fn every_fault_leaves_every_byte_as_it_was() {
+    kvm_case("every_fault_leaves_every_byte_as_it_was");
+    let program = program();
+    let mut server = start(&program, 0, &["--audit"]);
+    let mut count = 0;
+    for name in program.faults().unwrap() {
+        if expected(&name).is_some() {
+            let culprit = Client::connect(server.port(), PATIENCE).unwrap();
+            culprit.until_reset(&format!("commit {name}")).unwrap();
+            count += 1;
+        }
+    }
+    server.terminate().unwrap();
+    let audit = &server.stats().unwrap()["audit"];
+    assert_eq!(audit["checks"], count, "{audit}");
+    assert_eq!(audit["mismatches"], 0, "{}", server.output_tail());
+}
+
+/// The name that events use for a signal.
+fn recovery_name(signal: i32) -> &'static str {
+    match signal {
+        libc::SIGSEGV => "SIGSEGV",
+        libc::SIGBUS => "SIGBUS",
+        libc::SIGFPE => "SIGFPE",
+        libc::SIGILL => "SIGILL",
+        libc::SIGTRAP => "SIGTRAP",
+        libc::SIGABRT => "SIGABRT",
+        libc::SIGSYS => "SIGSYS",
+        libc::SIGTERM => "SIGTERM",
+        libc::SIGKILL => "SIGKILL",
+        libc::SIGUSR1 => "SIGUSR1",
+        _ => "?",
+    }
+}
+
+#[test]
+fn every_fault_of_a_server_with_one_thread() {
+    kvm_case("every_fault_of_a_server_with_one_thread");
+    every_fault(0);
+}
+
+#[test]
+fn every_fault_of_a_server_with_worker_threads() {
+    kvm_case("every_fault_of_a_server_with_worker_threads");
+    every_fault(2);
+}
+
+/// Faults that only a limit ends, all of one kind, while other clients work.
+fn limited(workers: u32, options: &[&str], names: &[&str], kind: &str, healthy: usize) {
+    let program = program();
+    let server = start(&program, workers, options);
+    let mut watchers = Watchers::new(&server, workers);
+    let load = Load::start::<Healthy>(server.address(), healthy, PATIENCE);
+    // Until the healthy clients have connected.
+    thread::sleep(Duration::from_millis(300));
+    let before = watchers.states();
+    for (number, name) in names.iter().enumerate() {
+        let culprit = Client::connect(server.port(), PATIENCE).unwrap();
+        let answer = culprit
+            .until_reset(&format!("commit {name}"))
+            .unwrap_or_else(|error| panic!("{name}: {error}\n{}", server.output_tail()));
+        assert_eq!(answer, "", "{name}");
+        let event = fault(&server, number);
+        assert_eq!(event.event, "recovered", "{name}: {event:?}");
+        assert_eq!(event.text("kind"), Some(kind), "{name}: {event:?}");
+        assert!(
+            event.get("signal").is_some_and(serde_json::Value::is_null),
+            "{event:?}"
+        );
+        watchers.see(&before, name);
+    }
+    drop(watchers);
+    finish(server, load, 5 * healthy as u64);
+}
+
+// Less than the time after which a request that computes is suspended, so that all of it is undone.
+const CPU: [&str; 2] = ["--request-cpu", "60ms"];
+const SPINNING: [&str; 3] = ["spin", "spin-calls", "spin-yield"];
+
+#[test]
+fn requests_that_compute_for_ever_with_one_thread() {
+    kvm_case("requests_that_compute_for_ever_with_one_thread");
+    limited(0, &CPU, &SPINNING, "timeout", HEALTHY);
+}
+
+#[test]
+fn requests_that_compute_for_ever_with_worker_threads() {
+    kvm_case("requests_that_compute_for_ever_with_worker_threads");
+    limited(2, &CPU, &SPINNING, "timeout", HEALTHY);
+}
+
+const MEMORY: [&str; 4] = ["--request-memory", "48M", "--request-cpu", "off"];
+const EATING: [&str; 5] = [
+    "eat-heap",
+    "eat-brk",
+    "eat-mappings",
+    "eat-unmapped",
+    "eat-populated",
+];
+
+#[test]
+fn requests_that_eat_memory_with_one_thread() {
+    kvm_case("requests_that_eat_memory_with_one_thread");
+    limited(0, &MEMORY, &EATING, "memory", HEALTHY);
+}
+
+/// Resident memory of a process, in MiB.
+fn resident(pid: u32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib = line.and_then(|line| line.trim().strip_suffix(" kB"));
+    kib.unwrap().trim().parse::<u64>().unwrap() >> 10
+}
+
+#[test]
+fn memory_that_a_request_has_eaten_goes_back_to_the_host() {
+    kvm_case("memory_that_a_request_has_eaten_goes_back_to_the_host");
+    let program = program();
+    let options = ["--request-memory", "256M", "--request-cpu", "off"];
+    for workers in [0, 1] {
+        let server = start(&program, workers, &options);
+        let mut watcher = Client::connect(server.port(), PATIENCE).unwrap();
+        watcher.ask("add 1").unwrap();
+        let before = resident(server.pid());
+        for (number, name) in ["eat-heap", "eat-unmapped"].iter().enumerate() {
+            let culprit = Client::connect(server.port(), PATIENCE).unwrap();
+            culprit.until_reset(&format!("commit {name}")).unwrap();
+            let event = fault(&server, number);
+            assert_eq!(event.text("kind"), Some("memory"), "{event:?}");
+            assert!(event.number("pages_written") > Some(60_000), "{event:?}");
+            watcher.ask("add 1").unwrap();
+            let after = resident(server.pid());
+            assert!(
+                after < before + 64,
+                "{name}: {before} MiB before, {after} MiB after"
+            );
+        }
+    }
+}
+
+#[test]
+fn requests_that_wait_for_ever() {
+    kvm_case("requests_that_wait_for_ever");
+    let names = ["sleep", "wait-futex", "lock-twice"];
+    for workers in [0, 2] {
+        limited(
+            workers,
+            &["--request-timeout", "400ms"],
+            &names,
+            "timeout",
+            0,
+        );
+    }
+}
+
+/// Requests that are suspended, while others use the same memory. Whether all of it can be undone depends on what
+/// the others do; that they are ended does not.
+#[test]
+fn suspended_requests_are_ended() {
+    kvm_case("suspended_requests_are_ended");
+    let program = program();
+    let options = ["--request-timeout", "700ms", "--request-cpu", "400ms"];
+    let server = start(&program, 2, &options);
+    let load = Load::start::<Healthy>(server.address(), HEALTHY, PATIENCE);
+    for (number, name) in ["sleep", "spin"].into_iter().enumerate() {
+        let culprit = Client::connect(server.port(), PATIENCE).unwrap();
+        culprit.until_reset(&format!("hang {name}")).unwrap();
+        let event = fault(&server, number);
+        assert_eq!(event.text("kind"), Some("timeout"), "{name}: {event:?}");
+        assert_ne!(event.event, "escalated", "{name}: {event:?}");
+    }
+    finish(server, load, 20);
+}
+
+#[test]
+fn without_limits_a_request_may_take_its_time() {
+    kvm_case("without_limits_a_request_may_take_its_time");
+    let program = program();
+    let options = [
+        "--request-timeout",
+        "off",
+        "--request-cpu=off",
+        "--request-memory=off",
+    ];
+    let mut server = start(&program, 0, &options);
+    let mut culprit = Client::connect(server.port(), Duration::from_secs(2)).unwrap();
+    assert!(culprit.ask("hang spin").is_err());
+    assert_eq!(faults(&server), []);
+    server.kill();
+}
+
+#[test]
+fn exit_is_permitted_on_demand() {
+    kvm_case("exit_is_permitted_on_demand");
+    let program = program();
+    let mut server = start(&program, 0, &["--allow-exit"]);
+    let mut culprit = Client::connect(server.port(), PATIENCE).unwrap();
+    assert!(culprit.ask("commit exit-with-handlers").is_err());
+    assert_eq!(server.wait().unwrap().unwrap().code(), Some(6));
+    assert!(server.output().contains("goodbye"), "{}", server.output());
+    assert_eq!(faults(&server), []);
+}
+
+#[test]
+fn an_exit_that_cannot_be_undone_keeps_its_status() {
+    kvm_case("an_exit_that_cannot_be_undone_keeps_its_status");
+    let program = program();
+    let mut server = start(&program, 0, &[]);
+    let mut culprit = Client::connect(server.port(), PATIENCE).unwrap();
+    assert!(culprit.ask("hang exit-after-unlink").is_err());
+    assert_eq!(server.wait().unwrap().unwrap().code(), Some(9));
+    // What came after the unlink is undone once, and the client reset; then it takes its course.
+    let faults = faults(&server);
+    assert_eq!(faults[0].event, "degraded", "{faults:?}");
+    assert_eq!(faults[0].text("kind"), Some("exit"), "{faults:?}");
+    let exited = server.events_of("exited").unwrap();
+    assert_eq!(exited[0].number("status"), Some(9), "{exited:?}");
+}
+
+#[test]
+fn a_crash_handler_of_the_server_does_not_run() {
+    kvm_case("a_crash_handler_of_the_server_does_not_run");
+    let program = program();
+    let port = free_port().unwrap();
+    let mut command = program.serve(port, 1);
+    command.push("crash-handler".into());
+    let server = Launch::monitored(command).unwrap().start(port).unwrap();
+    let names = [
+        "null-write",
+        "divide",
+        "ud2",
+        "int3",
+        "alignment",
+        "assert",
+        "raise-segv",
+    ];
+    for (number, name) in names.into_iter().enumerate() {
+        let culprit = Client::connect(port, PATIENCE).unwrap();
+        culprit.until_reset(&format!("commit {name}")).unwrap();
+        let event = fault(&server, number);
+        assert_eq!(event.event, "recovered", "{name}: {event:?}");
+    }
+    assert!(
+        !server.output().contains("crash handler"),
+        "{}",
+        server.output()
+    );
+}
+
+#[test]
+fn a_bad_pointer_in_a_system_call_is_an_error_and_no_fault() {
+    kvm_case("a_bad_pointer_in_a_system_call_is_an_error_and_no_fault");
+    let program = program();
+    let native = program.run(&["--pointers"]).unwrap();
+    let native = String::from_utf8(native.stdout).unwrap();
+    assert!(native.lines().count() > 400, "{native}");
+    let monitored = Command::new(paths::vmsrs().unwrap())
+        .args(["run", "--report-dir"])
+        .arg(program.path().with_file_name("reports"))
+        .args([
+            "--".as_ref(),
+            program.path().as_os_str(),
+            "--pointers".as_ref(),
+        ])
+        .output()
+        .unwrap();
+    let monitored = String::from_utf8(monitored.stdout).unwrap();
+    assert_eq!(difference(&native, &monitored), None);
+
+    let server = start(&program, 1, &[]);
+    let mut client = Client::connect(server.port(), PATIENCE).unwrap();
+    assert_eq!(client.ask("pointers").unwrap(), "done");
+    assert_eq!(faults(&server), []);
+}

@@ -1,0 +1,185 @@
+//! Guarded pages: mapped, but nobody may touch them until it is decided what becomes of their content.
+//!
+//! The guest's page tables hold no entry for them: the guest leaves with a page fault
+//! ([`Resolution::Guarded`](super::Resolution)). The host's mapping stays as it is, because the suspended thread
+//! itself may wait for a futex in such a page; so every access on behalf of the guest has to ask first
+//! (`Thread::touch`).
+
+use std::collections::BTreeMap;
+
+use guest_agentless::{Errno, GuestRange, PAGE_SIZE, PageNumber, Protection};
+use recovery::Tracker;
+
+use super::space::{AddressSpace, host_protect, is_zero_based};
+
+/// Why pages are guarded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Guard {
+    /// The suspended domain of this thread has written them.
+    Suspended(i32),
+}
+
+/// The guarded pages, as ranges that do not overlap and of which each lies in one mapping.
+#[derive(Debug, Default)]
+pub struct Guards {
+    /// By start address: the end, and why.
+    ranges: BTreeMap<u64, (u64, Guard)>,
+}
+
+impl Guards {
+    /// Whether nothing is guarded.
+    pub fn is_empty(&self) -> bool {
+        self.ranges.is_empty()
+    }
+
+    /// The guarded parts of `range`, lowest first.
+    pub fn overlapping(
+        &self,
+        range: GuestRange,
+    ) -> impl Iterator<Item = (GuestRange, Guard)> + use<'_> {
+        let first = match self.ranges.range(..=range.start()).next_back() {
+            Some((start, (end, _))) if *end > range.start() => *start,
+            _ => range.start(),
+        };
+        let end = if range.is_empty() { first } else { range.end() };
+        self.ranges
+            .range(first..end)
+            .filter_map(move |(start, (end, guard))| {
+                let part = GuestRange::from_bounds(*start, *end).intersection(range)?;
+                Some((part, *guard))
+            })
+    }
+
+    /// Whether `page` is guarded.
+    pub fn contains(&self, page: PageNumber) -> bool {
+        !self.is_empty() && self.overlapping(page_range(page)).next().is_some()
+    }
+
+    fn insert(&mut self, range: GuestRange, guard: Guard) {
+        if !range.is_empty() {
+            self.ranges.insert(range.start(), (range.end(), guard));
+        }
+    }
+
+    /// Takes `part` out, which lies in one of the ranges or is one.
+    fn remove(&mut self, part: GuestRange) {
+        let Some((&start, &(end, guard))) = self.ranges.range(..=part.start()).next_back() else {
+            return;
+        };
+        if end < part.end() {
+            return;
+        }
+        self.ranges.remove(&start);
+        self.insert(GuestRange::from_bounds(start, part.start()), guard);
+        self.insert(GuestRange::from_bounds(part.end(), end), guard);
+    }
+}
+
+fn page_range(page: PageNumber) -> GuestRange {
+    let start = page.address().0;
+    GuestRange::from_bounds(start, start.saturating_add(PAGE_SIZE))
+}
+
+/// Joins neighbours among `pages`, which are in ascending order, into ranges.
+pub fn runs(pages: impl Iterator<Item = PageNumber>) -> Vec<GuestRange> {
+    let mut runs: Vec<GuestRange> = Vec::new();
+    for range in pages.map(page_range) {
+        match runs.last_mut() {
+            Some(last) if last.end() == range.start() => {
+                *last = GuestRange::from_bounds(last.start(), range.end());
+            }
+            _ => runs.push(range),
+        }
+    }
+    runs
+}
+
+impl AddressSpace {
+    /// The guarded pages.
+    pub fn guards(&self) -> &Guards {
+        &self.guards
+    }
+
+    /// Guards the mapped parts of `range` that are not guarded yet.
+    pub fn guard(&mut self, range: GuestRange, guard: Guard) -> Result<(), Errno> {
+        let mut parts: Vec<(GuestRange, Protection)> = Vec::new();
+        for vma in self.vmas.overlapping(range) {
+            let Some(mut rest) = vma.range.intersection(range) else {
+                continue;
+            };
+            for (guarded, _) in self.guards.overlapping(rest) {
+                let before = GuestRange::from_bounds(rest.start(), guarded.start());
+                parts.push((before, vma.protection));
+                rest = GuestRange::from_bounds(guarded.end(), rest.end());
+            }
+            parts.push((rest, vma.protection));
+        }
+        for (part, protection) in parts.into_iter().filter(|(part, _)| !part.is_empty()) {
+            self.table.unmap(part).map_err(|_| Errno::ENOMEM)?;
+            // A change of the host's mapping makes KVM drop its own entries for the pages.
+            host_protect(part, Protection::NONE)?;
+            host_protect(part, protection)?;
+            self.guards.insert(part, guard);
+        }
+        Ok(())
+    }
+
+    /// Lets `part`, which is guarded as a whole by one guard, be used again.
+    pub fn unguard(&mut self, tracker: &Tracker, part: GuestRange) {
+        self.guards.remove(part);
+        let Some(vma) = self.vmas.find(part.start()) else {
+            return;
+        };
+        let (protection, zero_based) = (vma.protection, is_zero_based(vma));
+        if protection == Protection::NONE {
+            return;
+        }
+        // Whoever unguards pages is about to use them: without an exit for each 2 MiB.
+        for page in part.pages() {
+            let write = protection.is_writable() && tracker.is_writable(page, zero_based);
+            if self.map_page(page, protection, write).is_err() {
+                return;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn range(start: u64, end: u64) -> GuestRange {
+        GuestRange::from_bounds(start * PAGE_SIZE, end * PAGE_SIZE)
+    }
+
+    #[test]
+    fn parts_come_out_of_the_middle_of_a_range() {
+        let mut guards = Guards::default();
+        guards.insert(range(10, 20), Guard::Suspended(1));
+        guards.remove(range(13, 15));
+        let left: Vec<_> = guards
+            .overlapping(range(0, 100))
+            .map(|(part, _)| part)
+            .collect();
+        assert_eq!(left, [range(10, 13), range(15, 20)]);
+        assert!(!guards.contains(PageNumber(14)) && guards.contains(PageNumber(15)));
+        let clipped: Vec<_> = guards
+            .overlapping(range(12, 16))
+            .map(|(part, _)| part)
+            .collect();
+        assert_eq!(clipped, [range(12, 13), range(15, 16)]);
+        for part in left {
+            guards.remove(part);
+        }
+        assert!(guards.is_empty());
+    }
+
+    #[test]
+    fn neighbours_are_joined() {
+        let pages = [1, 2, 3, 7, 9, 10].map(PageNumber);
+        assert_eq!(
+            runs(pages.into_iter()),
+            [range(1, 4), range(7, 8), range(9, 11)]
+        );
+    }
+}

@@ -1,0 +1,161 @@
+//! Requests that wait in the middle: suspended, watched, and resumed.
+//!
+//! A request that has to give up the run token before it has ended keeps everything that is needed to undo it.
+//! The pages that it has written are guarded meanwhile: whoever touches one makes it shared
+//! ([`recovery::suspended`]). Work that belongs to no client is committed instead.
+
+use std::collections::BTreeMap;
+
+use guest_agentless::{GuestRange, GuestVa, PAGE_SIZE, PageNumber, sync};
+use recovery::SuspendedPages;
+use recovery::suspended::Merge;
+
+use super::State;
+use super::domain::{Domain, Early};
+use super::rerun::Committed;
+use super::thread::Thread;
+use super::withdraw;
+use crate::memory::{Guard, runs};
+
+/// Pages that a request may have written to be suspended. One that has written more is committed early: to
+/// keep two copies of everything would cost too much, and time besides.
+const PAGES_LIMIT: usize = 4096;
+/// What is below this is no address.
+const LOWEST_ADDRESS: u64 = 0x1_0000;
+
+impl State {
+    /// Somebody else touches pages of `part` that the suspended domain of thread `tid` has written.
+    pub(super) fn share(&mut self, tid: i32, part: GuestRange) {
+        if let Some(domain) = self.suspended.get_mut(&tid) {
+            domain.pages.share(part);
+        }
+    }
+}
+
+impl Thread {
+    /// The running domain waits, or has used up its time slice: others will run.
+    pub fn suspend(&mut self, state: &mut State) -> Committed {
+        let in_request = state.domain.as_ref().is_some_and(Domain::is_request);
+        if !in_request {
+            return self.commit_early(state, Early::Suspended);
+        }
+        // Nobody is there to run meanwhile.
+        if self.process.threads().len() <= 1 {
+            return Committed::Done;
+        }
+        self.count_written(state);
+        let Some(mut domain) = state.domain.take() else {
+            return Committed::Done;
+        };
+        let mut written = SuspendedPages::default();
+        std::mem::swap(&mut written, &mut domain.pages);
+        let (tracker, mut memory) = state.tracking(&self.process, &mut self.vcpu);
+        let mut left = Vec::new();
+        let fits = tracker.suspend(&mut memory, PAGES_LIMIT, |page, base, content| {
+            left.push((page, Box::new(base.clone()), Box::new(content.clone())));
+        });
+        if !fits {
+            domain.pages = written;
+            state.domain = Some(domain);
+            return self.commit_early(state, Early::Suspended);
+        }
+        state.note_heap();
+        for (page, base, content) in left {
+            written.leave(page, &base, &content);
+        }
+        let tid = self.tid();
+        for range in runs(written.unshared()) {
+            if state.space.guard(range, Guard::Suspended(tid)).is_err() {
+                // Unwatched, so it has to be taken for touched.
+                written.share(range);
+            }
+        }
+        domain.pages = written;
+        domain.journal.mark();
+        // Others change memory from now on.
+        domain.audit = None;
+        self.process.stats.domains.suspended.inc();
+        state.suspended.insert(tid, domain);
+        Committed::Done
+    }
+
+    /// The thread has the run token again: goes on with its domain, if it was suspended.
+    pub fn resume(&mut self, state: &mut State) {
+        let tid = self.tid();
+        let Some(mut domain) = state.suspended.remove(&tid) else {
+            return;
+        };
+        for range in runs(domain.pages.unshared()) {
+            let parts: Vec<_> = state.space.guards().overlapping(range).collect();
+            for (part, guard) in parts {
+                match guard {
+                    Guard::Suspended(owner) if owner == tid => {}
+                    // Another one wrote there later: it is the other one that is touched now.
+                    Guard::Suspended(owner) => state.share(owner, part),
+                }
+                state.space.unguard(&state.tracker, part);
+            }
+        }
+        self.take_over_changes(state, &mut domain);
+        state.domain = Some(domain);
+    }
+
+    /// A domain of this thread has been committed: what it wrote in pages that suspended domains have written
+    /// is told apart from what they did. Now and not when they are resumed: several domains together may write
+    /// a word and put it back.
+    pub fn tell_suspended(&mut self, state: &mut State) {
+        if state.suspended.is_empty() {
+            return;
+        }
+        let mut suspended = std::mem::take(&mut state.suspended);
+        for domain in suspended.values_mut() {
+            self.take_over_changes(state, domain);
+        }
+        state.suspended = suspended;
+    }
+
+    fn take_over_changes(&mut self, state: &mut State, domain: &mut Domain) {
+        if domain.pages.shared().next().is_none() {
+            return;
+        }
+        let process = std::sync::Arc::clone(&self.process);
+        let (_, mut memory) = state.tracking(&process, &mut self.vcpu);
+        let shared: Vec<PageNumber> = domain.pages.shared().collect();
+        let content: BTreeMap<PageNumber, _> = shared
+            .into_iter()
+            .filter_map(|page| Some((page, withdraw::content(&mut memory, page)?)))
+            .collect();
+        let vmas = state.space.vmas();
+        let is_address = |value: u64| value >= LOWEST_ADDRESS && vmas.find(value).is_some();
+        let word = |address: u64| {
+            let page = content.get(&GuestVa(address).page())?;
+            let at = (address % PAGE_SIZE) as usize & !3;
+            let bytes = page.bytes().get(at..at + 4)?;
+            Some(u32::from_ne_bytes(bytes.try_into().ok()?))
+        };
+        let waits = &domain.waits;
+        domain.pages.resume(
+            |page, into| match content.get(&page) {
+                Some(now) => {
+                    into.clone_from(now);
+                    true
+                }
+                None => false,
+            },
+            |address, left, now| {
+                let rwlock = sync::rwlock_around(&word, address);
+                // Its count of readers, at its start, is a number.
+                let is_lock = waits.has_lock(address)
+                    || sync::is_held_mutex(&word, address)
+                    || rwlock.is_some_and(|lock| lock != address);
+                if is_lock {
+                    Merge::Keep
+                } else if is_address(left) || is_address(now) {
+                    Merge::Entangle
+                } else {
+                    Merge::Add
+                }
+            },
+        );
+    }
+}
