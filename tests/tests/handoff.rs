@@ -184,9 +184,7 @@ fn tasks_that_a_semaphore_announces() {
     crash_among_healthy("semaphore", "io", every_kind);
 }
 
-// The thread reads its eventfd within the request of another client, who is charged then.
 #[test]
-#[ignore = "pending: completions are executed in the domain of the connection that was read before"]
 fn a_crash_of_the_reading_thread_over_a_finished_task() {
     kvm_case("a_crash_of_the_reading_thread_over_a_finished_task");
     crash_among_healthy("condvar", "io", |_| "finish 1 200 0\n".to_owned());

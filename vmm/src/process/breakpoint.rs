@@ -31,6 +31,9 @@ pub struct Breakpoints {
     planted: Vec<(u64, u8)>,
     /// The one whose instruction is being executed.
     passing: Option<(u64, u8)>,
+    /// Where the guest was interrupted, if an `int3` may have been executed there whose exception is still to
+    /// come.
+    interrupted: Option<u64>,
 }
 
 impl Breakpoints {
@@ -59,13 +62,22 @@ impl Breakpoints {
         Some(planted.1)
     }
 
-    /// The guest was interrupted just after an `int3` and before its exception: KVM forgets that exception when
-    /// it is given the registers again, so the instruction is to be executed once more.
-    pub fn rewind(&self, registers: &mut Registers) {
+    /// The guest was interrupted, maybe just after an `int3` and before its exception. KVM forgets that exception
+    /// when it is given the registers again, so the instruction is to be executed once more; unless it was
+    /// already on its way, and then it comes with these registers.
+    pub fn rewind(&mut self, registers: &mut Registers) {
         let before = registers.rip.wrapping_sub(1);
         if self.replaced(before).is_some() {
             registers.rip = before;
         }
+        if self.replaced(registers.rip).is_some() {
+            self.interrupted = Some(registers.rip);
+        }
+    }
+
+    /// The guest has left on its own account: no exception is on its way.
+    pub fn settled(&mut self) {
+        self.interrupted = None;
     }
 
     /// Takes all away.
@@ -95,10 +107,18 @@ impl Breakpoints {
                 Some(Debug::Passed)
             }
             3 => {
-                let address = registers.rip.wrapping_sub(1);
-                self.planted.iter().find(|(at, _)| *at == address)?;
-                registers.rip = address;
-                Some(Debug::Reached)
+                let rip = registers.rip;
+                let planted = |address: &u64| self.replaced(*address).is_some();
+                if let Some(address) = [rip.wrapping_sub(1), rip].into_iter().find(planted) {
+                    registers.rip = address;
+                    return Some(Debug::Reached);
+                }
+                // It was taken away, or the domain undone, between the interruption and the exception.
+                let address = self.interrupted?;
+                if rip == address.wrapping_add(1) {
+                    registers.rip = address;
+                }
+                Some(Debug::Passed)
             }
             _ => None,
         }
@@ -121,5 +141,61 @@ fn restore(memory: &File, address: u64, byte: u8) {
     if let Err(error) = memory.write_all_at(&[byte], address) {
         // The page was copied when the breakpoint was planted, so there is nothing that could fail.
         log::error!("the code at {address:#x} could not be put back: {error}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn planted_at(code: &[u8]) -> (File, Breakpoints, u64) {
+        let memory = File::options()
+            .read(true)
+            .write(true)
+            .open("/proc/self/mem");
+        let memory = memory.unwrap();
+        let mut breakpoints = Breakpoints::default();
+        let address = code.as_ptr() as u64;
+        assert!(breakpoints.plant(&memory, address));
+        (memory, breakpoints, address)
+    }
+
+    fn at(rip: u64) -> Registers {
+        Registers {
+            rip,
+            ..Registers::default()
+        }
+    }
+
+    #[test]
+    fn an_exception_that_outlives_an_interruption_is_recognised() {
+        let code = vec![0x90u8; 2];
+        let (memory, mut breakpoints, address) = planted_at(&code);
+        let mut registers = at(address + 1);
+        breakpoints.rewind(&mut registers);
+        assert_eq!(registers.rip, address);
+        // Lost and executed again, or with the registers as they are.
+        for rip in [address + 1, address] {
+            let mut registers = at(rip);
+            let debug = breakpoints.recognise(&memory, 3, &mut registers);
+            assert_eq!((debug, registers.rip), (Some(Debug::Reached), address));
+        }
+    }
+
+    #[test]
+    fn an_exception_that_outlives_its_breakpoint_does_nothing() {
+        let code = vec![0x90u8; 2];
+        let (memory, mut breakpoints, address) = planted_at(&code);
+        let mut registers = at(address + 1);
+        breakpoints.rewind(&mut registers);
+        breakpoints.clear(&memory, &mut registers);
+        for rip in [address + 1, address] {
+            let mut registers = at(rip);
+            let debug = breakpoints.recognise(&memory, 3, &mut registers);
+            assert_eq!((debug, registers.rip), (Some(Debug::Passed), address));
+        }
+        breakpoints.settled();
+        let debug = breakpoints.recognise(&memory, 3, &mut at(address));
+        assert_eq!(debug, None, "an int3 of the guest's own");
     }
 }

@@ -437,6 +437,17 @@ impl Files {
             .collect()
     }
 
+    /// Whether a wake-up was about `fd`; the next time it is not.
+    pub fn take_event(&self, wakeup: &mut Delivered, fd: i32) -> bool {
+        match wakeup {
+            Delivered::Descriptors(fds) => take_out(fds, fd),
+            Delivered::Events { epoll, data } => self
+                .interests
+                .get(&(fd, *epoll))
+                .is_some_and(|event| take_out(data, event.u64)),
+        }
+    }
+
     /// Puts the interest of `epoll` in `fd` back to `event`.
     pub fn restore_interest(
         &mut self,
@@ -453,6 +464,11 @@ impl Files {
         };
         self.change_interest(epoll, operation, fd, event).map(drop)
     }
+}
+
+fn take_out<T: PartialEq>(from: &mut Vec<T>, item: T) -> bool {
+    let position = from.iter().position(|other| *other == item);
+    position.map(|at| from.swap_remove(at)).is_some()
 }
 
 fn epoll_ctl(

@@ -342,17 +342,20 @@ impl Thread {
         Some(Trace::new(sites))
     }
 
-    fn plant(&mut self, sites: impl Iterator<Item = CallSite>) -> bool {
+    fn plant(&mut self, mut sites: impl Iterator<Item = CallSite>) -> bool {
         let breakpoints = &mut self.following.breakpoints;
         let memory = &self.process.own_memory;
-        sites
-            .map(|site| breakpoints.plant(memory, site.call))
-            .fold(true, |all, one| all && one)
+        sites.all(|site| breakpoints.plant(memory, site.call))
     }
 
     /// The guest has left without an exception.
     pub fn rewind_breakpoint(&mut self) {
         self.following.breakpoints.rewind(self.vcpu.registers());
+    }
+
+    /// The guest has left on its own account.
+    pub fn breakpoints_settled(&mut self) {
+        self.following.breakpoints.settled();
     }
 
     /// A debug exception or breakpoint: true if it was one of the monitor's.
@@ -367,20 +370,21 @@ impl Thread {
             Some(Debug::Reached) => {}
         }
         let registers = *registers;
+        let to_skip = match &mut self.following.step {
+            Step::Skipping(plan) => plan.called(registers.rip, registers.rsp),
+            _ => false,
+        };
+        if to_skip {
+            self.skip(turn, registers)?;
+            return Ok(true);
+        }
         let mut goes_on = true;
-        match &mut self.following.step {
-            Step::Watching(trace, known) if trace.watches(registers.rip, registers.rsp) => {
-                process.stats.handoff.watched.inc();
-                let evidence = attribute(turn, known, &registers);
-                goes_on = trace.called(registers.rip, registers.rsp, evidence);
-            }
-            Step::Skipping(plan) => {
-                if plan.called(registers.rip, registers.rsp) {
-                    self.skip(turn, registers)?;
-                    return Ok(true);
-                }
-            }
-            _ => {}
+        if let Step::Watching(trace, known) = &mut self.following.step
+            && trace.watches(registers.rip, registers.rsp)
+        {
+            process.stats.handoff.watched.inc();
+            let evidence = attribute(turn, known, &registers);
+            goes_on = trace.called(registers.rip, registers.rsp, evidence);
         }
         if goes_on && self.make_call(turn, registers) {
             return Ok(true);

@@ -54,6 +54,8 @@ pub struct Thread {
     pub next_origin: Origin,
     /// The events that the next domain begins with.
     pub delivered: Option<super::domain::Delivered>,
+    /// The events of the last wake-up that have not been read yet.
+    pub wakeup: Option<super::domain::Delivered>,
     /// The rest of a domain that was committed early.
     pub continues: Option<Continuation>,
     /// Connections that the fault being recovered from may belong to.
@@ -94,6 +96,7 @@ impl Thread {
             alternate_stack: AlternateStack::default(),
             next_origin: Origin::Internal,
             delivered: None,
+            wakeup: None,
             continues: None,
             suspects: Vec::new(),
             fault_detail: None,
@@ -113,6 +116,12 @@ impl Thread {
     /// The thread's ID.
     pub fn tid(&self) -> i32 {
         self.control.tid.load(Ordering::Relaxed)
+    }
+
+    /// The thread has been woken by these events.
+    pub fn woken_by(&mut self, delivered: super::domain::Delivered) {
+        self.wakeup = Some(delivered.clone());
+        self.delivered = Some(delivered);
     }
 
     /// Runs the guest thread on the calling host thread until it ends. `started` is called once its ID is
@@ -153,6 +162,9 @@ impl Thread {
         if matches!(exit, Exit::Interrupted | Exit::RingFull) {
             self.rewind_breakpoint();
         }
+        if matches!(exit, Exit::Syscall) {
+            self.breakpoints_settled();
+        }
         let stats = &self.process.stats;
         match exit {
             Exit::Syscall => {
@@ -173,6 +185,7 @@ impl Thread {
             } => {
                 stats.exits.other_exception.inc();
                 if matches!(vector, 1 | 3) && self.debug_exception(turn, vector)? {
+                    self.breakpoints_settled();
                     return Ok(Flow::Continue);
                 }
                 let rip = self.vcpu.registers().rip;

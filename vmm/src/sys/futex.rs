@@ -83,7 +83,12 @@ fn futex(call: &mut Call) -> Result<u64, Errno> {
     if let Some(domain) = &mut call.state.domain {
         domain.waits.end();
     }
-    result
+    match result {
+        // Others run while the host looks at the word, and may just be guarding its page, which the guest is
+        // not to notice. If the page is really gone, the guest finds out when it looks at the word again.
+        Err(Errno::EFAULT) => Err(Errno::EAGAIN),
+        other => other,
+    }
 }
 
 fn current(call: &mut Call, word: u64) -> Result<u32, Errno> {
