@@ -133,6 +133,8 @@ impl Thread {
         started(tid);
         let process = Arc::clone(&self.process);
         let mut turn = Turn::take(&process, tid);
+        // It may be given work before anybody has had to wake it.
+        self.note_handoff(&mut turn);
         loop {
             match self.step(&mut turn) {
                 Ok(Flow::Continue) => {}
