@@ -89,6 +89,51 @@ pub enum Event {
         /// Why.
         reason: String,
     },
+    /// There is no room for the shadow pages of a request: what it had done so far can no longer be undone.
+    /// Told once, until [`Event::ProtectionRestored`].
+    ProtectionDegraded {
+        /// Why.
+        reason: String,
+        /// Bytes of shadow pages.
+        shadow_bytes: u64,
+        /// What they may be.
+        limit: u64,
+    },
+    /// Requests can be undone as a whole again.
+    ProtectionRestored {
+        /// Bytes of shadow pages.
+        shadow_bytes: u64,
+        /// What they may be.
+        limit: u64,
+    },
+    /// The process was given back the state that it had when it began to serve. What has happened since is
+    /// lost; the fault has an event of its own.
+    Restarted {
+        /// Why.
+        reason: String,
+        /// As in the event of the fault.
+        signal: Option<String>,
+        /// What went wrong.
+        kind: FaultKind,
+        /// The guest thread that faulted (TID).
+        thread: i32,
+        /// The faulting instruction.
+        rip: Hex,
+        /// What its domain was charged to.
+        origin: String,
+        /// How long the process stood still, in microseconds.
+        pause_us: u64,
+        /// Pages given back their content.
+        pages_restored: u64,
+        /// Connections reset.
+        connections_reset: u64,
+        /// Other descriptors closed.
+        descriptors_closed: u64,
+        /// Threads ended.
+        threads_ended: u64,
+    },
+    /// A client sent again what has crashed the server before, and was refused.
+    Refused(Refused),
     /// The guest ended.
     Exited {
         /// Process ID.
@@ -128,6 +173,8 @@ pub struct Fault {
     pub rip: Hex,
     /// `function+0x12` at `rip`, if it has a symbol.
     pub symbol: Option<String>,
+    /// What was done about it: the rung of the ladder (see [`crate::ladder::Rung::name`]).
+    pub rung: String,
     /// What the domain was charged to, such as `stream:7`.
     pub origin: String,
     /// Whose request it was: `127.0.0.1:4242`, or the path of a Unix socket.
@@ -138,8 +185,31 @@ pub struct Fault {
     pub pages_restored: u64,
     /// How long the faulting thread stood still, in microseconds.
     pub pause_us: u64,
-    /// The identifier of the report, if one could be written.
+    /// The identifier of the report, if one could be written; of the first one if this fault only repeats it.
     pub report: Option<String>,
+    /// What is the same for all faults of one bug, see [`crate::repeat`].
+    pub fault: String,
+    /// How often the same fault has happened before.
+    pub repeat: u64,
+    /// Whether the client was sent the configured error reply before its connection ended.
+    pub replied: bool,
+}
+
+/// The members of the event for refused inputs; it is written at most once a second for each input.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Refused {
+    /// Who sent the last of them.
+    pub peer: Option<String>,
+    /// How many bytes it has.
+    pub input_bytes: u64,
+    /// How often it was refused since the last event about it.
+    pub count: u64,
+    /// How often it has crashed the server.
+    pub crashes: u32,
+    /// What went wrong then.
+    pub kind: FaultKind,
+    /// The faulting instruction then.
+    pub rip: Hex,
 }
 
 #[cfg(test)]
@@ -155,12 +225,16 @@ mod tests {
             thread: 12,
             rip: Hex(0x40_1000),
             symbol: Some("crash+0x4".into()),
+            rung: "abandon".into(),
             origin: "stream:7".into(),
             peer: None,
             pages_written: 3,
             pages_restored: 3,
             pause_us: 84,
             report: Some("r".into()),
+            fault: "f".into(),
+            repeat: 2,
+            replied: false,
         }
     }
 
@@ -174,8 +248,10 @@ mod tests {
             value(Event::fault(Outcome::Recovered, fault(), None)),
             json!({
                 "event": "recovered", "signal": "SIGSEGV", "kind": "null-write", "address": "0x0",
-                "thread": 12, "rip": "0x401000", "symbol": "crash+0x4", "origin": "stream:7", "peer": null,
+                "thread": 12, "rip": "0x401000", "symbol": "crash+0x4", "rung": "abandon",
+                "origin": "stream:7", "peer": null,
                 "pages_written": 3, "pages_restored": 3, "pause_us": 84, "report": "r",
+                "fault": "f", "repeat": 2, "replied": false,
             })
         );
     }
@@ -189,6 +265,25 @@ mod tests {
         assert_eq!(degraded["rip"], "0x401000");
         let escalated = value(Event::fault(Outcome::Escalated, fault(), reason));
         assert_eq!(escalated["event"], "escalated");
+    }
+
+    #[test]
+    fn refused_inputs() {
+        let refused = Event::Refused(Refused {
+            peer: None,
+            input_bytes: 18,
+            count: 3,
+            crashes: 2,
+            kind: FaultKind::NullRead,
+            rip: Hex(0x10),
+        });
+        assert_eq!(
+            value(refused),
+            json!({
+                "event": "refused", "peer": null, "input_bytes": 18, "count": 3, "crashes": 2,
+                "kind": "null-read", "rip": "0x10",
+            })
+        );
     }
 
     #[test]

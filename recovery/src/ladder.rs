@@ -5,11 +5,14 @@
 //! when it repeats at the same site of the same thread with nothing committed in between, that rung did not
 //! help, and the next one is tried. Past the last rung is [`Rung::GiveUp`].
 //!
-//! Two limits make every climb end, whatever the guest does: a thread may fault at [`SITES_LIMIT`] different
-//! sites without progress, and the process may fault [`Ladder::storm_limit`] times in one second without any
-//! commit.
+//! A rung that is not there at the moment (no connection to reset, no image to restart from) is left out: the
+//! caller says which are.
+//!
+//! Limits make every climb end, whatever the guest does: a thread may fault at [`SITES_LIMIT`] different sites
+//! without progress, and the process may fault [`Ladder::storm_limit`] times in one second without any commit;
+//! both lead to a restart. A process is restarted [`Ladder::restart_limit`] times in a minute.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::time::{Duration, Instant};
 
@@ -24,6 +27,12 @@ pub const DEFAULT_STORM_LIMIT: u32 = 10_000;
 /// The period over which the storm limit counts.
 const STORM_PERIOD: Duration = Duration::from_secs(1);
 
+/// Default of [`Ladder::restart_limit`].
+pub const DEFAULT_RESTART_LIMIT: u32 = 3;
+
+/// The period over which restarts are counted.
+const RESTART_PERIOD: Duration = Duration::from_secs(60);
+
 /// A recovery strategy, in ascending order of what it costs the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Rung {
@@ -37,8 +46,24 @@ pub enum Rung {
     /// Undo the domain, reset every connection that was delivered in the wake-up it began with, and run it
     /// again.
     ResetDelivered,
+    /// Give the whole process back the state that it had when it began to serve.
+    Restart,
     /// Write the report and end the process as the signal would have.
     GiveUp(GiveUpReason),
+}
+
+impl Rung {
+    /// The name used in events and statistics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Rerun => "rerun",
+            Self::Abandon => "abandon",
+            Self::Handoff => "handoff",
+            Self::ResetDelivered => "reset-delivered",
+            Self::Restart => "restart",
+            Self::GiveUp(_) => "give-up",
+        }
+    }
 }
 
 /// Why there is no rung left.
@@ -59,16 +84,18 @@ pub enum GiveUpReason {
         /// The limit that was exceeded.
         limit: u32,
     },
+    /// The process has been restarted as often as it may be in one minute.
+    Restarts {
+        /// The limit.
+        limit: u32,
+    },
 }
 
 impl fmt::Display for GiveUpReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Repeated { rip } => {
-                write!(
-                    f,
-                    "the fault at {rip:#x} repeated right after it was recovered"
-                )
+                write!(f, "nothing lesser helps with the fault at {rip:#x}")
             }
             Self::NoProgress { sites } => {
                 write!(
@@ -81,6 +108,9 @@ impl fmt::Display for GiveUpReason {
                     f,
                     "more than {limit} faults in one second without a completed request"
                 )
+            }
+            Self::Restarts { limit } => {
+                write!(f, "it was restarted {limit} times in one minute")
             }
         }
     }
@@ -97,18 +127,22 @@ pub struct FaultSite {
     pub origin: OriginKind,
 }
 
-/// A site that faulted since its thread last made progress, and how often.
+/// A site that faulted since its thread last made progress.
 #[derive(Debug)]
 struct Tried {
     rip: u64,
     origin: OriginKind,
-    faults: usize,
+    /// Index of the rung that comes next.
+    next: usize,
 }
 
 /// The state of the ladder of one guest process.
 #[derive(Debug)]
 pub struct Ladder {
     storm_limit: u32,
+    restart_limit: u32,
+    /// When the process was restarted, within the last period.
+    restarts: VecDeque<Instant>,
     /// By thread; a thread that makes progress has no entry.
     tried: HashMap<i32, Vec<Tried>>,
     /// Start of the current storm period, and the faults in it since the last progress of any thread.
@@ -118,15 +152,18 @@ pub struct Ladder {
 
 impl Default for Ladder {
     fn default() -> Self {
-        Self::new(DEFAULT_STORM_LIMIT)
+        Self::new(DEFAULT_STORM_LIMIT, DEFAULT_RESTART_LIMIT)
     }
 }
 
 impl Ladder {
-    /// A ladder that gives up past `storm_limit` faults in one second without a commit.
-    pub fn new(storm_limit: u32) -> Self {
+    /// A ladder that calls more than `storm_limit` faults in one second without a commit a storm, and
+    /// restarts the process at most `restart_limit` times in a minute.
+    pub fn new(storm_limit: u32, restart_limit: u32) -> Self {
         Self {
             storm_limit,
+            restart_limit,
+            restarts: VecDeque::new(),
             tried: HashMap::new(),
             storm_start: None,
             storm_faults: 0,
@@ -138,33 +175,82 @@ impl Ladder {
         self.storm_limit
     }
 
-    /// A domain faulted at `site`: what to do about it.
-    pub fn next(&mut self, site: FaultSite, now: Instant) -> Rung {
-        if self.count_storm(now) {
-            return Rung::GiveUp(GiveUpReason::Storm {
+    /// How often the process may be restarted in one minute.
+    pub fn restart_limit(&self) -> u32 {
+        self.restart_limit
+    }
+
+    /// A domain faulted at `site`: the next rung of those for which `available` is true.
+    pub fn next(
+        &mut self,
+        site: FaultSite,
+        now: Instant,
+        available: impl Fn(Rung) -> bool,
+    ) -> Rung {
+        let rung = match (self.count_storm(now), self.tried_at(site)) {
+            (true, _) => Err(GiveUpReason::Storm {
                 limit: self.storm_limit,
-            });
+            }),
+            (false, None) => Err(GiveUpReason::NoProgress { sites: SITES_LIMIT }),
+            (false, Some(tried)) => {
+                let rungs = rungs(site.origin);
+                let left = rungs.iter().enumerate().skip(tried.next);
+                match left.into_iter().find(|(_, rung)| available(**rung)) {
+                    Some((at, rung)) => {
+                        tried.next = at + 1;
+                        Ok(*rung)
+                    }
+                    None => Err(GiveUpReason::Repeated { rip: site.rip }),
+                }
+            }
+        };
+        match rung {
+            Ok(Rung::Restart) => self.restart(now),
+            // No thread gets anywhere: only a restart can help all of them.
+            Err(GiveUpReason::Storm { .. } | GiveUpReason::NoProgress { .. })
+                if available(Rung::Restart) =>
+            {
+                self.restart(now)
+            }
+            Ok(rung) => rung,
+            Err(reason) => Rung::GiveUp(reason),
         }
+    }
+
+    /// What was tried at `site`; none if its thread has faulted at too many others.
+    fn tried_at(&mut self, site: FaultSite) -> Option<&mut Tried> {
         let tried = self.tried.entry(site.thread).or_default();
         let known = tried
             .iter()
             .position(|t| t.rip == site.rip && t.origin == site.origin);
-        let index = match known {
-            Some(index) => index,
+        match known {
+            Some(index) => tried.get_mut(index),
             None if tried.len() < SITES_LIMIT => {
                 tried.push(Tried {
                     rip: site.rip,
                     origin: site.origin,
-                    faults: 0,
+                    next: 0,
                 });
-                tried.len() - 1
+                tried.last_mut()
             }
-            None => return Rung::GiveUp(GiveUpReason::NoProgress { sites: SITES_LIMIT }),
-        };
-        let faults = &mut tried[index].faults;
-        let rung = rungs(site.origin).get(*faults).copied();
-        *faults = faults.saturating_add(1);
-        rung.unwrap_or(Rung::GiveUp(GiveUpReason::Repeated { rip: site.rip }))
+            None => None,
+        }
+    }
+
+    /// A restart, unless there were too many.
+    fn restart(&mut self, now: Instant) -> Rung {
+        let is_old = |at: &Instant| now.saturating_duration_since(*at) >= RESTART_PERIOD;
+        while self.restarts.front().is_some_and(is_old) {
+            self.restarts.pop_front();
+        }
+        if self.restarts.len() >= self.restart_limit as usize {
+            return Rung::GiveUp(GiveUpReason::Restarts {
+                limit: self.restart_limit,
+            });
+        }
+        self.restarts.push_back(now);
+        self.storm_faults = 0;
+        Rung::Restart
     }
 
     /// A domain of `thread` was committed: its next fault starts at the first rung again.
@@ -202,228 +288,18 @@ impl Ladder {
 /// over by one, so they cannot be abandoned as a whole.
 fn rungs(origin: OriginKind) -> &'static [Rung] {
     match origin {
-        OriginKind::Stream | OriginKind::Accept | OriginKind::Datagram => &[Rung::Abandon],
-        OriginKind::Internal | OriginKind::Handoff => {
-            &[Rung::Rerun, Rung::Handoff, Rung::ResetDelivered]
+        OriginKind::Stream | OriginKind::Accept | OriginKind::Datagram => {
+            &[Rung::Abandon, Rung::ResetDelivered, Rung::Restart]
         }
-        OriginKind::Timer => &[Rung::Rerun, Rung::Handoff],
+        OriginKind::Internal | OriginKind::Handoff => &[
+            Rung::Rerun,
+            Rung::Handoff,
+            Rung::ResetDelivered,
+            Rung::Restart,
+        ],
+        OriginKind::Timer => &[Rung::Rerun, Rung::Handoff, Rung::Restart],
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    fn site(thread: i32, rip: u64, origin: OriginKind) -> FaultSite {
-        FaultSite {
-            thread,
-            rip,
-            origin,
-        }
-    }
-
-    /// Rungs of the kind of origin that has most.
-    const LONGEST_CLIMB: usize = 3;
-
-    const KINDS: [OriginKind; 6] = [
-        OriginKind::Stream,
-        OriginKind::Accept,
-        OriginKind::Datagram,
-        OriginKind::Handoff,
-        OriginKind::Internal,
-        OriginKind::Timer,
-    ];
-
-    #[test]
-    fn rungs_ascend_and_end_below_giving_up() {
-        let give_up = Rung::GiveUp(GiveUpReason::Repeated { rip: 0 });
-        for kind in KINDS {
-            assert!(rungs(kind).is_sorted_by(|a, b| a < b));
-            assert!(rungs(kind).len() <= LONGEST_CLIMB);
-            assert!(rungs(kind).iter().all(|rung| *rung < give_up));
-        }
-    }
-
-    #[test]
-    fn client_origins_are_abandoned_first() {
-        let now = Instant::now();
-        for kind in [OriginKind::Stream, OriginKind::Accept, OriginKind::Datagram] {
-            assert_eq!(
-                Ladder::default().next(site(1, 0x10, kind), now),
-                Rung::Abandon
-            );
-        }
-    }
-
-    #[test]
-    fn the_same_site_right_after_an_abandon_gives_up() {
-        let now = Instant::now();
-        let mut ladder = Ladder::default();
-        let s = site(1, 0x10, OriginKind::Stream);
-        assert_eq!(ladder.next(s, now), Rung::Abandon);
-        assert_eq!(
-            ladder.next(s, now),
-            Rung::GiveUp(GiveUpReason::Repeated { rip: 0x10 })
-        );
-        assert_eq!(
-            ladder.next(s, now),
-            Rung::GiveUp(GiveUpReason::Repeated { rip: 0x10 })
-        );
-    }
-
-    #[test]
-    fn internal_work_is_run_again_once() {
-        let now = Instant::now();
-        for kind in [OriginKind::Internal, OriginKind::Timer] {
-            let mut ladder = Ladder::default();
-            assert_eq!(ladder.next(site(1, 0x10, kind), now), Rung::Rerun);
-            assert_eq!(ladder.next(site(1, 0x10, kind), now), Rung::Handoff);
-            if kind == OriginKind::Internal {
-                let rung = ladder.next(site(1, 0x10, kind), now);
-                assert_eq!(rung, Rung::ResetDelivered);
-            }
-            assert!(matches!(
-                ladder.next(site(1, 0x10, kind), now),
-                Rung::GiveUp(_)
-            ));
-        }
-    }
-
-    #[test]
-    fn progress_starts_over() {
-        let now = Instant::now();
-        let mut ladder = Ladder::default();
-        let s = site(1, 0x10, OriginKind::Stream);
-        for _ in 0..3 {
-            assert_eq!(ladder.next(s, now), Rung::Abandon);
-            ladder.progress(1);
-        }
-    }
-
-    #[test]
-    fn progress_of_another_thread_does_not_excuse_a_repeat() {
-        let now = Instant::now();
-        let mut ladder = Ladder::default();
-        let s = site(1, 0x10, OriginKind::Stream);
-        assert_eq!(ladder.next(s, now), Rung::Abandon);
-        ladder.progress(2);
-        assert!(matches!(ladder.next(s, now), Rung::GiveUp(_)));
-    }
-
-    #[test]
-    fn thread_site_and_origin_tell_faults_apart() {
-        let now = Instant::now();
-        let mut ladder = Ladder::default();
-        assert_eq!(
-            ladder.next(site(1, 0x10, OriginKind::Stream), now),
-            Rung::Abandon
-        );
-        assert_eq!(
-            ladder.next(site(2, 0x10, OriginKind::Stream), now),
-            Rung::Abandon
-        );
-        assert_eq!(
-            ladder.next(site(1, 0x20, OriginKind::Stream), now),
-            Rung::Abandon
-        );
-        assert_eq!(
-            ladder.next(site(1, 0x10, OriginKind::Timer), now),
-            Rung::Rerun
-        );
-    }
-
-    #[test]
-    fn alternating_sites_are_repeats_too() {
-        let now = Instant::now();
-        let mut ladder = Ladder::default();
-        assert_eq!(
-            ladder.next(site(1, 0x10, OriginKind::Stream), now),
-            Rung::Abandon
-        );
-        assert_eq!(
-            ladder.next(site(1, 0x20, OriginKind::Stream), now),
-            Rung::Abandon
-        );
-        assert!(matches!(
-            ladder.next(site(1, 0x10, OriginKind::Stream), now),
-            Rung::GiveUp(_)
-        ));
-    }
-
-    #[test]
-    fn ever_new_sites_without_progress_give_up() {
-        let now = Instant::now();
-        let mut ladder = Ladder::default();
-        for rip in 0..SITES_LIMIT as u64 {
-            assert_eq!(
-                ladder.next(site(1, rip, OriginKind::Stream), now),
-                Rung::Abandon
-            );
-        }
-        assert_eq!(
-            ladder.next(site(1, 0x1000, OriginKind::Stream), now),
-            Rung::GiveUp(GiveUpReason::NoProgress { sites: SITES_LIMIT })
-        );
-    }
-
-    #[test]
-    fn a_storm_over_many_threads_gives_up_and_a_quiet_second_ends_it() {
-        let now = Instant::now();
-        let mut ladder = Ladder::new(3);
-        for thread in 0..3 {
-            assert_eq!(
-                ladder.next(site(thread, 0x10, OriginKind::Stream), now),
-                Rung::Abandon
-            );
-        }
-        let storm = Rung::GiveUp(GiveUpReason::Storm { limit: 3 });
-        assert_eq!(ladder.next(site(3, 0x10, OriginKind::Stream), now), storm);
-        let later = now + STORM_PERIOD;
-        assert_eq!(
-            ladder.next(site(4, 0x10, OriginKind::Stream), later),
-            Rung::Abandon
-        );
-    }
-
-    #[test]
-    fn progress_of_any_thread_ends_a_storm() {
-        let now = Instant::now();
-        let mut ladder = Ladder::new(3);
-        for thread in 0..100 {
-            assert_eq!(
-                ladder.next(site(thread, 0x10, OriginKind::Stream), now),
-                Rung::Abandon
-            );
-            ladder.progress(1000);
-        }
-    }
-
-    #[test]
-    fn a_reused_tid_starts_over() {
-        let now = Instant::now();
-        let mut ladder = Ladder::default();
-        let s = site(1, 0x10, OriginKind::Stream);
-        assert_eq!(ladder.next(s, now), Rung::Abandon);
-        ladder.thread_ended(1);
-        assert_eq!(ladder.next(s, now), Rung::Abandon);
-        ladder.thread_ended(1);
-        assert!(ladder.tried.is_empty());
-    }
-
-    proptest! {
-        /// Without progress, a thread is given up after a bounded number of faults.
-        #[test]
-        fn every_climb_ends(faults in prop::collection::vec((0u64..64, 0usize..6), 200)) {
-            let now = Instant::now();
-            let mut ladder = Ladder::default();
-            let helped = faults
-                .iter()
-                .filter(|(rip, kind)| {
-                    !matches!(ladder.next(site(1, *rip, KINDS[*kind]), now), Rung::GiveUp(_))
-                })
-                .count();
-            prop_assert!(helped <= SITES_LIMIT * LONGEST_CLIMB);
-        }
-    }
-}
+mod tests;

@@ -8,6 +8,7 @@ mod excerpt;
 mod id;
 mod retention;
 mod store;
+mod tally;
 mod text;
 
 use std::time::SystemTime;
@@ -17,10 +18,13 @@ use serde::{Deserialize, Serialize};
 pub use self::excerpt::{EXCERPT_LIMIT, Excerpt};
 pub use self::id::ReportId;
 pub use self::store::{
-    DEFAULT_KEEP, LoadError, OpenError, ReportArchive, ReportStore, SaveError, default_dir,
+    DEFAULT_AGE, DEFAULT_BYTES, DEFAULT_KEEP, LoadError, OpenError, ReportArchive, ReportStore,
+    SaveError, default_dir,
 };
+pub use self::tally::Tally;
 use crate::event::{Event, Fault, FaultKind, Hex, Outcome, rfc3339, signal_name};
 use crate::origin::Origin;
+use crate::repeat::FaultId;
 
 /// Entries that a list of a saved report has at most.
 const LIST_LIMIT: usize = 256;
@@ -64,6 +68,9 @@ pub struct FaultReport {
     pub registers: Vec<Register>,
     /// The call stack at the fault, innermost first.
     pub stack: Vec<Frame>,
+    /// What was done about it: the rung of the ladder.
+    #[serde(default)]
+    pub rung: String,
     /// What the domain was charged to, such as `stream:7`.
     pub origin: String,
     /// Whose request it was.
@@ -86,6 +93,18 @@ pub struct FaultReport {
     pub pause_us: u64,
     /// What that time was spent on.
     pub pause: Vec<PausePart>,
+    /// What is the same for all faults of one bug, see [`crate::repeat`].
+    #[serde(default)]
+    pub fault: String,
+    /// How often the same fault had happened before.
+    #[serde(default)]
+    pub repeat: u64,
+    /// Whether the client was sent the configured error reply.
+    #[serde(default)]
+    pub replied: bool,
+    /// The later faults that have no report of their own; the store keeps this beside the report.
+    #[serde(default, skip_deserializing)]
+    pub more: Option<Tally>,
 }
 
 /// A register.
@@ -162,6 +181,7 @@ impl FaultReport {
             symbol: None,
             registers: Vec::new(),
             stack: Vec::new(),
+            rung: String::new(),
             origin: origin.to_string(),
             peer: None,
             input: Excerpt::default(),
@@ -173,11 +193,27 @@ impl FaultReport {
             kept: Vec::new(),
             pause_us: 0,
             pause: Vec::new(),
+            fault: String::new(),
+            repeat: 0,
+            replied: false,
+            more: None,
         }
     }
 
-    /// The event for this fault. `saved` says whether there is a report to refer to.
-    pub fn to_event(&self, saved: bool) -> Event {
+    /// What makes it the same fault as others.
+    pub fn identify(&self) -> FaultId {
+        FaultId::new(self.kind, self.rip.0, &self.stack)
+    }
+
+    /// How many faults this report stands for.
+    pub fn count(&self) -> u64 {
+        self.more
+            .as_ref()
+            .map_or(1, |tally| tally.count.saturating_add(1))
+    }
+
+    /// The event for this fault, with the report to refer to if there is one.
+    pub fn to_event(&self, report: Option<&ReportId>) -> Event {
         let fault = Fault {
             signal: self.signal.clone(),
             kind: self.kind,
@@ -185,12 +221,16 @@ impl FaultReport {
             thread: self.thread,
             rip: self.rip,
             symbol: self.symbol.clone(),
+            rung: self.rung.clone(),
             origin: self.origin.clone(),
             peer: self.peer.clone(),
             pages_written: self.pages_written,
             pages_restored: self.pages_restored,
             pause_us: self.pause_us,
-            report: saved.then(|| self.id.to_string()),
+            report: report.map(ReportId::to_string),
+            fault: self.fault.clone(),
+            repeat: self.repeat,
+            replied: self.replied,
         };
         Event::fault(self.outcome, fault, self.reason.clone())
     }
@@ -219,7 +259,9 @@ impl FaultReport {
             &mut r.program,
             &mut r.thread_name,
             &mut r.origin,
+            &mut r.rung,
             &mut r.time,
+            &mut r.fault,
         ];
         let optional = [&mut r.reason, &mut r.symbol, &mut r.peer, &mut r.signal];
         let frames = r
@@ -320,13 +362,13 @@ mod tests {
     #[test]
     fn the_event_repeats_the_report() {
         let mut report = sample(UNIX_EPOCH);
-        let event = serde_json::to_value(report.to_event(true)).unwrap();
+        let event = serde_json::to_value(report.to_event(Some(&report.id))).unwrap();
         assert_eq!(event["event"], "recovered");
         assert_eq!(event["address"], "0x18");
         assert_eq!(event["report"], report.id.to_string());
         report.outcome = Outcome::Escalated;
         report.reason = Some("storm".into());
-        let event = serde_json::to_value(report.to_event(false)).unwrap();
+        let event = serde_json::to_value(report.to_event(None)).unwrap();
         assert_eq!(
             (&event["reason"], &event["report"]),
             (&"storm".into(), &serde_json::Value::Null)

@@ -14,14 +14,20 @@
 //! | `syscalls` | system calls by name; those without a name as `syscall_N`, numbers past the table as `out_of_range` |
 //! | `unsupported` | likewise, calls answered with ENOSYS |
 //! | `domains` | `committed`, `abandoned`, `rerun`, `suspended`; `early_committed` by reason |
+//! | `ladder` | faults by rung: `rerun`, `abandon`, `handoff`, `reset_delivered`, `restart`, `give_up` |
+//! | `restart` | `pause_us` of restarts in place as `recovery_pause_us`; `image_bytes_peak`, the most that the image took |
 //! | `pages` | see [`PageCounters`] |
 //! | `held` | `bytes_sent`, `bytes_dropped` |
 //! | `deferred` | `done`, `forgotten` |
 //! | `recovery_pause_us` | `count`, `min`, `median`, `max`; the last three `null` when `count` is 0 |
+//! | `restoration` | `postponed`, `waiting`, `waiting_peak`, `on_touch`, `by_cleaner`, `given_back`, `lost`: see [`RestorationCounters`] |
 //! | `shadow_bytes_peak` | the most memory that shadow pages ever took |
+//! | `shadow_evicted` | shadow pages that were evicted to stay within the limit |
 //! | `run_token_waits` | how often a thread had to wait for the run token |
 //! | `handoff` | see [`HandoffCounters`] |
 //! | `verify_heap` | see [`HeapCounters`] |
+//! | `offenders` | with `--learn`: inputs `refused` |
+//! | `error_replies` | clients that were sent the configured error reply |
 //! | `audit` | `checks` of the write set against a full copy, and `mismatches` found |
 
 mod counter;
@@ -35,9 +41,10 @@ use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::{Value, json};
 
-pub use self::counter::{CallCounters, Counter, Peak};
+pub use self::counter::{CallCounters, Counter, Level, Peak};
 pub use self::histogram::{Histogram, Summary};
 use crate::event::rfc3339;
+use crate::ladder::Rung;
 
 counter::counters! {
     /// vCPU exits by reason.
@@ -66,6 +73,40 @@ counter::counters! {
         held_limit,
         /// It waited for a lock, or longer than its time slice, and others had to run.
         suspended,
+        /// There was no room for its shadow pages.
+        shadow_limit,
+    }
+}
+
+counter::counters! {
+    /// Faults, by the rung of the ladder that was taken.
+    LadderCounters {
+        /// Undone and run again.
+        rerun,
+        /// Undone, and the origin completed with an error.
+        abandon,
+        /// Undone, and run again without the call that faulted.
+        handoff,
+        /// Undone, and the connections of the wake-up reset.
+        reset_delivered,
+        /// The process was restarted in place.
+        restart,
+        /// The process ended.
+        give_up,
+    }
+}
+
+impl LadderCounters {
+    /// Counts a rung.
+    pub fn count(&self, rung: Rung) {
+        match rung {
+            Rung::Rerun => self.rerun.inc(),
+            Rung::Abandon => self.abandon.inc(),
+            Rung::Handoff => self.handoff.inc(),
+            Rung::ResetDelivered => self.reset_delivered.inc(),
+            Rung::Restart => self.restart.inc(),
+            Rung::GiveUp(_) => self.give_up.inc(),
+        }
     }
 }
 
@@ -133,6 +174,31 @@ counter::counters! {
     }
 }
 
+/// Large write sets that are restored bit by bit.
+#[derive(Debug, Default)]
+pub struct RestorationCounters {
+    /// Abandoned requests whose write set was hidden instead of restored at once.
+    pub postponed: Counter,
+    /// Pages that wait now, and the most that ever did.
+    pub waiting: Level,
+    /// Pages restored because somebody touched their region.
+    pub on_touch: Counter,
+    /// Pages restored by the cleaner.
+    pub by_cleaner: Counter,
+    /// Pages whose memory was given back to the host, among both.
+    pub given_back: Counter,
+    /// Pages that could not be restored.
+    pub lost: Counter,
+}
+
+counter::counters! {
+    /// Inputs that have crashed the server before.
+    OffenderCounters {
+        /// Refused before they reached it.
+        refused,
+    }
+}
+
 counter::counters! {
     /// Checks of the heap before a commit (`--verify-heap`).
     HeapCounters {
@@ -179,8 +245,16 @@ pub struct Stats {
     pub unsupported: CallCounters,
     /// Request domains.
     pub domains: DomainCounters,
+    /// Faults by rung.
+    pub ladder: LadderCounters,
+    /// How long the process stood still for restarts in place, in microseconds.
+    pub restart_pause_us: Histogram,
+    /// Memory taken by the image of the process, in bytes.
+    pub image_bytes: Peak,
     /// Pages.
     pub pages: PageCounters,
+    /// Large write sets.
+    pub restoration: RestorationCounters,
     /// Held output.
     pub held: HeldCounters,
     /// Deferred actions.
@@ -189,6 +263,8 @@ pub struct Stats {
     pub recovery_pause_us: Histogram,
     /// Memory taken by shadow pages, in bytes.
     pub shadow_bytes: Peak,
+    /// Shadow pages that were evicted: the pages are trapped again.
+    pub shadow_evicted: Peak,
     /// Times a thread had to wait for the run token.
     pub run_token_waits: Counter,
     /// Hand-offs between threads.
@@ -197,6 +273,10 @@ pub struct Stats {
     pub verify_heap: HeapCounters,
     /// Self-checks.
     pub audit: AuditCounters,
+    /// Inputs that have crashed the server before.
+    pub offenders: OffenderCounters,
+    /// Clients that were sent the configured error reply.
+    pub error_replies: Counter,
     start: Instant,
     start_time: SystemTime,
     startup: OnceLock<Duration>,
@@ -216,15 +296,22 @@ impl Stats {
             syscalls: CallCounters::default(),
             unsupported: CallCounters::default(),
             domains: DomainCounters::default(),
+            ladder: LadderCounters::default(),
+            restart_pause_us: Histogram::default(),
+            image_bytes: Peak::default(),
             pages: PageCounters::default(),
+            restoration: RestorationCounters::default(),
             held: HeldCounters::default(),
             deferred: DeferredCounters::default(),
             recovery_pause_us: Histogram::default(),
             shadow_bytes: Peak::default(),
+            shadow_evicted: Peak::default(),
             run_token_waits: Counter::default(),
             handoff: HandoffCounters::default(),
             verify_heap: HeapCounters::default(),
             audit: AuditCounters::default(),
+            offenders: OffenderCounters::default(),
+            error_replies: Counter::default(),
             start: Instant::now(),
             start_time: SystemTime::now(),
             startup: OnceLock::new(),
@@ -238,7 +325,6 @@ impl Stats {
 
     /// Everything as one JSON object. `name` gives the name of a system call by its number.
     pub fn to_json(&self, name: impl Fn(u64) -> Option<&'static str>) -> Value {
-        let pause = self.recovery_pause_us.summary();
         json!({
             "pid": std::process::id(),
             "start_time": rfc3339(self.start_time),
@@ -254,20 +340,32 @@ impl Stats {
                 "suspended": self.domains.suspended.get(),
                 "early_committed": self.domains.early_committed.to_json(),
             },
+            "ladder": self.ladder.to_json(),
+            "restart": {
+                "pause_us": summary(&self.restart_pause_us),
+                "image_bytes_peak": self.image_bytes.get(),
+            },
             "pages": self.pages.to_json(),
+            "restoration": {
+                "postponed": self.restoration.postponed.get(),
+                "waiting": self.restoration.waiting.get(),
+                "waiting_peak": self.restoration.waiting.peak(),
+                "on_touch": self.restoration.on_touch.get(),
+                "by_cleaner": self.restoration.by_cleaner.get(),
+                "given_back": self.restoration.given_back.get(),
+                "lost": self.restoration.lost.get(),
+            },
             "held": self.held.to_json(),
             "deferred": self.deferred.to_json(),
-            "recovery_pause_us": {
-                "count": pause.map_or(0, |p| p.count),
-                "min": pause.map(|p| p.min),
-                "median": pause.map(|p| p.median),
-                "max": pause.map(|p| p.max),
-            },
+            "recovery_pause_us": summary(&self.recovery_pause_us),
             "shadow_bytes_peak": self.shadow_bytes.get(),
+            "shadow_evicted": self.shadow_evicted.get(),
             "run_token_waits": self.run_token_waits.get(),
             "handoff": self.handoff.to_json(),
             "verify_heap": self.verify_heap.to_json(),
             "audit": self.audit.to_json(),
+            "offenders": self.offenders.to_json(),
+            "error_replies": self.error_replies.get(),
         })
     }
 
@@ -300,6 +398,16 @@ impl Stats {
     }
 }
 
+fn summary(histogram: &Histogram) -> Value {
+    let times = histogram.summary();
+    json!({
+        "count": times.map_or(0, |p| p.count),
+        "min": times.map(|p| p.min),
+        "median": times.map(|p| p.median),
+        "max": times.map(|p| p.max),
+    })
+}
+
 /// `duration` in whole microseconds, as events, reports and statistics write it.
 pub fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
@@ -323,6 +431,8 @@ mod tests {
         stats.unsupported.inc(300);
         stats.domains.early_committed.held_limit.inc();
         stats.pages.tracked.add(5);
+        stats.ladder.count(Rung::ResetDelivered);
+        stats.restart_pause_us.record(900);
         stats.recovery_pause_us.record(84);
         stats.shadow_bytes.raise(8192);
         stats.listening();
@@ -337,14 +447,20 @@ mod tests {
             "audit",
             "deferred",
             "domains",
+            "error_replies",
             "exits",
             "handoff",
             "held",
+            "ladder",
+            "offenders",
             "pages",
             "pid",
             "recovery_pause_us",
+            "restart",
+            "restoration",
             "run_token_waits",
             "shadow_bytes_peak",
+            "shadow_evicted",
             "start_time",
             "startup_us",
             "syscalls",
@@ -358,6 +474,8 @@ mod tests {
         assert_eq!(json["unsupported"], json!({"syscall_300": 1}));
         assert_eq!(json["domains"]["early_committed"]["held_limit"], 1);
         assert_eq!(json["pages"]["tracked"], 5);
+        assert_eq!(json["ladder"]["reset_delivered"], 1);
+        assert_eq!(json["restart"]["pause_us"]["max"], 900);
         let pause = json!({"count": 1, "min": 84, "median": 84, "max": 84});
         assert_eq!(json["recovery_pause_us"], pause);
         assert_eq!(json["shadow_bytes_peak"], 8192);

@@ -26,6 +26,8 @@ pub enum Merge {
     Add,
     /// A word of a lock: what it holds now stays. Whether the domain holds the lock is told by the owner.
     Keep,
+    /// A word that looks like one of a lock: what it holds now stays, and it counts as a number.
+    Doubt,
     /// An address.
     Entangle,
 }
@@ -163,6 +165,10 @@ impl SuspendedPages {
                         }
                         Merge::Keep => {
                             self.contended.insert(address);
+                            is
+                        }
+                        Merge::Doubt => {
+                            self.merged = true;
                             is
                         }
                         Merge::Entangle => {

@@ -275,7 +275,9 @@ static void serve(char *line, char *reply, size_t room) {
         memset(scratch, (int)number, sizeof scratch);
         pass(&middle);
         snprintf(reply, room, "%d", scratch[100]);
-    } else if (!strcmp(what, "hits"))
+    } else if (!strcmp(what, "level"))
+        snprintf(reply, room, "%u", queue.count);
+    else if (!strcmp(what, "hits"))
         snprintf(reply, room, "%ld", atomic_load(&hits));
     else if (!strcmp(what, "peek"))
         snprintf(reply, room, "%d", scratch[100]);

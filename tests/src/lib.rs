@@ -11,6 +11,7 @@ pub mod faults;
 pub mod guest;
 pub mod heap;
 pub mod kvm;
+pub mod ladder;
 pub mod lane;
 pub mod load;
 pub mod memcached;
@@ -22,6 +23,7 @@ pub mod process;
 pub mod redis;
 pub mod run;
 pub mod runner;
+pub mod web;
 
 pub use event::Event;
 pub use kvm::kvm_case;

@@ -246,6 +246,19 @@ impl Monitored {
             .collect())
     }
 
+    /// Likewise, when there are `count` of them, or after the server's patience: they are written in the
+    /// background.
+    pub fn await_events(&self, event: &str, count: usize) -> io::Result<Vec<Event>> {
+        let deadline = Instant::now() + self.patience;
+        loop {
+            let found = self.events_of(event)?;
+            if found.len() >= count || Instant::now() >= deadline {
+                return Ok(found);
+            }
+            thread::sleep(POLL);
+        }
+    }
+
     /// The counters, which the monitor writes when it ends.
     pub fn stats(&self) -> io::Result<Value> {
         let text = fs::read_to_string(self.dir.path().join(STATS))?;

@@ -30,13 +30,17 @@ const PATIENCE: Duration = Duration::from_secs(20);
 const OPERATIONS: u64 = 25;
 
 fn start(arguments: &[&str]) -> Monitored {
+    start_with(&["--audit"], arguments)
+}
+
+fn start_with(options: &[&str], arguments: &[&str]) -> Monitored {
     let dir = tempfile::tempdir().unwrap();
     let program = audit::build(dir.path()).unwrap_or_else(|error| panic!("{error}"));
     let port = free_port().unwrap();
     let mut command = vec![program.into_os_string()];
     command.extend(arguments.iter().map(Into::into));
     command.push(port.to_string().into());
-    let launch = Launch::monitored(command).unwrap().options(["--audit"]);
+    let launch = Launch::monitored(command).unwrap().options(options);
     // The program is not needed on disk once it runs, except for the names in a fault's stack.
     launch.patience(PATIENCE).start(port).unwrap()
 }
@@ -127,12 +131,23 @@ fn finish(mut server: Monitored) -> Value {
 #[test]
 fn an_abandoned_request_leaves_no_trace() {
     kvm_case("an_abandoned_request_leaves_no_trace");
-    let server = start(&[]);
+    leaves_no_trace_for(start(&[]), TIME);
+}
+
+/// Every write set is hidden and restored piece by piece.
+#[test]
+fn a_hidden_write_set_leaves_no_trace() {
+    kvm_case("a_hidden_write_set_leaves_no_trace");
+    let options = ["--audit", "--restore-at-once", "0"];
+    leaves_no_trace_for(start_with(&options, &[]), TIME / 2);
+}
+
+fn leaves_no_trace_for(server: Monitored, time: Duration) {
     let mut watcher = Client::connect(server.port(), PATIENCE).unwrap();
     let begin = Instant::now();
     let mut crashes = 0;
     for seed in seeds() {
-        if begin.elapsed() > TIME {
+        if begin.elapsed() > time {
             break;
         }
         crashes += 1;

@@ -305,7 +305,7 @@ fn a_struck_large_value_is_not_stored() {
             "the old value is gone"
         );
     }
-    assert_eq!(server.events_of("recovered").unwrap().len(), 10);
+    assert_eq!(server.await_events("recovered", 10).unwrap().len(), 10);
 }
 
 #[test]
@@ -314,7 +314,7 @@ fn it_listens_where_it_is_told() {
     let port = free_port().unwrap();
     let server = struck(port, 0).start(port).unwrap();
     let addresses: Vec<Option<String>> = server
-        .events_of("listening")
+        .await_events("listening", 1)
         .unwrap()
         .iter()
         .map(|event| event.text("address").map(str::to_owned))

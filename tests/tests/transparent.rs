@@ -226,7 +226,9 @@ fn a_socket_is_handed_over_as_by_systemd() {
     let mut shell = run::native(["sh", "-c", "LISTEN_PID=$$ exec \"$@\"", "sh"]);
     shell
         .arg(monitored.get_program())
-        .args(monitored.get_args());
+        // It serves one client and ends.
+        .args(["run", "--allow-exit"])
+        .args(monitored.get_args().skip(1));
     shell.env("LISTEN_FDS", "1").stdin(Stdio::null());
     let fd = listener.as_raw_fd();
     // SAFETY: the closure only duplicates a descriptor; dup2 is async-signal-safe. Where the

@@ -26,6 +26,13 @@ pub fn errno_of(error: &io::Error) -> Errno {
     Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO))
 }
 
+/// Large blocks of the monitor's own memory are mappings of their own, so that they go back to the host when
+/// they are freed. By default the allocator gives that up after the first one.
+pub fn fix_mmap_threshold() {
+    // SAFETY: sets a parameter of the allocator; no memory is involved.
+    unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, 256 << 10) };
+}
+
 /// A raw system call.
 ///
 /// # Safety
@@ -205,6 +212,25 @@ pub fn send(fd: i32, bytes: &[u8]) -> io::Result<usize> {
         .map(|n| n as usize)
 }
 
+/// Receives what has arrived, without waiting; the number of bytes, 0 at the end of the stream. With `peek` it
+/// stays where it is.
+pub fn receive(fd: i32, into: &mut [u8], peek: bool) -> io::Result<usize> {
+    let flags = libc::MSG_DONTWAIT | if peek { libc::MSG_PEEK } else { 0 };
+    // SAFETY: `into` is a live exclusive slice.
+    check(unsafe { libc::recv(fd, into.as_mut_ptr().cast(), into.len(), flags) as i64 })
+        .map(|n| n as usize)
+}
+
+/// Bytes of a TCP connection that the peer has not acknowledged yet, the end of the stream counted as one.
+pub fn unacknowledged(fd: i32) -> io::Result<usize> {
+    let mut bytes = 0i32;
+    // SAFETY: the request (SIOCOUTQ) writes an int.
+    check(i64::from(unsafe {
+        libc::ioctl(fd, libc::TIOCOUTQ, &raw mut bytes)
+    }))?;
+    Ok(usize::try_from(bytes).unwrap_or(0))
+}
+
 /// `close`.
 pub fn close(fd: i32) -> io::Result<()> {
     // SAFETY: the descriptor is the guest's: no owner in the monitor relies on it.
@@ -268,6 +294,19 @@ pub fn close_from(first: i32) {
     unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, 0) };
 }
 
+/// Gives the calling thread a table of descriptors of its own, with standard error and those from `first` on:
+/// what it opens is not in the way of the guest's numbers, and what the guest closes is closed.
+pub fn leave_descriptor_table(first: i32) -> io::Result<()> {
+    const CLOSE_RANGE_UNSHARE: i32 = 2;
+    // SAFETY: takes numbers only, and closes what other threads still have.
+    check(unsafe { libc::syscall(libc::SYS_close_range, 3, first - 1, CLOSE_RANGE_UNSHARE) })?;
+    for fd in [libc::STDIN_FILENO, libc::STDOUT_FILENO] {
+        // SAFETY: takes numbers only; the table is this thread's own by now.
+        check(i64::from(unsafe { libc::dup2(libc::STDERR_FILENO, fd) }))?;
+    }
+    Ok(())
+}
+
 /// `fcntl` with a number as argument.
 pub fn fcntl(fd: i32, command: i32, value: i32) -> io::Result<i32> {
     // SAFETY: the commands that come here take a number or nothing.
@@ -325,6 +364,76 @@ pub fn set_socket_option(fd: i32, level: i32, name: i32, value: &[u8]) -> io::Re
         libc::setsockopt(fd, level, name, value.as_ptr().cast(), value.len() as u32)
     }))
     .map(drop)
+}
+
+/// Takes out all that can be read from a pipe, an eventfd or a socket pair without waiting.
+pub fn drain(fd: i32) -> io::Result<()> {
+    let mut buffer = [0u8; 4096];
+    // More than a pipe or socket holds by default; whatever is left then comes in from elsewhere.
+    for _ in 0..1024 {
+        if !is_readable(fd) {
+            return Ok(());
+        }
+        // SAFETY: the buffer is live and has that length.
+        let read = unsafe { libc::read(fd, buffer.as_mut_ptr().cast(), buffer.len()) as i64 };
+        match check(read) {
+            Ok(0) => return Ok(()),
+            Ok(_) => {}
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
+}
+
+/// The setting of a timerfd; an error for other descriptors.
+pub fn timer(fd: i32) -> io::Result<libc::itimerspec> {
+    // SAFETY: an all-zero `itimerspec` is a valid value.
+    let mut setting: libc::itimerspec = unsafe { std::mem::zeroed() };
+    // SAFETY: `setting` is valid for the call to fill in.
+    check(i64::from(unsafe {
+        libc::timerfd_gettime(fd, &mut setting)
+    }))
+    .map(|_| setting)
+}
+
+/// Sets a timerfd, counting from now.
+pub fn set_timer(fd: i32, setting: &libc::itimerspec) -> io::Result<()> {
+    // SAFETY: `setting` is a live structure; the old setting is not asked for.
+    check(i64::from(unsafe {
+        libc::timerfd_settime(fd, 0, setting, std::ptr::null_mut())
+    }))
+    .map(drop)
+}
+
+/// How many bytes can be read without waiting.
+pub fn readable_bytes(fd: i32) -> io::Result<u32> {
+    let mut bytes = 0i32;
+    // SAFETY: FIONREAD writes an `int`.
+    check(i64::from(unsafe {
+        libc::ioctl(fd, libc::FIONREAD, &mut bytes)
+    }))
+    .map(|_| bytes.max(0) as u32)
+}
+
+/// Bytes of memory that the machine has.
+pub fn memory_size() -> u64 {
+    // SAFETY: sysconf has no preconditions.
+    let (pages, size) = unsafe {
+        (
+            libc::sysconf(libc::_SC_PHYS_PAGES),
+            libc::sysconf(libc::_SC_PAGESIZE),
+        )
+    };
+    (pages.max(0) as u64).saturating_mul(size.max(0) as u64)
+}
+
+/// The kernel is not to look at mutexes that the calling thread holds when it ends.
+pub fn leave_robust_list() {
+    let size = size_of::<[u64; 3]>();
+    // SAFETY: no list, of the size that the kernel expects.
+    unsafe { libc::syscall(libc::SYS_set_robust_list, std::ptr::null::<u8>(), size) };
 }
 
 /// File type and permissions of a descriptor (`st_mode`).

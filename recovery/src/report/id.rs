@@ -30,6 +30,11 @@ impl ReportId {
         Self(format!("{time}-{}-{n}", std::process::id()))
     }
 
+    /// An identifier that comes before those of all faults at `time` and later.
+    pub(super) fn earliest(time: SystemTime) -> Self {
+        Self(rfc3339(time).replace(['-', ':'], ""))
+    }
+
     /// The identifier as it is written.
     pub fn as_str(&self) -> &str {
         &self.0

@@ -1,11 +1,13 @@
-//! Keeps the report directory from growing: only the newest reports stay.
+//! Keeps the report directory from growing: only the newest reports stay, up to a number, a size and an age.
 //!
 //! Removing happens every few saves, so that one save costs little on average and the work of any save is
 //! bounded. Nothing is remembered between scans but a count: several processes may share the directory,
 //! and a child that was forked in the middle of anything goes on correctly.
 
 use std::fs;
+use std::path::Path;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
 
 use super::{ReportArchive, ReportId};
 
@@ -19,6 +21,10 @@ const PERIOD_LIMIT: usize = 256;
 #[derive(Debug)]
 pub(super) struct Retention {
     keep: usize,
+    /// Bytes that all reports may take.
+    bytes: u64,
+    /// How old a report may become.
+    age: Duration,
     /// Saves since the last scan.
     saves: AtomicU64,
     /// The process that counted them.
@@ -30,9 +36,16 @@ impl Retention {
     pub(super) fn new(keep: usize) -> Self {
         Self {
             keep: keep.max(1),
+            bytes: u64::MAX,
+            age: Duration::MAX,
             saves: AtomicU64::new(0),
             pid: AtomicU32::new(0),
         }
+    }
+
+    /// Likewise, with limits on all reports together and on the age of each.
+    pub(super) fn with_limits(self, bytes: u64, age: Duration) -> Self {
+        Self { bytes, age, ..self }
     }
 
     /// How many reports are saved from one scan to the next: how far the directory may exceed the limit, for
@@ -54,6 +67,17 @@ impl Retention {
 
     /// Removes what is too much, but never `newest`, even if the clock was set back.
     fn remove_oldest(&self, archive: &ReportArchive, newest: &ReportId) {
+        self.remove(archive, Some(newest), SystemTime::now());
+    }
+
+    /// Removes what is too much or too old at the time `now`. What is in excess of the removals of one scan
+    /// is left for the next.
+    pub(super) fn remove(
+        &self,
+        archive: &ReportArchive,
+        newest: Option<&ReportId>,
+        now: SystemTime,
+    ) {
         let mut ids = match archive.entries() {
             Ok(ids) => ids,
             Err(error) => {
@@ -61,14 +85,37 @@ impl Retention {
                 return;
             }
         };
-        let excess = ids.len().saturating_sub(self.keep).min(REMOVALS_LIMIT);
-        ids.retain(|id| id != newest);
-        ids.sort_unstable();
-        for id in ids.iter().take(excess) {
+        ids.sort_unstable_by(|a, b| b.cmp(a));
+        let oldest = now.checked_sub(self.age).map(ReportId::earliest);
+        // The newest one has its place, wherever it is in the order.
+        let (mut kept, mut bytes) = (usize::from(newest.is_some()), 0u64);
+        let mut excess = Vec::new();
+        for id in ids.iter().filter(|id| newest != Some(id)) {
+            bytes = bytes.saturating_add(match self.bytes {
+                u64::MAX => 0,
+                _ => size(&archive.path(id)),
+            });
+            let too_old = oldest.as_ref().is_some_and(|oldest| id < oldest);
+            let too_much = kept >= self.keep || bytes > self.bytes;
+            match too_old || too_much {
+                true => excess.push(id),
+                false => kept += 1,
+            }
+        }
+        for id in excess.into_iter().rev().take(REMOVALS_LIMIT) {
             // Another process may be removing the same one.
             if let Err(error) = fs::remove_dir_all(archive.path(id)) {
                 log::debug!("cannot remove the old report {id}: {error}");
             }
         }
     }
+}
+
+/// Bytes of the files in a report's directory.
+fn size(path: &Path) -> u64 {
+    let files = fs::read_dir(path).into_iter().flatten().flatten();
+    files
+        .filter_map(|file| file.metadata().ok())
+        .map(|metadata| metadata.len())
+        .sum()
 }

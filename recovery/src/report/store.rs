@@ -10,12 +10,19 @@ use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use super::retention::Retention;
-use super::{FaultReport, ReportId};
+use super::{FaultReport, ReportId, Tally};
 
 /// Reports that are kept unless the user says otherwise.
 pub const DEFAULT_KEEP: usize = 1000;
+
+/// Bytes that all reports take at most unless the user says otherwise.
+pub const DEFAULT_BYTES: u64 = 256 << 20;
+
+/// How long reports are kept unless the user says otherwise: 90 days.
+pub const DEFAULT_AGE: Duration = Duration::from_secs(90 * 24 * 3600);
 
 /// What a `report.json` is at most, so that a foreign file cannot make us read without end.
 const JSON_LIMIT: u64 = 16 << 20;
@@ -189,12 +196,13 @@ impl ReportArchive {
         let path = self.path(id).join("report.json");
         let mut json = Vec::new();
         let read = File::open(&path).and_then(|f| f.take(JSON_LIMIT).read_to_end(&mut json));
-        match read {
-            Ok(_) => {
-                serde_json::from_slice(&json).map_err(|source| LoadError::Corrupt { path, source })
-            }
-            Err(source) => Err(LoadError::Unreadable { path, source }),
+        if let Err(source) = read {
+            return Err(LoadError::Unreadable { path, source });
         }
+        let mut report: FaultReport =
+            serde_json::from_slice(&json).map_err(|source| LoadError::Corrupt { path, source })?;
+        report.more = Tally::read(&self.path(id));
+        Ok(report)
     }
 
     /// The directories that are named like a report, finished or not, in no order.
@@ -276,6 +284,21 @@ impl ReportStore {
         }
     }
 
+    /// Limits what all reports take together, and how old one may become.
+    pub fn with_limits(self, bytes: u64, age: Duration) -> Self {
+        Self {
+            retention: self.retention.with_limits(bytes, age),
+            ..self
+        }
+    }
+
+    /// Removes what is too much or too old by now. Saving does the same every so many reports; this is for
+    /// the time in which nothing is saved.
+    pub fn prune(&self) {
+        self.retention
+            .remove(&self.archive, None, SystemTime::now());
+    }
+
     /// What is in the directory.
     pub fn archive(&self) -> &ReportArchive {
         &self.archive
@@ -294,6 +317,15 @@ impl ReportStore {
         self.retention.saved(&self.archive, &report.id);
         Ok(path)
     }
+
+    /// Notes in the report `first` that its fault has happened again. An error means most likely that the
+    /// report is gone.
+    pub fn save_tally(&self, first: &ReportId, tally: &Tally) -> Result<(), SaveError> {
+        let path = self.archive.path(first);
+        tally
+            .write(&path)
+            .map_err(|source| SaveError { path, source })
+    }
 }
 
 fn write_report(path: &Path, report: &FaultReport) -> io::Result<()> {
@@ -309,7 +341,7 @@ fn write_report(path: &Path, report: &FaultReport) -> io::Result<()> {
     fs::rename(temporary, path.join("report.json"))
 }
 
-fn write_private(path: &Path, content: &[u8]) -> io::Result<()> {
+pub(super) fn write_private(path: &Path, content: &[u8]) -> io::Result<()> {
     let mut options = OpenOptions::new();
     let mut file = options
         .write(true)

@@ -4,6 +4,7 @@ use std::fmt::{self, Write};
 
 use super::{Excerpt, FaultReport, Frame};
 use crate::event::Outcome;
+use crate::origin::Origin;
 
 /// Width of the lines that show bytes.
 const BYTES_WIDTH: usize = 96;
@@ -68,7 +69,31 @@ fn write_report(out: &mut String, r: &FaultReport) -> fmt::Result {
         .as_ref()
         .map_or_else(|| "no peer".to_owned(), |p| format!("peer {}", line(p)));
     writeln!(out, "Request   {}, {peer}", line(&r.origin))?;
+    if !r.rung.is_empty() {
+        writeln!(out, "Rung      {}", line(&r.rung))?;
+    }
     writeln!(out, "Pause     {} us{}", r.pause_us, pause_parts(r))?;
+    if r.replied {
+        writeln!(
+            out,
+            "Reply     the client was sent the configured error reply"
+        )?;
+    }
+    if r.repeat > 0 {
+        writeln!(out, "Repeat    the same fault as {} before it", r.repeat)?;
+    }
+    if let Some(more) = &r.more {
+        write!(
+            out,
+            "Again     {} times more, last {}",
+            more.count,
+            line(&more.last)
+        )?;
+        match &more.last_peer {
+            Some(peer) => writeln!(out, " by {}", line(peer))?,
+            None => writeln!(out)?,
+        }
+    }
 
     section_bytes(out, "Input of the request", &r.input)?;
     section(
@@ -112,6 +137,10 @@ fn verdict(r: &FaultReport) -> String {
         .as_ref()
         .map_or_else(|| "no reason given".to_owned(), |s| line(s));
     match r.outcome {
+        // Nobody's request: whether that helped is told by what comes next.
+        Outcome::Recovered if is_own_work(r) => {
+            "The server's own work was undone and is run again; no client is concerned.".to_owned()
+        }
         Outcome::Recovered => {
             "The request was undone as a whole; the server and everyone else went on.".to_owned()
         }
@@ -120,6 +149,12 @@ fn verdict(r: &FaultReport) -> String {
         }
         Outcome::Escalated => format!("The fault could not be contained: {reason}."),
     }
+}
+
+/// Whether the fault belongs to no client's request.
+fn is_own_work(r: &FaultReport) -> bool {
+    let own = [Origin::Internal, Origin::Timer].map(|origin| origin.to_string());
+    own.contains(&r.origin) && r.peer.is_none()
 }
 
 fn pause_parts(r: &FaultReport) -> String {
@@ -249,6 +284,17 @@ Registers
     }
 
     #[test]
+    fn work_of_the_server_itself_is_no_request() {
+        let mut report = sample(UNIX_EPOCH);
+        report.origin = "timer".into();
+        report.peer = None;
+        assert!(render(&report).contains("\nThe server's own work was undone and is run again;"));
+        // Charged to the connections of its wake-up.
+        report.peer = Some("127.0.0.1:4242".into());
+        assert!(render(&report).contains("\nThe request was undone"));
+    }
+
+    #[test]
     fn lesser_outcomes_say_why() {
         let mut report = sample(UNIX_EPOCH);
         report.outcome = Outcome::Degraded;
@@ -256,6 +302,26 @@ Registers
         assert!(render(&report).contains("as a whole: page 0x1000 was read by another thread.\n"));
         report.outcome = Outcome::Escalated;
         assert!(render(&report).starts_with("ESCALATED: SIGSEGV"));
+    }
+
+    #[test]
+    fn a_repeated_fault_says_so() {
+        let mut report = sample(UNIX_EPOCH);
+        report.repeat = 2;
+        report.replied = true;
+        report.more = Some(crate::report::Tally {
+            count: 997,
+            last: "1970-01-02T00:00:00.000000Z".into(),
+            last_peer: Some("127.0.0.1:9".into()),
+        });
+        let text = render(&report);
+        assert!(
+            text.contains("\nRepeat    the same fault as 2 before it\n"),
+            "{text}"
+        );
+        let again = "\nAgain     997 times more, last 1970-01-02T00:00:00.000000Z by 127.0.0.1:9\n";
+        assert!(text.contains(again), "{text}");
+        assert!(text.contains("\nReply  "), "{text}");
     }
 
     #[test]

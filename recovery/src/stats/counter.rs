@@ -41,6 +41,31 @@ impl Peak {
     }
 }
 
+/// A value that goes up and down, and the largest that it ever had.
+#[derive(Debug, Default)]
+pub struct Level {
+    now: AtomicU64,
+    peak: Peak,
+}
+
+impl Level {
+    /// The value is `n` now.
+    pub fn set(&self, n: u64) {
+        self.now.store(n, Ordering::Relaxed);
+        self.peak.raise(n);
+    }
+
+    /// The value now.
+    pub fn get(&self) -> u64 {
+        self.now.load(Ordering::Relaxed)
+    }
+
+    /// The largest so far.
+    pub fn peak(&self) -> u64 {
+        self.peak.get()
+    }
+}
+
 /// System-call numbers that are counted one by one; Linux is below, and no guest can make us count more.
 const CALLS: usize = 512;
 

@@ -18,25 +18,46 @@
 //! The machine does not see what the host writes for a system call: [`Tracker::host_write`] has to be
 //! called before such a write.
 
+mod budget;
 mod changed;
+mod image;
 mod pages;
+mod postponed;
 mod shadow;
 #[cfg(test)]
 mod tests;
 
 use guest_agentless::{GuestRange, PAGE_SIZE, PageNumber};
 
+pub use budget::{FirstWrite, HostWrite};
+use image::ImagePages;
+pub use image::{ImageLost, ImageRestored};
 pub use pages::SavedPages;
-use pages::{Base, PageMap};
+use pages::{Activated, Base, PageMap, PageState};
+pub use postponed::{Progress, REGION_SIZE};
 pub use shadow::PageContent;
 use shadow::{Frame, ShadowStore};
 
-/// What the tracker needs from the machine. All of it concerns memory of the guest.
-pub trait Machine {
+/// Guest memory, from whatever thread.
+pub trait Memory {
     /// Copies a page out. False if it cannot be read.
     fn read(&mut self, page: PageNumber, into: &mut PageContent) -> bool;
     /// Copies a page in, whatever the guest itself may do with it. False if that cannot be done.
     fn write(&mut self, page: PageNumber, from: &PageContent) -> bool;
+    /// Gives the memory of private pages that were zero before their first write back to the host: they
+    /// are so again. False if that cannot be done.
+    fn give_back(&mut self, range: GuestRange) -> bool;
+    /// Fills pages with zeros, whatever the guest itself may do with them. False if that cannot be done.
+    fn clear(&mut self, range: GuestRange) -> bool {
+        self.give_back(range)
+            || range
+                .pages()
+                .all(|page| self.write(page, PageContent::zero()))
+    }
+}
+
+/// What the tracker needs from the machine. All of it concerns memory of the guest.
+pub trait Machine: Memory {
     /// Makes a page writable for the guest as far as its mapping allows, or read-only. Read-only takes
     /// effect with the next [`Machine::reprotect`].
     fn set_writable(&mut self, page: PageNumber, writable: bool);
@@ -44,11 +65,6 @@ pub trait Machine {
     fn is_zero_based(&self, page: PageNumber) -> bool;
     /// Reports the pages written since the last call, each at least once since it was last protected.
     fn harvest(&mut self, written: &mut Vec<PageNumber>);
-    /// Makes the pages of `range`, whose bases are zero, zero again without writing to them, so that their
-    /// memory goes back to the host. False if that cannot be done.
-    fn discard(&mut self, _range: GuestRange) -> bool {
-        false
-    }
     /// Protects all harvested pages, so that the next write to each is reported again.
     fn reprotect(&mut self);
 }
@@ -95,6 +111,16 @@ pub struct Tracker {
     shadows: ShadowStore,
     active: Vec<Active>,
     active_limit: usize,
+    /// Counts the active sets; pages of an earlier one are not active.
+    epoch: u64,
+    /// The regions that the active set reaches into.
+    active_regions: Vec<u64>,
+    waiting: postponed::Waiting,
+    /// Bytes that shadows may take.
+    shadow_limit: u64,
+    /// There was no room for a shadow in the running domain.
+    cramped: bool,
+    evicted: u64,
     /// Comparisons since the last re-protection that found nothing changed.
     wasted: u64,
     armed: bool,
@@ -106,6 +132,8 @@ pub struct Tracker {
     scratch: Box<PageContent>,
     /// What the last commit has changed, if somebody wants to know.
     changes: Option<Vec<PageNumber>>,
+    image: Option<ImagePages>,
+    image_lost: Option<ImageLost>,
 }
 
 impl Tracker {
@@ -123,6 +151,12 @@ impl Tracker {
             shadows: ShadowStore::default(),
             active: Vec::new(),
             active_limit: Self::ACTIVE_LIMIT,
+            epoch: 1,
+            active_regions: Vec::new(),
+            waiting: Default::default(),
+            shadow_limit: u64::MAX,
+            cramped: false,
+            evicted: 0,
             wasted: 0,
             armed: false,
             written: 0,
@@ -130,6 +164,8 @@ impl Tracker {
             harvest: Vec::new(),
             scratch: PageContent::boxed(),
             changes: None,
+            image: None,
+            image_lost: None,
         }
     }
 
@@ -190,42 +226,67 @@ impl Tracker {
         machine.reprotect();
     }
 
-    /// The guest is about to write a trapped page: takes its shadow and lets it through. False if the
-    /// page cannot be read.
-    pub fn first_write(&mut self, machine: &mut impl Machine, page: PageNumber) -> bool {
-        if !self.take_shadow(machine, page) {
-            return false;
+    /// The guest is about to write a trapped page: takes its shadow and lets it through.
+    pub fn first_write(&mut self, machine: &mut impl Machine, page: PageNumber) -> FirstWrite {
+        match self.find_room(machine) {
+            true => self.first_write_anyway(machine, page),
+            false => FirstWrite::NoRoom,
         }
-        machine.set_writable(page, true);
-        true
     }
 
-    /// The host is about to write `range` on behalf of the guest. Returns how many pages became active.
-    pub fn host_write(&mut self, machine: &mut impl Machine, range: GuestRange) -> u64 {
+    /// Likewise, whether there is room for the shadow or not.
+    pub fn first_write_anyway(
+        &mut self,
+        machine: &mut impl Machine,
+        page: PageNumber,
+    ) -> FirstWrite {
+        if !self.take_shadow(machine, page) {
+            return FirstWrite::Unreadable;
+        }
+        machine.set_writable(page, true);
+        FirstWrite::Taken
+    }
+
+    /// The host is about to write `range` on behalf of the guest. Where it stops for want of room the rest is
+    /// still to be told, after a commit.
+    pub fn host_write(&mut self, machine: &mut impl Machine, range: GuestRange) -> HostWrite {
         let mut activated = 0;
         for page in range.pages() {
-            activated += u64::from(self.host_write_page(machine, page));
-            if self.armed && self.host_written.last() != Some(&page) {
+            if self.is_trapped(machine, page) {
+                match self.first_write(machine, page) {
+                    FirstWrite::Taken => {}
+                    FirstWrite::NoRoom => {
+                        return HostWrite {
+                            activated,
+                            stopped: Some(page),
+                        };
+                    }
+                    // A page that cannot be read cannot be written either: the call will fail on it.
+                    FirstWrite::Unreadable => continue,
+                }
+            }
+            if !self.armed {
+                self.pages.set_base(page, Base::Itself);
+                continue;
+            }
+            activated += u64::from(self.activate(page));
+            if self.host_written.last() != Some(&page) {
                 self.host_written.push(page);
             }
         }
-        activated
+        HostWrite {
+            activated,
+            stopped: None,
+        }
     }
 
-    fn host_write_page(&mut self, machine: &mut impl Machine, page: PageNumber) -> bool {
-        if !self.armed {
-            self.pages.set_base(page, Base::Itself);
-            return false;
-        }
-        if self.pages.get(page).is_some_and(|state| state.active) {
-            return false;
-        }
-        // A page that cannot be read cannot be written either: the call will fail on it.
-        if !self.is_writable(page, machine.is_zero_based(page)) && !self.first_write(machine, page)
-        {
-            return false;
-        }
-        self.activate(page)
+    fn is_trapped(&self, machine: &impl Machine, page: PageNumber) -> bool {
+        self.armed && !self.is_active(page) && !self.is_writable(page, machine.is_zero_based(page))
+    }
+
+    fn is_active(&self, page: PageNumber) -> bool {
+        let state = self.pages.get(page);
+        state.is_some_and(|state| state.epoch == self.epoch)
     }
 
     /// The running domain ended well: what memory holds now is the base of the next one.
@@ -248,12 +309,15 @@ impl Tracker {
         self.written = 0;
         let over = self.active.len() > self.active_limit;
         let mut copied = 0;
+        let mut trapped = std::mem::take(&mut self.cramped);
         let mut changes = self.changes.take();
         changes.iter_mut().for_each(Vec::clear);
         for entry in &mut self.active {
-            // A page that was never shadowed, of a write set past the limit: trapping it again costs an
+            // A page that was never shadowed, of a write set past the limit, or without room: trapping it again costs an
             // exit if it is written once more, but no memory if it is not.
-            if over && entry.frame.is_none() {
+            let full = self.shadows.bytes().saturating_add(4096) > self.shadow_limit;
+            trapped |= full && entry.frame.is_none();
+            if (over || full) && entry.frame.is_none() {
                 self.pages.set_base(entry.page, Base::Itself);
                 machine.set_writable(entry.page, false);
                 changes.iter_mut().for_each(|list| list.push(entry.page));
@@ -261,7 +325,7 @@ impl Tracker {
             }
             let was_zero = entry.frame.is_none();
             let frame = *entry.frame.get_or_insert_with(|| {
-                let frame = self.shadows.allocate();
+                let frame = self.shadows.allocate(entry.page);
                 self.pages.set_base(entry.page, Base::Shadow(frame));
                 frame
             });
@@ -284,11 +348,12 @@ impl Tracker {
         // comparison in every commit for each page that is not. Whoever has paid as much for the one as
         // the other would have cost is never worse off than by a factor of two.
         self.wasted += compared - copied;
-        let reprotected = over || self.wasted > Self::FAULT_COST * (copied + 1);
+        let reprotected = over || trapped || self.wasted > Self::FAULT_COST * (copied + 1);
         if reprotected {
             self.wasted = 0;
             self.deactivate_all(machine);
         }
+        self.trim(machine);
         Committed {
             harvested,
             compared,
@@ -338,7 +403,7 @@ impl Tracker {
             Some(Base::Shadow(frame)) => self.shadows.get_mut(frame).clone_from(content),
             Some(Base::Itself) => {}
             None | Some(Base::Zero) => {
-                let frame = self.shadows.allocate();
+                let frame = self.shadows.allocate(page);
                 self.shadows.get_mut(frame).clone_from(content);
                 self.pages.set_base(page, Base::Shadow(frame));
                 if let Some(entry) = self.active.iter_mut().rfind(|entry| entry.page == page) {
@@ -353,10 +418,11 @@ impl Tracker {
     /// the next domain begins with. No guest code has run in between.
     pub fn settle(&mut self, machine: &mut impl Machine) {
         for page in std::mem::take(&mut self.host_written) {
-            let Some(state) = self.pages.get(page).filter(|state| state.active) else {
+            let state = self.pages.get(page);
+            let Some(state) = state.filter(|state| state.epoch == self.epoch) else {
                 continue;
             };
-            let frame = state.frame().unwrap_or_else(|| self.shadows.allocate());
+            let frame = state.frame().unwrap_or_else(|| self.shadows.allocate(page));
             machine.read(page, self.shadows.get_mut(frame));
             if state.frame().is_none() {
                 self.pages.set_base(page, Base::Shadow(frame));
@@ -372,16 +438,26 @@ impl Tracker {
     pub fn abandon(
         &mut self,
         machine: &mut impl Machine,
-        mut examine: impl FnMut(PageNumber, &PageContent),
+        examine: impl FnMut(PageNumber, &PageContent),
     ) -> Abandoned {
         self.host_written.clear();
         self.take_harvest(machine);
         self.written = 0;
+        self.restore_now(machine, |_| true, examine)
+    }
+
+    /// Restores the active pages that `which` names.
+    fn restore_now(
+        &mut self,
+        machine: &mut impl Machine,
+        which: impl Fn(PageNumber) -> bool,
+        mut examine: impl FnMut(PageNumber, &PageContent),
+    ) -> Abandoned {
         let mut outcome = Abandoned::default();
         let many = self.active.len() > self.active_limit;
         let mut discarded = Vec::new();
         // Newest first: where two pages are one in memory, the older base is the one of the checkpoint.
-        for entry in self.active.iter().rev() {
+        for entry in self.active.iter().rev().filter(|entry| which(entry.page)) {
             let base = match entry.frame {
                 Some(frame) => self.shadows.get(frame),
                 None => PageContent::zero(),
@@ -412,7 +488,7 @@ impl Tracker {
         for run in discarded.chunk_by(|a, b| a.page.0 + 1 == b.page.0) {
             let start = run[0].page.address().0;
             let range = GuestRange::from_bounds(start, start + run.len() as u64 * PAGE_SIZE);
-            let done = machine.discard(range);
+            let done = machine.give_back(range);
             for restored in run {
                 match done || machine.write(restored.page, PageContent::zero()) {
                     true => outcome.restored.push(*restored),
@@ -425,36 +501,55 @@ impl Tracker {
 
     /// The mapping of `range` is gone for good, or is a new one.
     pub fn forget(&mut self, machine: &mut impl Machine, range: GuestRange) {
+        self.forget_content(machine, range);
+        if let Some(image) = &mut self.image
+            && !image.take_out(range).is_empty()
+        {
+            self.lose_image(ImageLost::Unmapped);
+        }
+    }
+
+    /// The pages of `range` are zero, as if nobody had ever written them.
+    pub fn forget_content(&mut self, machine: &mut impl Machine, range: GuestRange) {
         self.take_harvest(machine);
-        for state in self.pages.remove(range).into_states() {
+        let mut was_active = false;
+        for state in self.pages.remove(range, self.epoch).into_states() {
+            was_active |= state.epoch == self.epoch;
             if let Base::Shadow(frame) = state.base {
                 self.shadows.free(frame);
             }
         }
-        self.active
-            .retain(|entry| !range.contains(entry.page.address().0));
+        if was_active {
+            self.active
+                .retain(|entry| !range.contains(entry.page.address().0));
+        }
     }
 
     /// Takes what is known of `range` out, because the running domain replaces its mapping; to be given
     /// to [`Tracker::put_back`] if the domain is abandoned, to [`Tracker::drop_saved`] if it commits.
     pub fn save(&mut self, machine: &mut impl Machine, range: GuestRange) -> SavedPages {
         self.take_harvest(machine);
-        let saved = self.pages.remove(range);
+        let mut saved = self.pages.remove(range, self.epoch);
+        if let Some(image) = &mut self.image {
+            saved.image = image.take_out(range);
+        }
         self.active
             .retain(|entry| !range.contains(entry.page.address().0));
         saved
     }
 
     /// Undoes [`Tracker::save`]; whatever is known of the same pages now is forgotten.
-    pub fn put_back(&mut self, machine: &mut impl Machine, saved: SavedPages) {
+    pub fn put_back(&mut self, machine: &mut impl Machine, mut saved: SavedPages) {
         self.forget(machine, saved.range());
+        let epoch = saved.epoch;
+        if let Some(image) = &mut self.image {
+            image.put_in(std::mem::take(&mut saved.image));
+        }
         for (page, state) in saved.into_pages() {
-            self.pages.set(page, state);
-            if state.active {
-                self.active.push(Active {
-                    page,
-                    frame: state.frame(),
-                });
+            let was_active = state.epoch == epoch;
+            self.pages.set(page, PageState { epoch: 0, ..state });
+            if was_active {
+                self.activate(page);
             }
         }
     }
@@ -490,15 +585,23 @@ impl Tracker {
     }
 
     fn activate(&mut self, page: PageNumber) -> bool {
-        let state = self.pages.entry(page);
-        if std::mem::replace(&mut state.active, true) {
-            return false;
-        }
-        self.active.push(Active {
-            page,
-            frame: state.frame(),
-        });
+        let state = match self.pages.activate(page, self.epoch) {
+            Activated::Before => return false,
+            Activated::Now(state) => state,
+            Activated::First(state) => {
+                self.active_regions.push(page.0 / pages::REGION);
+                state
+            }
+        };
+        let frame = state.frame();
+        self.active.push(Active { page, frame });
         self.written += 1;
+        if frame.is_none() {
+            if let Some(image) = &mut self.image {
+                image.keep(page, None);
+            }
+            self.limit_image();
+        }
         true
     }
 
@@ -510,20 +613,31 @@ impl Tracker {
         {
             return true;
         }
-        let frame = self.shadows.allocate();
+        let frame = self.shadows.allocate(page);
         if !machine.read(page, self.shadows.get_mut(frame)) {
             self.shadows.free(frame);
             return false;
         }
         self.pages.set_base(page, Base::Shadow(frame));
+        if let Some(image) = &mut self.image {
+            image.keep(page, Some(self.shadows.get(frame)));
+        }
+        self.limit_image();
         true
     }
 
     fn deactivate_all(&mut self, machine: &mut impl Machine) {
         machine.reprotect();
-        for entry in self.active.drain(..) {
-            self.pages.entry(entry.page).active = false;
-        }
+        self.begin_epoch();
+    }
+
+    /// No page is active any more.
+    fn begin_epoch(&mut self) {
+        self.epoch += 1;
+        self.active_regions.clear();
+        self.active.clear();
+        // One large write set is no reason to keep the room for the next one.
+        self.active.shrink_to(Self::ACTIVE_LIMIT * 4);
     }
 }
 

@@ -23,8 +23,8 @@ pub enum Base {
 pub struct PageState {
     /// See [`Base`].
     pub base: Base,
-    /// Whether it is in the active set.
-    pub active: bool,
+    /// The epoch of the tracker in which the page became active last; 0 if it never did.
+    pub epoch: u64,
 }
 
 impl PageState {
@@ -37,9 +37,16 @@ impl PageState {
     }
 }
 
-const REGION: u64 = 512;
+/// Pages of a region: as many as one last-level page table maps.
+pub const REGION: u64 = 512;
 
-type Region = [Option<PageState>; REGION as usize];
+/// What is known of the pages of 2 MiB.
+struct Region {
+    states: [Option<PageState>; REGION as usize],
+    /// The epoch in which a page of it became active last, and how many did in that epoch.
+    epoch: u64,
+    active: u32,
+}
 
 /// Page states in regions of 2 MiB.
 #[derive(Default)]
@@ -47,16 +54,53 @@ pub struct PageMap {
     regions: HashMap<u64, Box<Region>>,
 }
 
+/// What became of a page that was to be active.
+pub enum Activated {
+    /// It was already.
+    Before,
+    /// It is now.
+    Now(PageState),
+    /// It is now, and is the first of its region.
+    First(PageState),
+}
+
 /// What was known of the pages of a range (see [`super::Tracker::save`]).
 pub struct SavedPages {
     range: GuestRange,
     pages: Vec<(PageNumber, PageState)>,
+    /// The epoch of the tracker at that time.
+    pub(super) epoch: u64,
+    /// The parts of the range that show mappings of the image of the process.
+    pub(super) image: Vec<GuestRange>,
 }
 
 impl SavedPages {
     /// The range.
     pub fn range(&self) -> GuestRange {
         self.range
+    }
+
+    pub(super) fn new(
+        range: GuestRange,
+        pages: Vec<(PageNumber, PageState)>,
+        epoch: u64,
+        image: Vec<GuestRange>,
+    ) -> SavedPages {
+        SavedPages {
+            range,
+            pages,
+            epoch,
+            image,
+        }
+    }
+
+    pub(super) fn add(&mut self, page: PageNumber, state: PageState) {
+        self.pages.push((page, state));
+    }
+
+    /// Whether the image of the process needs what was mapped there.
+    pub fn is_of_image(&self) -> bool {
+        !self.image.is_empty()
     }
 
     pub(super) fn into_pages(self) -> impl Iterator<Item = (PageNumber, PageState)> {
@@ -70,15 +114,21 @@ impl SavedPages {
 
 impl PageMap {
     pub fn get(&self, page: PageNumber) -> Option<PageState> {
-        self.regions.get(&(page.0 / REGION))?[slot(page)]
+        self.regions.get(&(page.0 / REGION))?.states[slot(page)]
     }
 
     pub fn entry(&mut self, page: PageNumber) -> &mut PageState {
-        let region = self
-            .regions
-            .entry(page.0 / REGION)
-            .or_insert_with(|| Box::new([None; REGION as usize]));
-        region[slot(page)].get_or_insert_default()
+        self.region(page).states[slot(page)].get_or_insert_default()
+    }
+
+    fn region(&mut self, page: PageNumber) -> &mut Region {
+        self.regions.entry(page.0 / REGION).or_insert_with(|| {
+            Box::new(Region {
+                states: [None; REGION as usize],
+                epoch: 0,
+                active: 0,
+            })
+        })
     }
 
     pub fn set(&mut self, page: PageNumber, state: PageState) {
@@ -89,36 +139,96 @@ impl PageMap {
         self.entry(page).base = base;
     }
 
+    /// Makes `page` active in `epoch`.
+    pub fn activate(&mut self, page: PageNumber, epoch: u64) -> Activated {
+        let region = self.region(page);
+        let state = region.states[slot(page)].get_or_insert_default();
+        if state.epoch == epoch {
+            return Activated::Before;
+        }
+        state.epoch = epoch;
+        let state = *state;
+        if std::mem::replace(&mut region.epoch, epoch) != epoch {
+            region.active = 1;
+            return Activated::First(state);
+        }
+        region.active += 1;
+        Activated::Now(state)
+    }
+
+    /// How many pages of the region became active in `epoch`. Too many by those that were removed since.
+    pub fn active_in(&self, region: u64, epoch: u64) -> u32 {
+        let region = self.regions.get(&region).filter(|r| r.epoch == epoch);
+        region.map_or(0, |region| region.active)
+    }
+
+    /// The pages of the region that became active in `epoch`.
+    pub fn of_epoch(
+        &self,
+        region: u64,
+        epoch: u64,
+    ) -> impl Iterator<Item = (PageNumber, Base)> + use<'_> {
+        let states = self.regions.get(&region).map(|region| &region.states);
+        states
+            .into_iter()
+            .flatten()
+            .enumerate()
+            .filter_map(move |(i, state)| {
+                let state = state.filter(|state| state.epoch == epoch)?;
+                Some((PageNumber(region * REGION + i as u64), state.base))
+            })
+    }
+
+    /// Nothing is known of `page` any more.
+    pub fn clear(&mut self, page: PageNumber) {
+        if let Some(region) = self.regions.get_mut(&(page.0 / REGION)) {
+            region.states[slot(page)] = None;
+        }
+    }
+
+    /// Takes out what is known of `page`.
+    pub fn take(&mut self, page: PageNumber) -> Option<PageState> {
+        let region = self.regions.get_mut(&(page.0 / REGION))?;
+        region.states[slot(page)].take()
+    }
+
+    /// Lets go of the region if nothing is known of its pages.
+    pub fn drop_if_empty(&mut self, region: u64) {
+        let empty = |region: &Region| region.states.iter().all(Option::is_none);
+        if self.regions.get(&region).is_some_and(|r| empty(r)) {
+            self.regions.remove(&region);
+        }
+    }
+
     /// Takes out all that is known of `range`.
-    pub fn remove(&mut self, range: GuestRange) -> SavedPages {
+    pub fn remove(&mut self, range: GuestRange, epoch: u64) -> SavedPages {
         let mut pages = Vec::new();
         let (first, end) = (range.start() / 4096, range.end().div_ceil(4096));
-        let mut take = |number: u64, region: &mut Region| {
+        let touched = first / REGION..end.div_ceil(REGION);
+        // Whichever is shorter: the regions of the range, or those that exist.
+        let numbers: Vec<u64> =
+            match touched.end.saturating_sub(touched.start) < self.regions.len() as u64 {
+                true => touched.collect(),
+                false => {
+                    let known = self.regions.keys().copied();
+                    known.filter(|number| touched.contains(number)).collect()
+                }
+            };
+        for number in numbers {
+            let Some(region) = self.regions.get_mut(&number) else {
+                continue;
+            };
             let base = number * REGION;
             let from = first.saturating_sub(base).min(REGION) as usize;
             let to = end.saturating_sub(base).min(REGION) as usize;
-            for (i, state) in region.iter_mut().enumerate().take(to).skip(from) {
+            for (i, state) in region.states.iter_mut().enumerate().take(to).skip(from) {
                 if let Some(state) = state.take() {
                     pages.push((PageNumber(base + i as u64), state));
                 }
             }
-        };
-        let touched = first / REGION..end.div_ceil(REGION);
-        // Whichever is shorter: the regions of the range, or those that exist.
-        if touched.end.saturating_sub(touched.start) < self.regions.len() as u64 {
-            for number in touched {
-                if let Some(region) = self.regions.get_mut(&number) {
-                    take(number, region);
-                }
-            }
-        } else {
-            for (&number, region) in &mut self.regions {
-                if touched.contains(&number) {
-                    take(number, region);
-                }
-            }
+            self.drop_if_empty(number);
         }
-        SavedPages { range, pages }
+        SavedPages::new(range, pages, epoch, Vec::new())
     }
 }
 

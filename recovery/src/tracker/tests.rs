@@ -5,11 +5,23 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 
+use super::pages::REGION;
 use super::*;
 
-const PAGES: u64 = 24;
+/// Page numbers end here; only every [`STRIDE`]th is used, so that there are several regions.
+const PAGES: u64 = 24 * STRIDE;
+const STRIDE: u64 = 100;
 /// Pages below this number had content of their own when they were mapped (a file's), the others not.
-const FILE_PAGES: u64 = 8;
+const FILE_PAGES: u64 = 8 * STRIDE;
+
+/// The page numbers from `from` up to `to` that are used.
+fn pages(from: u64, to: u64) -> impl Iterator<Item = u64> {
+    (from..to).step_by(STRIDE as usize)
+}
+
+fn any_page(from: u64) -> impl Strategy<Value = u64> + Clone {
+    (from / STRIDE..PAGES / STRIDE).prop_map(|n| n * STRIDE)
+}
 
 /// Memory with write protection as KVM and guest page tables do it.
 #[derive(Default)]
@@ -20,15 +32,19 @@ struct Simulated {
     open: BTreeSet<u64>,
     ring: Vec<PageNumber>,
     harvested: Vec<PageNumber>,
+    /// Whether memory can be given back.
+    gives_back: bool,
+    /// What memory was when the domain was committed for want of room, if it was.
+    committed: Option<Image>,
 }
 
 impl Simulated {
     fn new() -> Simulated {
         let mut machine = Simulated::default();
-        for page in 0..PAGES {
+        for page in pages(0, PAGES) {
             let mut content = PageContent::boxed();
             if page < FILE_PAGES {
-                content.bytes_mut().fill(page as u8 + 1);
+                content.bytes_mut().fill((page / STRIDE) as u8 + 1);
             }
             machine.memory.insert(page, content);
         }
@@ -60,7 +76,7 @@ impl std::fmt::Debug for Image {
     }
 }
 
-impl Machine for Simulated {
+impl Memory for Simulated {
     fn read(&mut self, page: PageNumber, into: &mut PageContent) -> bool {
         into.clone_from(&self.memory[&page.0]);
         true
@@ -71,6 +87,16 @@ impl Machine for Simulated {
         true
     }
 
+    fn give_back(&mut self, range: GuestRange) -> bool {
+        for page in range.pages() {
+            assert!(self.is_zero_based(page));
+            self.memory.insert(page.0, PageContent::boxed());
+        }
+        self.gives_back
+    }
+}
+
+impl Machine for Simulated {
     fn set_writable(&mut self, page: PageNumber, writable: bool) {
         match writable {
             true => self.trapped.remove(&page.0),
@@ -108,6 +134,10 @@ enum Step {
     },
     Commit,
     Abandon,
+    /// Some regions are hidden, the others are restored at once.
+    Postpone {
+        hidden: u8,
+    },
     Harvest,
     /// The host writes the result of the call with which the next domain begins.
     Result {
@@ -123,15 +153,16 @@ enum Step {
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    let write = (0..PAGES, 0..4096usize, any::<u8>());
+    let write = (any_page(0), 0..4096usize, any::<u8>());
     prop_oneof![
         8 => write.clone().prop_map(|(page, offset, value)| Step::Guest { page, offset, value }),
         2 => write.clone().prop_map(|(page, offset, value)| Step::Result { page, offset, value }),
         4 => write.prop_map(|(page, offset, value)| Step::Host { page, offset, value }),
         2 => Just(Step::Commit),
         2 => Just(Step::Abandon),
+        2 => any::<u8>().prop_map(|hidden| Step::Postpone { hidden }),
         1 => Just(Step::Harvest),
-        1 => (FILE_PAGES..PAGES, any::<bool>())
+        1 => (any_page(FILE_PAGES), any::<bool>())
             .prop_map(|(page, abandon)| Step::Replace { page, abandon }),
     ]
 }
@@ -144,14 +175,45 @@ fn guest_write(
     value: u8,
 ) {
     let number = PageNumber(page);
+    tracker.restore_region(machine, page / REGION);
     if machine.trapped.contains(&page) {
-        assert!(tracker.first_write(machine, number));
+        if tracker.first_write(machine, number) == FirstWrite::NoRoom {
+            commit_for_room(tracker, machine);
+            assert_eq!(tracker.first_write(machine, number), FirstWrite::Taken);
+        }
         assert!(!machine.trapped.contains(&page));
     }
     if machine.open.insert(page) {
         machine.ring.push(number);
     }
     machine.store(page, offset, value);
+}
+
+fn host_write(tracker: &mut Tracker, machine: &mut Simulated, page: u64) {
+    tracker.restore_region(machine, page / REGION);
+    if tracker
+        .host_write(machine, one_page(page))
+        .stopped
+        .is_some()
+    {
+        commit_for_room(tracker, machine);
+        assert_eq!(tracker.host_write(machine, one_page(page)).stopped, None);
+    }
+}
+
+fn commit_for_room(tracker: &mut Tracker, machine: &mut Simulated) {
+    restored(tracker, machine);
+    tracker.commit(machine);
+    machine.committed = Some(machine.image());
+}
+
+/// Restores all that waits, and says whether memory is what it should be then.
+fn restored(tracker: &mut Tracker, machine: &mut Simulated) -> Image {
+    while let Some(region) = tracker.next_waiting() {
+        assert_eq!(tracker.restore_region(machine, region).lost, 0);
+    }
+    assert_eq!(tracker.waiting_pages(), 0);
+    machine.image()
 }
 
 fn one_page(page: u64) -> GuestRange {
@@ -163,49 +225,78 @@ proptest! {
 
     #[test]
     fn abandon_restores_every_byte(
-        before in prop::collection::vec((0..PAGES, 0..4096usize, any::<u8>(), any::<bool>()), 0..12),
+        before in prop::collection::vec((any_page(0), 0..4096usize, any::<u8>(), any::<bool>()), 0..12),
         steps in prop::collection::vec(step(), 1..120),
         limit in 0..10usize,
+        gives_back in any::<bool>(),
+        room in prop_oneof![Just(u64::MAX), 1..12u64],
     ) {
-        let mut machine = Simulated::new();
+        let mut machine = Simulated { gives_back, ..Simulated::new() };
         let mut tracker = Tracker { active_limit: limit, ..Tracker::new() };
         for (page, offset, value, by_host) in before {
             if by_host {
-                tracker.host_write(&mut machine, one_page(page));
+                host_write(&mut tracker, &mut machine, page);
                 machine.store(page, offset, value);
             } else {
                 guest_write(&mut tracker, &mut machine, page, offset, value);
             }
         }
-        tracker.arm(&mut machine, (0..PAGES).map(PageNumber));
+        tracker.set_shadow_limit(room.saturating_mul(4096));
+        tracker.arm(&mut machine, pages(0, PAGES).map(PageNumber));
         let mut committed = machine.image();
         for step in steps {
+            // The last step may have committed for want of room, and then gone on.
+            if let Some(image) = machine.committed.take() {
+                committed = image;
+            }
             match step {
                 Step::Guest { page, offset, value } => {
                     guest_write(&mut tracker, &mut machine, page, offset, value);
                 }
                 Step::Host { page, offset, value } => {
-                    tracker.host_write(&mut machine, one_page(page));
+                    host_write(&mut tracker, &mut machine, page);
                     machine.store(page, offset, value);
                 }
                 Step::Result { page, offset, value } => {
                     tracker.commit(&mut machine);
-                    tracker.host_write(&mut machine, one_page(page));
+                    host_write(&mut tracker, &mut machine, page);
                     machine.store(page, offset, value);
                     tracker.settle(&mut machine);
+                    restored(&mut tracker, &mut machine);
                     committed = machine.image();
+                    machine.committed = None;
                 }
                 Step::Harvest => tracker.note_written(&mut machine),
                 Step::Commit => {
                     tracker.commit(&mut machine);
-                    committed = machine.image();
+                    if tracker.waiting_pages() == 0 {
+                        committed = machine.image();
+                        continue;
+                    }
+                    // What waits is not in memory yet: only the rest of it is known to be right.
+                    let mut image = machine.image();
+                    std::mem::swap(&mut image, &mut committed);
+                    let waiting: Vec<u64> = tracker.waiting_regions().collect();
+                    for (i, page) in pages(0, PAGES).enumerate() {
+                        if waiting.contains(&(page / REGION)) {
+                            committed.0[i] = image.0[i].clone();
+                        }
+                    }
+                }
+                Step::Postpone { hidden } => {
+                    tracker.close_write_set(&mut machine);
+                    let regions = tracker.active_regions().iter().copied();
+                    let hidden = regions.filter(|r| hidden >> (r % 8) & 1 == 1).collect();
+                    let (outcome, _) = tracker.postpone(&mut machine, &hidden, |_, _| {});
+                    prop_assert!(outcome.lost.is_empty());
                 }
                 Step::Abandon => {
                     let outcome = tracker.abandon(&mut machine, |_, _| {});
                     prop_assert!(outcome.lost.is_empty());
-                    prop_assert_eq!(&machine.image(), &committed);
+                    prop_assert_eq!(&restored(&mut tracker, &mut machine), &committed);
                 }
                 Step::Replace { page, abandon } => {
+                    restored(&mut tracker, &mut machine);
                     let old = machine.memory[&page].clone();
                     let was_open = machine.open.contains(&page);
                     let saved = tracker.save(&mut machine, one_page(page));
@@ -213,6 +304,7 @@ proptest! {
                     machine.trapped.remove(&page);
                     machine.open.remove(&page);
                     guest_write(&mut tracker, &mut machine, page, 7, 7);
+                    machine.committed = None;
                     if abandon {
                         machine.memory.insert(page, old);
                         tracker.put_back(&mut machine, saved);
@@ -233,8 +325,11 @@ proptest! {
                 }
             }
         }
+        if let Some(image) = machine.committed.take() {
+            committed = image;
+        }
         tracker.abandon(&mut machine, |_, _| {});
-        prop_assert_eq!(&machine.image(), &committed);
+        prop_assert_eq!(&restored(&mut tracker, &mut machine), &committed);
     }
 }
 
@@ -245,8 +340,8 @@ fn a_large_write_set_is_trapped_rather_than_copied() {
         active_limit: 4,
         ..Tracker::new()
     };
-    tracker.arm(&mut machine, (0..PAGES).map(PageNumber));
-    for page in FILE_PAGES..PAGES {
+    tracker.arm(&mut machine, pages(0, PAGES).map(PageNumber));
+    for page in pages(FILE_PAGES, PAGES) {
         guest_write(&mut tracker, &mut machine, page, 0, 1);
     }
     let committed = tracker.commit(&mut machine);
@@ -254,7 +349,7 @@ fn a_large_write_set_is_trapped_rather_than_copied() {
     assert_eq!(tracker.shadow_bytes(), 0);
     assert_eq!(
         machine.trapped.len() as u64,
-        PAGES,
+        PAGES / STRIDE,
         "the file's pages and the written ones"
     );
 }
@@ -263,11 +358,165 @@ fn a_large_write_set_is_trapped_rather_than_copied() {
 fn forgetting_a_range_frees_its_shadows() {
     let mut machine = Simulated::new();
     let mut tracker = Tracker::new();
-    tracker.arm(&mut machine, (0..PAGES).map(PageNumber));
-    guest_write(&mut tracker, &mut machine, 1, 0, 1);
+    tracker.arm(&mut machine, pages(0, PAGES).map(PageNumber));
+    guest_write(&mut tracker, &mut machine, STRIDE, 0, 1);
     tracker.commit(&mut machine);
     assert_eq!(tracker.shadow_bytes(), 4096);
-    tracker.forget(&mut machine, one_page(1));
+    tracker.forget(&mut machine, one_page(STRIDE));
     assert_eq!(tracker.shadow_bytes(), 0);
     assert_eq!(tracker.active_pages().count(), 0);
+}
+
+/// Maps a page anew in place of what is there.
+fn map_anew(machine: &mut Simulated, page: u64) {
+    machine.memory.insert(page, PageContent::boxed());
+    machine.trapped.remove(&page);
+    machine.open.remove(&page);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(512))]
+
+    /// Whatever domains do, commit and abandon after the image was taken: it comes back byte for byte, again
+    /// and again, and domains afterwards are undone as ever.
+    #[test]
+    fn the_image_comes_back_byte_for_byte(
+        before in prop::collection::vec((any_page(0), 0..4096usize, any::<u8>()), 0..12),
+        lives in prop::collection::vec(prop::collection::vec(step(), 0..60), 1..4),
+        limit in 0..10usize,
+        gives_back in any::<bool>(),
+        room in prop_oneof![Just(u64::MAX), 1..12u64],
+    ) {
+        let mut machine = Simulated { gives_back, ..Simulated::new() };
+        let mut tracker = Tracker { active_limit: limit, ..Tracker::new() };
+        for (page, offset, value) in before {
+            guest_write(&mut tracker, &mut machine, page, offset, value);
+        }
+        tracker.arm(&mut machine, pages(0, PAGES).map(PageNumber));
+        let mapped = vec![GuestRange::from_bounds(0, PAGES * 4096)];
+        tracker.set_shadow_limit(room.saturating_mul(4096));
+        tracker.take_image(mapped.clone(), Vec::new(), u64::MAX);
+        let image = machine.image();
+        for steps in lives {
+            let mut committed = machine.image();
+            let mut aside = Vec::new();
+            for step in steps {
+                // The last step may have committed for want of room, and then gone on.
+                if let Some(image) = machine.committed.take() {
+                    committed = image;
+                }
+                match step {
+                    Step::Guest { page, offset, value } => {
+                        guest_write(&mut tracker, &mut machine, page, offset, value);
+                    }
+                    Step::Host { page, offset, value } => {
+                        host_write(&mut tracker, &mut machine, page);
+                        machine.store(page, offset, value);
+                    }
+                    Step::Result { page, offset, value } => {
+                        restored(&mut tracker, &mut machine);
+                        tracker.commit(&mut machine);
+                        host_write(&mut tracker, &mut machine, page);
+                        machine.store(page, offset, value);
+                        tracker.settle(&mut machine);
+                        committed = machine.image();
+                        machine.committed = None;
+                    }
+                    Step::Harvest => tracker.note_written(&mut machine),
+                    Step::Commit => {
+                        restored(&mut tracker, &mut machine);
+                        tracker.commit(&mut machine);
+                        committed = machine.image();
+                    }
+                    Step::Abandon => {
+                        tracker.abandon(&mut machine, |_, _| {});
+                        prop_assert_eq!(&restored(&mut tracker, &mut machine), &committed);
+                    }
+                    Step::Postpone { hidden } => {
+                        tracker.close_write_set(&mut machine);
+                        let regions = tracker.active_regions().iter().copied();
+                        let hidden = regions.filter(|r| hidden >> (r % 8) & 1 == 1).collect();
+                        tracker.postpone(&mut machine, &hidden, |_, _| {});
+                    }
+                    Step::Replace { page, abandon } => {
+                        restored(&mut tracker, &mut machine);
+                        let old = machine.memory[&page].clone();
+                        let saved = tracker.save(&mut machine, one_page(page));
+                        map_anew(&mut machine, page);
+                        guest_write(&mut tracker, &mut machine, page, 7, 7);
+                        if abandon {
+                            map_anew(&mut machine, page);
+                            machine.memory.insert(page, old);
+                            tracker.put_back(&mut machine, saved);
+                            if !tracker.is_writable(PageNumber(page), true) {
+                                machine.trapped.insert(page);
+                            }
+                            tracker.abandon(&mut machine, |_, _| {});
+                            prop_assert_eq!(&machine.image(), &committed);
+                        } else {
+                            match saved.is_of_image() {
+                                true => aside.push((page, old, tracker.keep_for_image(saved))),
+                                false => tracker.drop_saved(saved),
+                            }
+                            tracker.commit(&mut machine);
+                            committed = machine.image();
+                        }
+                    }
+                }
+            }
+            // A restart.
+            restored(&mut tracker, &mut machine);
+            machine.committed = None;
+            tracker.abandon(&mut machine, |_, _| {});
+            prop_assert!(tracker.has_image());
+            for (page, old, parts) in aside {
+                tracker.forget(&mut machine, one_page(page));
+                map_anew(&mut machine, page);
+                machine.memory.insert(page, old);
+                for part in parts {
+                    tracker.put_back(&mut machine, part);
+                }
+                if !tracker.is_writable(PageNumber(page), page >= FILE_PAGES) {
+                    machine.trapped.insert(page);
+                }
+            }
+            let done = tracker.restore_image(&mut machine, mapped.clone());
+            prop_assert_eq!(done.lost, 0);
+            prop_assert_eq!(&machine.image(), &image);
+            // Nothing is open that the tracker would not hear of.
+            for page in pages(0, PAGES) {
+                let writable = tracker.is_writable(PageNumber(page), page >= FILE_PAGES);
+                prop_assert!(writable || machine.trapped.contains(&page), "page {}", page);
+            }
+        }
+    }
+}
+
+#[test]
+fn an_image_past_its_limit_is_given_up() {
+    let mut machine = Simulated::new();
+    let mut tracker = Tracker::new();
+    tracker.arm(&mut machine, pages(0, PAGES).map(PageNumber));
+    let mapped = vec![GuestRange::from_bounds(0, PAGES * 4096)];
+    tracker.take_image(mapped, Vec::new(), 2 * 4096);
+    guest_write(&mut tracker, &mut machine, 0, 0, 9);
+    tracker.commit(&mut machine);
+    assert!(tracker.has_image() && tracker.image_bytes() > 4096);
+    guest_write(&mut tracker, &mut machine, STRIDE, 0, 9);
+    tracker.commit(&mut machine);
+    assert!(!tracker.has_image());
+    assert_eq!(tracker.image_lost(), Some(ImageLost::Limit));
+    assert_eq!(tracker.image_bytes(), 0);
+}
+
+#[test]
+fn an_image_whose_mapping_is_gone_for_good_is_given_up() {
+    let mut machine = Simulated::new();
+    let mut tracker = Tracker::new();
+    tracker.arm(&mut machine, pages(0, PAGES).map(PageNumber));
+    tracker.take_image(vec![one_page(1)], Vec::new(), u64::MAX);
+    tracker.forget(&mut machine, one_page(2));
+    assert!(tracker.has_image());
+    tracker.forget(&mut machine, one_page(1));
+    assert_eq!(tracker.image_lost(), Some(ImageLost::Unmapped));
 }

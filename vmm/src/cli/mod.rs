@@ -31,7 +31,7 @@ VMSRS_LOG=debug shows what the monitor does, on standard error.";
 #[derive(Subcommand)]
 enum Command {
     /// Run a program under the monitor
-    Run(run::RunArgs),
+    Run(Box<run::RunArgs>),
     /// Show it: a demo server, users, and crashes in every way
     Demo(crate::demo::DemoOptions),
     /// Check whether this machine can run it, and say how to mend what is missing
@@ -59,7 +59,7 @@ pub fn main() -> ExitCode {
         }
     };
     match arguments.command {
-        Command::Run(arguments) => run::run(arguments),
+        Command::Run(arguments) => run::run(*arguments),
         Command::Demo(options) => match crate::demo::run(&options) {
             Ok(outcome) => outcome.into(),
             Err(error) => {

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::SystemTime;
 
-use recovery::report::{FaultReport, LoadError, OpenError, ReportArchive};
+use recovery::report::{FaultReport, LoadError, OpenError, ReportArchive, ReportId};
 
 /// The options of `vmsrs report`.
 #[derive(Debug, clap::Args)]
@@ -19,6 +19,9 @@ pub struct ReportArgs {
     /// Print one JSON object per report
     #[arg(long)]
     json: bool,
+    /// List every report; without it, faults of the same bug are one line
+    #[arg(long)]
+    all: bool,
 }
 
 /// Why nothing, or not everything, could be printed.
@@ -65,7 +68,7 @@ fn print(args: &ReportArgs, now: SystemTime, out: &mut impl Write) -> Result<(),
     match (&args.id, args.json) {
         (Some(id), false) => out.write_all(archive.load(id)?.to_text().as_bytes())?,
         (Some(id), true) => print_json(&archive.load(id)?, out)?,
-        (None, false) => print_table(&archive, now, out)?,
+        (None, false) => print_table(&archive, now, args.all, out)?,
         (None, true) => {
             for id in archive.list()? {
                 print_json(&archive.read(&id)?, out)?;
@@ -81,11 +84,12 @@ fn print_json(report: &FaultReport, out: &mut impl Write) -> io::Result<()> {
 }
 
 /// A line of the table.
-type Row = [String; 8];
+type Row = [String; 9];
 
 fn print_table(
     archive: &ReportArchive,
     now: SystemTime,
+    all: bool,
     out: &mut impl Write,
 ) -> Result<(), ReportError> {
     let ids = archive.list()?;
@@ -98,22 +102,26 @@ fn print_table(
         return Ok(());
     }
     let head = [
-        "REPORT", "AGE", "OUTCOME", "SIGNAL", "KIND", "SYMBOL", "PEER", "PAUSE",
+        "REPORT", "AGE", "COUNT", "OUTCOME", "SIGNAL", "KIND", "SYMBOL", "PEER", "PAUSE",
     ];
-    let mut rows = vec![head.map(str::to_owned)];
+    let mut bugs: Vec<Bug> = Vec::new();
     for id in ids {
-        rows.push(match archive.read(&id) {
-            Ok(report) => row(&report, now),
-            // Removed since by a running monitor, or damaged: the others are still worth listing.
-            Err(_) => {
-                let mut row: Row = std::array::from_fn(|_| "-".to_owned());
-                row[0] = id.to_string();
-                row[2] = "unreadable".to_owned();
-                row
-            }
-        });
+        let report = archive.read(&id).ok();
+        let same = bugs
+            .iter_mut()
+            .find(|bug| !all && bug.is_of(report.as_ref()));
+        match same {
+            Some(bug) => bug.count += report.map_or(1, |report| report.count()),
+            None => bugs.push(Bug {
+                count: report.as_ref().map_or(1, FaultReport::count),
+                id,
+                report,
+            }),
+        }
     }
-    let widths: [usize; 8] = std::array::from_fn(|i| {
+    let mut rows = vec![head.map(str::to_owned)];
+    rows.extend(bugs.iter().map(|bug| row(bug, now)));
+    let widths: [usize; 9] = std::array::from_fn(|i| {
         rows.iter()
             .map(|row| row[i].chars().count())
             .max()
@@ -130,7 +138,33 @@ fn print_table(
     Ok(())
 }
 
-fn row(report: &FaultReport, now: SystemTime) -> Row {
+/// Faults that are listed on one line: of the same bug, and with the same outcome.
+struct Bug {
+    /// The newest report.
+    id: ReportId,
+    /// What is in it; none if it was removed since by a running monitor, or damaged. The others are still
+    /// worth listing.
+    report: Option<FaultReport>,
+    count: u64,
+}
+
+impl Bug {
+    fn is_of(&self, report: Option<&FaultReport>) -> bool {
+        let (Some(own), Some(other)) = (&self.report, report) else {
+            return false;
+        };
+        let same = (&own.fault, own.outcome) == (&other.fault, other.outcome);
+        same && !own.fault.is_empty()
+    }
+}
+
+fn row(bug: &Bug, now: SystemTime) -> Row {
+    let Some(report) = &bug.report else {
+        let mut row: Row = std::array::from_fn(|_| "-".to_owned());
+        row[0] = bug.id.to_string();
+        row[3] = "unreadable".to_owned();
+        return row;
+    };
     let symbol = report
         .symbol
         .clone()
@@ -140,6 +174,7 @@ fn row(report: &FaultReport, now: SystemTime) -> Row {
         report
             .when()
             .map_or_else(|| "?".to_owned(), |then| age(then, now)),
+        bug.count.to_string(),
         report.outcome.to_string(),
         report
             .signal
@@ -217,6 +252,7 @@ mod tests {
             id: id.map(str::to_owned),
             report_dir: Some(dir.path().to_owned()),
             json,
+            all: false,
         };
         let mut out = Vec::new();
         print(&args, at(100_000), &mut out)?;
@@ -257,15 +293,56 @@ mod tests {
             .map(|l| l.split_whitespace().collect())
             .collect();
         assert_eq!(lines.len(), 4);
-        assert_eq!(lines[0][..3], ["REPORT", "AGE", "OUTCOME"]);
+        assert_eq!(lines[0][..4], ["REPORT", "AGE", "COUNT", "OUTCOME"]);
         assert_eq!(lines[1][0], reports[1].id.as_str());
-        assert_eq!(lines[1][1..5], ["5s", "recovered", "SIGSEGV", "null-read"]);
         assert_eq!(
-            lines[1][5..],
+            lines[1][1..6],
+            ["5s", "1", "recovered", "SIGSEGV", "null-read"]
+        );
+        assert_eq!(
+            lines[1][6..],
             ["evil\u{fffd}[2J+0x1", "127.0.0.1:4242", "84", "us"]
         );
         assert_eq!(lines[2][1], "1m");
-        assert_eq!(lines[3][2], "unreadable");
+        assert_eq!(lines[3][3], "unreadable");
+    }
+
+    #[test]
+    fn faults_of_one_bug_are_one_line() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = ReportStore::open(Some(dir.path().to_owned())).unwrap();
+        let bug = |fault: &str, seconds| FaultReport {
+            fault: fault.into(),
+            ..report(seconds)
+        };
+        let reports = [bug("a", 90), bug("b", 80), bug("a", 70), bug("a", 60)];
+        reports.iter().for_each(|r| drop(store.save(r).unwrap()));
+        let tally = recovery::report::Tally {
+            count: 10,
+            last: String::new(),
+            last_peer: None,
+        };
+        store.save_tally(&reports[0].id, &tally).unwrap();
+        let mut other_outcome = bug("a", 50);
+        other_outcome.outcome = Outcome::Degraded;
+        store.save(&other_outcome).unwrap();
+        let text = output(&dir, None, false).unwrap();
+        let lines: Vec<Vec<&str>> = text
+            .lines()
+            .skip(1)
+            .map(|l| l.split_whitespace().take(4).collect())
+            .collect();
+        let line =
+            |of: &FaultReport, age, count, outcome| vec![of.id.to_string(), age, count, outcome];
+        let text = str::to_owned;
+        assert_eq!(
+            lines,
+            [
+                line(&other_outcome, text("50s"), text("1"), text("degraded")),
+                line(&reports[3], text("1m"), text("13"), text("recovered")),
+                line(&reports[1], text("1m"), text("1"), text("recovered")),
+            ]
+        );
     }
 
     #[test]

@@ -8,13 +8,15 @@ use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use guest_agentless::{Signal, SignalSet};
 use recovery::Tracker;
 use recovery::event::{Event, EventLog};
-use recovery::ladder::Ladder;
-use recovery::report::ReportStore;
+use recovery::ladder::{DEFAULT_RESTART_LIMIT, DEFAULT_STORM_LIMIT, Ladder};
+use recovery::learn::Offenders;
+use recovery::report::{DEFAULT_BYTES, ReportStore};
 use recovery::stats::Stats;
 
 use super::chain;
@@ -26,13 +28,20 @@ use crate::loader::{self, Program};
 use crate::memory::{
     AddressSpace, LockedPages, copy, guest_descriptor_limits, reserved_fd, window,
 };
+use crate::process::budget::default_shadow_limit;
+use crate::process::error_reply::ErrorReply;
 use crate::process::files::Files;
+use crate::process::image::RestartMode;
 use crate::process::limits::{DEFAULT_CPU, DEFAULT_TIMEOUT, Limits};
 use crate::process::reporter::Reporter;
+use crate::process::restore::AT_ONCE;
 use crate::process::signals::{Action, Dispositions};
 use crate::process::thread::{Thread, inherited_ignored, install_signal_handlers};
 use crate::process::{Options, Parts, Process, State, watchdog};
 use crate::sys::end::MONITOR_FAILED;
+
+/// How long `--learn` remembers an input.
+const DEFAULT_LEARN_FOR: Duration = Duration::from_secs(3600);
 
 /// The options of `vmsrs run`.
 #[derive(Args)]
@@ -46,6 +55,12 @@ pub struct RunArgs {
     /// Keep fault reports in DIR [default: $XDG_STATE_HOME/vmsrs/reports]
     #[arg(long, value_name = "DIR")]
     report_dir: Option<PathBuf>,
+    /// Keep at most BYTES of fault reports, like `64M`; the oldest go first
+    #[arg(long, value_name = "BYTES|off", default_value_t = ByteLimit(Some(DEFAULT_BYTES)))]
+    quarantine_limit: ByteLimit,
+    /// Keep fault reports for DURATION, like `12h` or `90d`
+    #[arg(long, value_name = "DURATION|off", default_value = "90d")]
+    quarantine_age: TimeLimit,
     /// Recover from crashing requests; `off` runs under KVM without recovery, for comparison
     #[arg(
         long,
@@ -54,6 +69,9 @@ pub struct RunArgs {
         hide_possible_values = true
     )]
     protect: Switch,
+    /// Memory for shadow pages, like `512M` [default: a quarter of the machine's, or of the cgroup's limit]
+    #[arg(long, value_name = "BYTES|off")]
+    shadow_limit: Option<ByteLimit>,
     /// End a client's request that takes longer than DURATION (`10`, `500ms`, `2m`), as if it had crashed;
     /// waiting for more work does not count
     #[arg(long, value_name = "DURATION|off", default_value_t = TimeLimit(Some(DEFAULT_TIMEOUT)))]
@@ -75,9 +93,43 @@ pub struct RunArgs {
     /// Bytes of output that a request may hold back, such as 512K or 16M; past it, it can no longer be undone
     #[arg(long, value_name = "BYTES", default_value = "4M")]
     hold_limit: ByteLimit,
+    /// Restart the server in place when nothing lesser helps: from an image taken when it began to serve,
+    /// with its listening sockets kept open. `on`: unless it has written files since, which it would then
+    /// contradict; `always`: even then
+    #[arg(
+        long,
+        value_name = "on|off|always",
+        default_value = "on",
+        hide_possible_values = true
+    )]
+    restart: RestartMode,
+    /// Restarts in place in one minute after which the server is given up
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_RESTART_LIMIT)]
+    storm_limit: u32,
+    /// Bytes that the image for restarts may take [default: a quarter of the machine's memory]
+    #[arg(long, value_name = "BYTES")]
+    image_limit: Option<ByteLimit>,
+    /// Send clients whose request is abandoned a proper error before their connection ends, instead of a
+    /// reset: that of a protocol, or the bytes in FILE. Not for connections with TLS
+    #[arg(long, value_name = "http|resp|memcached|FILE")]
+    error_reply: Option<OsString>,
+    /// Refuse an input that has crashed the server twice, before it reaches the server
+    #[arg(long)]
+    learn: bool,
+    /// Forget such an input after this time without a crash
+    #[arg(
+        long,
+        value_name = "DURATION|off",
+        default_value_t = TimeLimit(Some(DEFAULT_LEARN_FOR)),
+        requires = "learn"
+    )]
+    learn_for: TimeLimit,
     /// Compare all of the guest's writable memory with a copy after each recovery (slow; for testing)
     #[arg(long, hide = true)]
     audit: bool,
+    /// Restore up to PAGES pages of a crashed request at once; more are restored when they are touched
+    #[arg(long, value_name = "PAGES", default_value_t = AT_ONCE, hide = true)]
+    restore_at_once: usize,
     /// Make a request fault: `rip:match=TEXT[,after=CALLS]` (for testing)
     #[arg(long, value_name = "SPEC", hide = true)]
     inject: Option<Injection>,
@@ -109,6 +161,11 @@ impl RunArgs {
                 given.push(std::path::absolute(path)?.into());
             }
         }
+        given.push(format!("--quarantine-limit={}", self.quarantine_limit).into());
+        given.push(format!("--quarantine-age={}", self.quarantine_age).into());
+        if let Some(limit) = self.shadow_limit {
+            given.push(format!("--shadow-limit={limit}").into());
+        }
         given.push(format!("--hold-limit={}", self.hold_limit).into());
         if self.protect == Switch::Off {
             given.push("--protect=off".into());
@@ -128,8 +185,31 @@ impl RunArgs {
         if self.verify_heap {
             given.push("--verify-heap".into());
         }
+        if self.restart != RestartMode::On {
+            given.push(format!("--restart={}", self.restart.name()).into());
+        }
+        if self.storm_limit != DEFAULT_RESTART_LIMIT {
+            given.push(format!("--storm-limit={}", self.storm_limit).into());
+        }
+        if let Some(limit) = self.image_limit {
+            given.push(format!("--image-limit={limit}").into());
+        }
         if self.audit {
             given.push("--audit".into());
+        }
+        if let Some(reply) = &self.error_reply {
+            given.push("--error-reply".into());
+            given.push(match reply.to_str() {
+                Some("http" | "resp" | "memcached") => reply.clone(),
+                _ => std::path::absolute(reply)?.into(),
+            });
+        }
+        if self.learn {
+            given.push("--learn".into());
+            given.push(format!("--learn-for={}", self.learn_for).into());
+        }
+        if self.restore_at_once != AT_ONCE {
+            given.push(format!("--restore-at-once={}", self.restore_at_once).into());
         }
         if let Some(injection) = &self.inject {
             given.push(format!("--inject={injection}").into());
@@ -204,13 +284,25 @@ fn start(arguments: RunArgs) -> Result<Thread, AnyError> {
             .open(path)
             .map_err(|e| format!("cannot write the stats file {}: {e}", path.display()))?;
     }
+    let error_reply = arguments
+        .error_reply
+        .as_deref()
+        .map(ErrorReply::from_argument)
+        .transpose()?;
     let store = match protect {
         true => Some(ReportStore::open(arguments.report_dir).map_err(|error| {
             format!("{}; name another one with --report-dir DIR", chain(&error))
-        })?),
+        })?)
+        .map(|store| {
+            store.with_limits(
+                arguments.quarantine_limit.0.unwrap_or(u64::MAX),
+                arguments.quarantine_age.0.unwrap_or(Duration::MAX),
+            )
+        }),
         false => None,
     };
 
+    crate::host::fix_mmap_threshold();
     copy::install_fault_handler()?;
     window::reserve().map_err(|e| format!("cannot reserve the guest's address space: {e}"))?;
     let vm = Vm::create(protect)?;
@@ -247,6 +339,11 @@ fn start(arguments: RunArgs) -> Result<Thread, AnyError> {
         .write(true)
         .open("/proc/self/mem")?;
     let own_memory = File::from(reserved_fd(own_memory.into())?);
+    let mut tracker = Tracker::new();
+    tracker.set_shadow_limit(match arguments.shadow_limit {
+        Some(limit) => limit.0.unwrap_or(u64::MAX),
+        None => default_shadow_limit(),
+    });
     let process = Process::new(Parts {
         vm,
         entry_path: probe.path,
@@ -258,8 +355,14 @@ fn start(arguments: RunArgs) -> Result<Thread, AnyError> {
                 .map_or(usize::MAX, |bytes| bytes as usize),
             is_child: false,
             audit: arguments.audit,
+            restore_at_once: arguments.restore_at_once,
             stats: stats_path,
             limits,
+            restart: arguments.restart,
+            image_limit: arguments
+                .image_limit
+                .map(|limit| limit.0.unwrap_or(u64::MAX)),
+            error_reply,
             inject: arguments.inject,
             given,
         },
@@ -270,14 +373,18 @@ fn start(arguments: RunArgs) -> Result<Thread, AnyError> {
         own_memory,
         state: State {
             space,
-            tracker: Tracker::new(),
+            tracker,
             files: Files::default(),
             domain: None,
             suspended: Default::default(),
             wait_words: Default::default(),
             dispositions: inherited_dispositions(),
-            ladder: Ladder::default(),
             handoffs: Default::default(),
+            ladder: Ladder::new(DEFAULT_STORM_LIMIT, arguments.storm_limit),
+            restart: Default::default(),
+            offenders: arguments
+                .learn
+                .then(|| Offenders::new(arguments.learn_for.0)),
             descriptor_limit: guest_descriptor_limits(),
             heap: (protect && arguments.verify_heap).then(Box::default),
             locked: LockedPages::default(),

@@ -67,6 +67,9 @@ pub const PAGE_TABLES: u64 = MONITOR_BASE + CONTROL_SIZE;
 /// Bytes of page tables: enough for 64 GiB of scattered guest memory in 4 KiB pages.
 pub const PAGE_TABLES_SIZE: u64 = 128 << 20;
 
+/// Guest-physical address of the slot that exists only for a moment.
+pub const SPARE_PAGE: u64 = PAGE_TABLES + PAGE_TABLES_SIZE;
+
 /// Whether `rip` lies in an exception stub.
 pub fn is_exception_stub(rip: u64) -> bool {
     (EXCEPTION_STUBS..IDT).contains(&rip)

@@ -27,6 +27,9 @@ use crate::memory::{MonitorRegion, reserved_fd};
 /// Entries of a vCPU's dirty ring. A full ring makes the vCPU exit, so this bounds what one exit harvests.
 const RING_ENTRIES: u32 = 4096;
 
+/// A slot that exists only for a moment (see [`Vm::forget_tables`]).
+const SPARE_SLOT: u32 = 32_000;
+
 /// Why KVM cannot be used as the monitor needs it.
 #[derive(Debug, Error)]
 pub enum KvmError {
@@ -176,6 +179,27 @@ impl Vm {
         unsafe { self.fd.set_user_memory_region(region) }
             .map_err(ioctl_error("KVM_SET_USER_MEMORY_REGION"))?;
         slots.push(guest);
+        Ok(())
+    }
+
+    /// Makes KVM drop everything that it has derived from the guest's page tables, so that tables which are
+    /// not in use may be used anew. Every page that is touched afterwards faults once more.
+    pub fn forget_tables(&self) -> Result<(), KvmError> {
+        // To remove any slot does that on x86 (`kvm_arch_flush_shadow_memslot`); the number is one that
+        // no slot of the guest reaches.
+        let region = |memory_size| kvm_userspace_memory_region {
+            slot: SPARE_SLOT,
+            flags: 0,
+            guest_phys_addr: layout::SPARE_PAGE,
+            memory_size,
+            userspace_addr: self.monitor.host_range().0,
+        };
+        for size in [4096, 0] {
+            // SAFETY: the page is the monitor's stub page, which lives as long as the machine; no page
+            // table maps the slot.
+            unsafe { self.fd.set_user_memory_region(region(size)) }
+                .map_err(ioctl_error("KVM_SET_USER_MEMORY_REGION"))?;
+        }
         Ok(())
     }
 

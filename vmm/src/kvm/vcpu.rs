@@ -281,6 +281,15 @@ impl Vcpu {
         self.enter_user_mode()
     }
 
+    /// Sets the first-level page table. A change drops the translations that the vCPU has cached.
+    pub fn set_root(&mut self, root: u64) -> Result<(), KvmError> {
+        if self.user_sregs.cr3 == root {
+            return Ok(());
+        }
+        self.user_sregs.cr3 = root;
+        self.enter_user_mode()
+    }
+
     /// The extended state (x87, SSE, AVX ...) in the XSAVE format.
     pub fn extended_state(&self) -> Result<Box<kvm_xsave>, KvmError> {
         self.fd

@@ -2,6 +2,7 @@
 
 pub mod copy;
 mod guard;
+mod hide;
 mod locked;
 mod monitor;
 pub mod page_table;

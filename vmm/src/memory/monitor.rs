@@ -112,6 +112,20 @@ impl MonitorRegion {
             .map_err(region_error)
     }
 
+    /// Reads a page of the region.
+    pub fn read_page(&self, address: u64) -> Result<[u8; 4096], KvmError> {
+        let mut page = [0; 4096];
+        self.memory
+            .read_slice(&mut page, GuestAddress(address))
+            .map_err(region_error)?;
+        Ok(page)
+    }
+
+    /// Writes a page of the region.
+    pub fn write_page(&self, address: u64, page: &[u8; 4096]) -> Result<(), KvmError> {
+        self.write(address, page)
+    }
+
     fn write(&self, address: u64, bytes: &[u8]) -> Result<(), KvmError> {
         self.memory
             .write_slice(bytes, GuestAddress(address))

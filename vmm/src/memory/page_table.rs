@@ -4,6 +4,7 @@
 //! does, and the flush is the caller's: an mmu-notifier event on the page's host mapping (`munmap`,
 //! `mprotect`), or the write-protection by a dirty-ring reset.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use guest_agentless::{GuestRange, PAGE_SIZE, PageNumber};
@@ -11,13 +12,15 @@ use guest_agentless::{GuestRange, PAGE_SIZE, PageNumber};
 use super::MonitorRegion;
 use crate::kvm::{KvmError, layout};
 
-const PRESENT: u64 = 1 << 0;
+pub(super) const PRESENT: u64 = 1 << 0;
 const WRITE: u64 = 1 << 1;
 const USER: u64 = 1 << 2;
 const ACCESSED: u64 = 1 << 5;
 const NO_EXECUTE: u64 = 1 << 63;
-const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
-const ENTRIES: u64 = 512;
+pub(super) const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+pub(super) const ENTRIES: u64 = 512;
+/// The flags of an entry that points to the next table.
+pub(super) const TABLE: u64 = PRESENT | WRITE | USER | ACCESSED;
 
 /// What ring 3 may do with a page that is present.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,8 +33,16 @@ pub struct Access {
 
 /// The tables.
 pub struct PageTable {
-    region: Arc<MonitorRegion>,
+    pub(super) region: Arc<MonitorRegion>,
+    /// The first-level table that vCPUs run with.
+    pub(super) root: u64,
     next_free: u64,
+    /// Tables that may be used again.
+    pub(super) free: Vec<u64>,
+    /// Tables that are not in use any more but that KVM may still know.
+    pub(super) retired: Vec<u64>,
+    /// The hidden regions of 2 MiB by number, with their last-level tables (see [`super::hide`]).
+    pub(super) hidden: BTreeMap<u64, Option<u64>>,
 }
 
 impl PageTable {
@@ -39,7 +50,11 @@ impl PageTable {
     pub fn new(region: Arc<MonitorRegion>) -> Result<PageTable, KvmError> {
         let mut tables = PageTable {
             region,
+            root: layout::PAGE_TABLES,
             next_free: layout::PAGE_TABLES + PAGE_SIZE,
+            free: Vec::new(),
+            retired: Vec::new(),
+            hidden: BTreeMap::new(),
         };
         let page = |address: u64| PageNumber(address / PAGE_SIZE);
         for user in [layout::SYSCALL_STUB, layout::PROBE_CODE] {
@@ -62,7 +77,11 @@ impl PageTable {
     pub fn take_over(&self, region: Arc<MonitorRegion>) -> PageTable {
         PageTable {
             region,
+            root: self.root,
             next_free: self.next_free,
+            free: Vec::new(),
+            retired: Vec::new(),
+            hidden: self.hidden.clone(),
         }
     }
 
@@ -147,27 +166,53 @@ impl PageTable {
         }
     }
 
+    /// Makes `leaf` the last-level table for `page`, which has none.
+    pub(super) fn put_leaf(&mut self, page: PageNumber, leaf: u64) -> Result<(), KvmError> {
+        let table = self.tables_above(page, &[3, 2])?;
+        self.region
+            .write_u64(table + index(page, 1) * 8, leaf | TABLE)
+    }
+
     fn put(&mut self, page: PageNumber, entry: u64) -> Result<(), KvmError> {
-        let mut table = layout::PAGE_TABLES;
-        for level in [3, 2, 1] {
-            let address = table + index(page, level) * 8;
+        if let Some(leaf) = self.hidden.get(&(page.0 / ENTRIES)) {
+            let leaf = match leaf {
+                Some(leaf) => *leaf,
+                None => {
+                    let fresh = self.take_table()?;
+                    self.hidden.insert(page.0 / ENTRIES, Some(fresh));
+                    fresh
+                }
+            };
+            return self.region.write_u64(leaf + index(page, 0) * 8, entry);
+        }
+        let table = self.tables_above(page, &[3, 2, 1])?;
+        self.region.write_u64(table + index(page, 0) * 8, entry)
+    }
+
+    /// The table that the entries of `levels` lead to; what is missing on the way is made.
+    fn tables_above(&mut self, page: PageNumber, levels: &[u32]) -> Result<u64, KvmError> {
+        let mut table = self.root;
+        for level in levels {
+            let address = table + index(page, *level) * 8;
             let upper = self.region.read_u64(address)?;
             table = match upper & PRESENT {
                 0 => {
                     let fresh = self.take_table()?;
-                    self.region
-                        .write_u64(address, fresh | PRESENT | WRITE | USER | ACCESSED)?;
+                    self.region.write_u64(address, fresh | TABLE)?;
                     fresh
                 }
                 _ => upper & ADDRESS,
             };
         }
-        self.region.write_u64(table + index(page, 0) * 8, entry)
+        Ok(table)
     }
 
     /// The last-level table for `page`, if there is one.
     fn leaf(&self, page: PageNumber) -> Option<u64> {
-        let mut table = layout::PAGE_TABLES;
+        if let Some(leaf) = self.hidden.get(&(page.0 / ENTRIES)) {
+            return *leaf;
+        }
+        let mut table = self.root;
         for level in [3, 2, 1] {
             let entry = self.region.read_u64(table + index(page, level) * 8).ok()?;
             if entry & PRESENT == 0 {
@@ -178,7 +223,11 @@ impl PageTable {
         Some(table)
     }
 
-    fn take_table(&mut self) -> Result<u64, KvmError> {
+    pub(super) fn take_table(&mut self) -> Result<u64, KvmError> {
+        if let Some(table) = self.free.pop() {
+            self.region.write_page(table, &[0; PAGE_SIZE as usize])?;
+            return Ok(table);
+        }
         let table = self.next_free;
         if !self.region.contains(table, PAGE_SIZE) {
             return Err(KvmError::Memory("the guest's page tables are full".into()));
@@ -188,6 +237,6 @@ impl PageTable {
     }
 }
 
-fn index(page: PageNumber, level: u32) -> u64 {
+pub(super) fn index(page: PageNumber, level: u32) -> u64 {
     (page.0 >> (9 * level)) & (ENTRIES - 1)
 }

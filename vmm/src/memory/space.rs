@@ -8,7 +8,7 @@
 //! Everything here is mechanism. What it means for the running domain (that it has to be undone) is decided
 //! in `sys::memory`.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::io;
 use std::os::fd::BorrowedFd;
 
@@ -90,6 +90,8 @@ pub struct AddressSpace {
     pub(super) vmas: VmaMap,
     pub(super) table: PageTable,
     pub(super) guards: Guards,
+    /// Regions that the guest has no mapping in but that are not unmapped yet (see `hide`).
+    pub(super) condemned: BTreeSet<u64>,
     slots: HashSet<u64>,
     /// First address and current end of the heap.
     heap: (u64, u64),
@@ -102,6 +104,7 @@ impl AddressSpace {
             vmas: VmaMap::new(),
             table: PageTable::new(vm.monitor().clone())?,
             guards: Guards::default(),
+            condemned: BTreeSet::new(),
             slots: HashSet::new(),
             heap: (0, 0),
         })
@@ -114,6 +117,7 @@ impl AddressSpace {
             vmas: std::mem::take(&mut self.vmas),
             table: self.table.take_over(vm.monitor().clone()),
             guards: Guards::default(),
+            condemned: BTreeSet::new(),
             slots: HashSet::new(),
             heap: self.heap,
         };
@@ -276,6 +280,26 @@ impl AddressSpace {
         }
     }
 
+    /// Puts the `parts` (ascending) of stashed mappings back where they were, and drops the rest.
+    pub fn unstash_parts(&mut self, stashed: Vec<Stash>, parts: &[GuestRange]) {
+        for Stash { vma, host } in stashed {
+            let start = vma.range.start();
+            let piece = |from: u64, to: u64| {
+                let vma = vma.clipped(GuestRange::from_bounds(from, to))?;
+                let host = host + (vma.range.start() - start);
+                (!vma.range.is_empty()).then_some(Stash { vma, host })
+            };
+            let mut at = start;
+            let wanted = parts.iter().filter_map(|part| part.intersection(vma.range));
+            for part in wanted.filter(|part| !part.is_empty()) {
+                Self::drop_stash(piece(at, part.start()).into_iter().collect());
+                self.unstash(piece(part.start(), part.end()).into_iter().collect());
+                at = part.end();
+            }
+            Self::drop_stash(piece(at, vma.range.end()).into_iter().collect());
+        }
+    }
+
     /// Drops stashed mappings for good.
     pub fn drop_stash(stashed: Vec<Stash>) {
         for Stash { vma, host } in stashed {
@@ -299,7 +323,7 @@ impl AddressSpace {
             return Ok(Resolution::Forbidden);
         }
         let page = GuestVa(address).page();
-        if self.guards.contains(page) {
+        if self.guards.contains(page) || self.is_hidden(page) {
             return Ok(Resolution::Guarded);
         }
         let zero_based = is_zero_based(vma);
@@ -349,19 +373,6 @@ impl AddressSpace {
             self.table.map(page, access)?;
         }
         Ok(())
-    }
-
-    /// Gives the memory of `range` back to the host, if all of it is mapped and reads as zeros afterwards.
-    pub fn discard(&mut self, range: GuestRange) -> bool {
-        let mut covered = 0;
-        for vma in self.vmas.overlapping(range) {
-            let part = vma.range.intersection(range).map_or(0, |part| part.len());
-            covered += if is_zero_based(vma) { part } else { 0 };
-        }
-        let address = range.start() as *mut libc::c_void;
-        covered == range.len()
-            // SAFETY: the range lies in mappings of the guest, of which no Rust object knows.
-            && unsafe { libc::madvise(address, range.len() as usize, libc::MADV_DONTNEED) } == 0
     }
 
     /// Whether `page` is private memory that was zero before its first write.
@@ -419,7 +430,24 @@ impl AddressSpace {
         unsafe { vm.add_slot(part.start(), part.start(), part.len(), true) }
     }
 
-    fn clear(&mut self, range: GuestRange) -> Result<(), Errno> {
+    /// Gives the memory of `range` back to the host. Private memory without a file is zero afterwards.
+    pub fn discard(&mut self, range: GuestRange) -> Result<(), Errno> {
+        debug_assert!(window::contains(range));
+        // SAFETY: the range lies in a guest window; its pages are the guest's to lose.
+        let result = unsafe {
+            libc::madvise(
+                range.start() as *mut libc::c_void,
+                range.len() as usize,
+                libc::MADV_DONTNEED,
+            )
+        };
+        match result {
+            0 => Ok(()),
+            _ => Err(errno_of(&io::Error::last_os_error())),
+        }
+    }
+
+    pub(super) fn clear(&mut self, range: GuestRange) -> Result<(), Errno> {
         self.table.unmap(range).map_err(|_| Errno::ENOMEM)?;
         window::release(range).map_err(|e| errno_of(&e))
     }

@@ -9,11 +9,12 @@ use std::cell::Cell;
 use std::io;
 use std::ptr;
 use std::sync::Mutex;
-use std::sync::PoisonError;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError};
 
 use guest_agentless::{Errno, Signal, SignalSet};
 
+use super::image::Parked;
 use super::limits::RequestNumber;
 use super::signals::{Delivery, SignalInfo};
 use crate::kvm::Kicker;
@@ -37,8 +38,21 @@ pub struct ThreadControl {
     pub clear_tid: AtomicU64,
     /// The request that the thread is in.
     pub request: RequestNumber,
+    /// Where the thread stands with a host call.
+    phase: AtomicU8,
+    /// A connection that the thread has accepted and the guest does not know of yet, or -1.
+    accepted: AtomicI32,
+    /// Where the thread would go on from, while no image of the process has been taken.
+    pub parked: Mutex<Option<Arc<Parked>>>,
     kicker: Kicker,
 }
+
+/// The guest thread needs the run token for whatever it does next.
+const AT_TOKEN: u8 = 0;
+/// It may be in a host call that was made without the token.
+const IN_HOST: u8 = 1;
+/// Such a call has done something that the guest has not been told.
+const RETURNED: u8 = 2;
 
 thread_local! {
     static CURRENT: Cell<*const ThreadControl> = const { Cell::new(ptr::null()) };
@@ -66,6 +80,9 @@ impl ThreadControl {
             pending: Mutex::new(Vec::new()),
             clear_tid: AtomicU64::new(0),
             request: RequestNumber::default(),
+            phase: AtomicU8::new(AT_TOKEN),
+            accepted: AtomicI32::new(-1),
+            parked: Mutex::new(None),
             kicker,
         }))
     }
@@ -103,6 +120,46 @@ impl ThreadControl {
     /// Makes the thread look for what to attend to before it enters the guest again.
     pub fn request_attention(&self) {
         self.attention.store(1, Ordering::SeqCst);
+    }
+
+    /// The thread is about to give the run token up for a host call.
+    pub fn enter_host(&self) {
+        self.phase.store(IN_HOST, Ordering::SeqCst);
+    }
+
+    /// The host call is over, with that result.
+    pub fn leave_host(&self, number: i64, result: Result<u64, Errno>) -> Result<u64, Errno> {
+        let phase = match result {
+            Err(Errno::EINTR) => AT_TOKEN,
+            _ => RETURNED,
+        };
+        if let (libc::SYS_accept4, Ok(connection)) = (number, result) {
+            self.accepted.store(connection as i32, Ordering::SeqCst);
+        }
+        self.phase.store(phase, Ordering::SeqCst);
+        result
+    }
+
+    /// The thread has the run token again.
+    pub fn go_on(&self) {
+        self.phase.store(AT_TOKEN, Ordering::SeqCst);
+        self.accepted.store(-1, Ordering::SeqCst);
+    }
+
+    /// Takes a connection of which the guest does not know yet; for the holder of the run token.
+    pub fn take_accepted(&self) -> Option<i32> {
+        let connection = self.accepted.swap(-1, Ordering::SeqCst);
+        (connection >= 0).then_some(connection)
+    }
+
+    /// Whether the thread may be in a host call, seen by the holder of the run token.
+    pub fn is_in_host(&self) -> bool {
+        self.phase.load(Ordering::SeqCst) == IN_HOST
+    }
+
+    /// Whether a host call of the thread has had an effect of which the guest does not know yet.
+    pub fn has_returned(&self) -> bool {
+        self.phase.load(Ordering::SeqCst) == RETURNED
     }
 
     /// Whether something has asked for attention since the last call.

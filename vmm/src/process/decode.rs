@@ -33,8 +33,12 @@ pub fn inaccessible_operand(registers: &Registers) -> Option<u64> {
         .find(|address| copy::read(*address, &mut [0]).is_err())
 }
 
-/// Where the call instruction `code` at RIP leads to.
-pub fn call_target(code: &[u8], registers: &Registers) -> Option<u64> {
+/// Where the call instruction `code` at RIP leads to. `read` reads eight bytes of guest memory.
+pub fn call_target(
+    code: &[u8],
+    registers: &Registers,
+    read: impl FnOnce(u64) -> Option<[u8; 8]>,
+) -> Option<u64> {
     let call = Decoder::with_ip(64, code, registers.rip, DecoderOptions::NONE).decode();
     if call.mnemonic() != Mnemonic::Call || call.op_count() != 1 || call.is_call_far() {
         return None;
@@ -44,9 +48,7 @@ pub fn call_target(code: &[u8], registers: &Registers) -> Option<u64> {
         OpKind::Register => value(registers, call.op0_register()),
         OpKind::Memory => {
             let at = call.virtual_address(0, 0, |register, _, _| value(registers, register))?;
-            let mut target = [0u8; 8];
-            copy::read(at, &mut target).ok()?;
-            Some(u64::from_le_bytes(target))
+            read(at).map(u64::from_le_bytes)
         }
         _ => None,
     }

@@ -8,7 +8,7 @@ use super::effects::{Deferred, Undo};
 use super::files::GivenBack;
 use super::rerun::Committed;
 use super::thread::Thread;
-use super::tracked::{TrackedMemory, mapped_parts};
+use super::tracked::{HostMemory, TrackedMemory, mapped_parts};
 use super::withdraw::Waits;
 use super::{Process, State};
 use crate::kvm::{KvmError, Registers, Vcpu};
@@ -40,12 +40,18 @@ pub struct Domain {
     pub journal: Journal<Deferred, Undo>,
     /// The first bytes that the client sent.
     pub input: Vec<u8>,
+    /// How many bytes it sent.
+    pub input_len: u64,
+    /// It began with the first of them, on a connection that owed nothing.
+    pub is_fresh: bool,
     /// Bytes of output held back.
     pub held_bytes: usize,
     /// System calls made.
     pub calls: u64,
     /// Why it was committed early, if it was: a fault cannot undo what came before.
     pub committed_early: Option<&'static str>,
+    /// Whether there was no room for its shadow pages.
+    pub cramped: bool,
     /// The events that it began with, if it began with some.
     pub delivered: Option<Delivered>,
     /// What it had written when it was suspended last, if it was.
@@ -63,6 +69,7 @@ pub struct Domain {
 impl Domain {
     /// Keeps the start of what the client sent.
     pub fn add_input(&mut self, bytes: &[u8]) {
+        self.input_len += bytes.len() as u64;
         let room = INPUT_KEPT.saturating_sub(self.input.len());
         self.input
             .extend_from_slice(&bytes[..bytes.len().min(room)]);
@@ -104,6 +111,8 @@ pub enum Early {
     PassThrough,
     /// It waits, for a lock or longer than its time slice, and others must run.
     Suspended,
+    /// There is no room for the shadow of a page that it writes.
+    ShadowLimit,
 }
 
 impl Early {
@@ -111,6 +120,7 @@ impl Early {
         match self {
             Early::External => "a call that cannot be undone came before the fault",
             Early::HoldLimit => "its output reached the hold limit before the fault",
+            Early::ShadowLimit => "its shadow pages reached their limit before the fault",
             Early::PassThrough => "its effects were not put off, because a write had failed",
             Early::Suspended => "it was suspended before the fault, so that others could run",
         }
@@ -127,8 +137,10 @@ impl State {
         let memory = TrackedMemory {
             vm: &process.vm,
             vcpu,
-            space: &mut self.space,
-            own_memory: &process.own_memory,
+            host: HostMemory {
+                space: &mut self.space,
+                own_memory: &process.own_memory,
+            },
         };
         (&mut self.tracker, memory)
     }
@@ -142,9 +154,7 @@ impl Thread {
         }
         self.touch(state, range);
         for part in mapped_parts(&state.space, range) {
-            let (tracker, mut memory) = state.tracking(&self.process, &mut self.vcpu);
-            let pages = tracker.host_write(&mut memory, part);
-            self.process.stats.pages.host_written.add(pages);
+            self.host_write(state, part);
         }
     }
 
@@ -174,6 +184,9 @@ impl Thread {
         }
         let (tracker, mut memory) = state.tracking(&self.process, &mut self.vcpu);
         tracker.settle(&mut memory);
+        if self.process.options.audit {
+            self.restore_all(state);
+        }
         let audit = self
             .process
             .options
@@ -190,9 +203,12 @@ impl Thread {
             },
             journal: Journal::default(),
             input: Vec::new(),
+            input_len: 0,
+            is_fresh: false,
             held_bytes: 0,
             calls: 0,
             committed_early: None,
+            cramped: false,
             delivered: self.delivered.take(),
             pages: SuspendedPages::default(),
             waits: Waits::default(),
@@ -225,6 +241,7 @@ impl Thread {
         let Some(mut domain) = state.domain.take() else {
             return Committed::Done;
         };
+        self.request_succeeded(state, &domain);
         let stats = std::sync::Arc::clone(&self.process.stats);
         let (deferred, undo) = domain.journal.commit();
         let done = self.commit_memory(state, &domain);
@@ -234,6 +251,9 @@ impl Thread {
         stats.pages.copied.add(done.copied);
         stats.pages.reprotected.add(u64::from(done.reprotected));
         stats.shadow_bytes.raise(tracker.shadow_bytes());
+        stats.image_bytes.raise(tracker.image_bytes());
+        state.drop_lost_image();
+        self.note_room(state, !domain.cramped);
         stats.domains.committed.inc();
         self.tell_suspended(state);
         state.note_heap();
@@ -270,6 +290,7 @@ impl Thread {
                 Early::External | Early::PassThrough => counters.external.inc(),
                 Early::HoldLimit => counters.held_limit.inc(),
                 Early::Suspended => counters.suspended.inc(),
+                Early::ShadowLimit => counters.shadow_limit.inc(),
             }
             self.continues = Some(Continuation {
                 origin,

@@ -4,16 +4,23 @@
 //! Guest descriptors are host descriptors of the same number. What the kernel can be asked for is not
 //! kept here, so that it cannot drift.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
 
 use recovery::Origin;
 use recovery::handoff::Producer;
 
 use super::domain::Delivered;
+use super::ending::Endings;
 use crate::host;
 use crate::memory::reserved_copy;
+
+mod image;
+
+pub use image::FilesRestored;
 
 /// What a descriptor stands for, as far as recovery tells them apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,6 +46,25 @@ struct Known {
     kind: Kind,
     poisoned: bool,
     closing: bool,
+    /// The guest is the server on this connection.
+    accepted: bool,
+    /// The guest's last output found no room.
+    cut: bool,
+    /// See [`Files::is_owing`].
+    owing: bool,
+}
+
+impl Known {
+    fn new(kind: Kind) -> Known {
+        Known {
+            kind,
+            poisoned: false,
+            closing: false,
+            accepted: false,
+            cut: false,
+            owing: false,
+        }
+    }
 }
 
 /// What an origin call delivers again, because its domain runs again.
@@ -100,6 +126,9 @@ impl Waiting {
     }
 }
 
+/// How long the end of the process waits for connections that are ending.
+const LAST_CHANCE: Duration = Duration::from_millis(500);
+
 /// The guest's descriptors.
 #[derive(Default)]
 pub struct Files {
@@ -110,7 +139,13 @@ pub struct Files {
     last_generation: u64,
     backlog: BTreeMap<i32, Waiting>,
     given_back: BTreeMap<i32, GivenBack>,
+    endings: Arc<Endings>,
     serves: bool,
+    /// Made since the image was taken.
+    opened: BTreeSet<i32>,
+    /// What a restart goes back to.
+    image: Option<Box<image::FilesImage>>,
+    image_lost: Option<String>,
 }
 
 /// What is known of a connection whose work may be handed from thread to thread.
@@ -138,25 +173,22 @@ impl Files {
             Entry::Occupied(entry) => Some(entry.into_mut()),
             Entry::Vacant(entry) => match probe(fd) {
                 Kind::Closed => None,
-                kind => Some(entry.insert(Known {
-                    kind,
-                    poisoned: false,
-                    closing: false,
-                })),
+                kind => Some(entry.insert(Known::new(kind))),
             },
         }
     }
 
     /// Says what `fd` stands for where the kernel does not know (a socket pair is a pipe).
     pub fn set_kind(&mut self, fd: i32, kind: Kind) {
-        self.known.insert(
-            fd,
-            Known {
-                kind,
-                poisoned: false,
-                closing: false,
-            },
-        );
+        self.known.insert(fd, Known::new(kind));
+    }
+
+    /// A new connection, on which the guest is the server.
+    pub fn accepted(&mut self, fd: i32) {
+        self.forget(fd);
+        if let Some(known) = self.known(fd) {
+            known.accepted = true;
+        }
     }
 
     /// A number for what is open at `fd` now, that nothing opened there later has.
@@ -226,10 +258,13 @@ impl Files {
         self.serves
     }
 
-    /// The descriptor has changed its meaning (`connect`, `listen`, `dup2`): look again.
+    /// The descriptor is new or has changed its meaning (`connect`, `listen`, `dup2`): look again.
     pub fn forget(&mut self, fd: i32) {
         self.connections.remove(&fd);
         self.known.remove(&fd);
+        if self.image.is_some() {
+            self.opened.insert(fd);
+        }
     }
 
     /// Whether an abandoned request has poisoned the connection.
@@ -247,6 +282,51 @@ impl Files {
         if let Some(known) = self.known(fd) {
             known.closing = closing;
         }
+    }
+
+    /// Says whether the guest's last output to `fd` found no room.
+    pub fn set_cut(&mut self, fd: i32, cut: bool) {
+        if let Some(known) = self.known.get_mut(&fd).filter(|known| known.cut != cut) {
+            known.cut = cut;
+        }
+    }
+
+    /// A request on the connection has ended without any output to it.
+    pub fn set_owing(&mut self, fd: i32) {
+        if let Some(known) = self.known(fd) {
+            known.owing = true;
+        }
+    }
+
+    /// There was output to it.
+    pub fn note_sent(&mut self, fd: i32) {
+        if let Some(known) = self.known.get_mut(&fd) {
+            known.owing = false;
+        }
+    }
+
+    /// Whether nothing was sent on the connection since then.
+    pub fn is_owing(&self, fd: i32) -> bool {
+        self.known.get(&fd).is_some_and(|known| known.owing)
+    }
+
+    /// Whether an error reply would be the answer to a client's request: the guest is the server, and nothing
+    /// of an earlier answer is left, as far as one can see from outside. A server that waits for room to send
+    /// more has either found none, or asks for an event when there is.
+    pub fn can_be_answered(&self, fd: i32) -> bool {
+        const WAITS_FOR_ROOM: u32 = libc::EPOLLOUT as u32;
+        const ALWAYS_ASKS: u32 = libc::EPOLLET as u32;
+        let known = self.known.get(&fd);
+        let shut = |waiting: &Waiting| waiting.shutdown.is_some();
+        let waits = |event: &libc::epoll_event| {
+            event.events & (WAITS_FOR_ROOM | ALWAYS_ASKS) == WAITS_FOR_ROOM
+        };
+        known.is_some_and(|known| known.accepted && !known.cut && !known.poisoned)
+            && !self.backlog.get(&fd).is_some_and(shut)
+            && !self
+                .interests
+                .range((fd, i32::MIN)..=(fd, i32::MAX))
+                .any(|(_, event)| waits(event))
     }
 
     /// Makes the next origin call on `fd` deliver this.
@@ -301,30 +381,41 @@ impl Files {
 
     /// Closes `fd`, and forgets about it. Output that the peer has not taken yet is still sent.
     pub fn close(&mut self, fd: i32) {
+        if self.is_poisoned(fd) {
+            // The monitor may still have the socket open, see `Endings`.
+            self.leave_interest_lists(fd);
+        }
         if !self.flush(fd)
             && let Some(waiting) = self.backlog.remove(&fd)
             && let Ok(kept) = reserved_copy(fd)
         {
-            // The copy would keep its places in interest lists.
-            for (member, epoll) in self.interests.keys() {
-                if *member == fd {
-                    let _ = epoll_ctl(*epoll, libc::EPOLL_CTL_DEL, fd, None);
-                }
-            }
+            self.leave_interest_lists(fd);
             let number = kept.as_raw_fd();
             let _kept = Some(kept);
             self.backlog.insert(number, Waiting { _kept, ..waiting });
         }
+        self.leave(fd);
         self.given_back.remove(&fd);
         self.connections.remove(&fd);
         self.known.remove(&fd);
+        self.opened.remove(&fd);
         self.interests
             .retain(|(member, epoll), _| *epoll != fd && *member != fd);
         let _ = host::close(fd);
     }
 
+    /// A copy of `fd` that stays open would keep its places.
+    fn leave_interest_lists(&self, fd: i32) {
+        for (_, epoll) in self.interests.keys().filter(|(member, _)| *member == fd) {
+            let _ = epoll_ctl(*epoll, libc::EPOLL_CTL_DEL, fd, None);
+        }
+    }
+
     /// `shutdown`, after what is still to be sent.
     pub fn shutdown(&mut self, fd: i32, how: i32) {
+        if self.is_poisoned(fd) {
+            return;
+        }
         self.flush(fd);
         match self.backlog.get_mut(&fd) {
             Some(waiting) if how != libc::SHUT_RD => waiting.shutdown = Some(how),
@@ -332,17 +423,25 @@ impl Files {
         }
     }
 
-    /// Resets the connection for good: the peer gets a reset, the guest's reads fail, the descriptor stays
-    /// open until the guest closes it.
+    /// Resets the connection for good: the peer gets a reset after what was sent to it before, the guest's
+    /// reads fail, the descriptor stays open until the guest closes it.
     pub fn reset(&mut self, fd: i32) {
-        self.backlog.remove(&fd);
-        if let Some(known) = self.known(fd) {
-            known.poisoned = true;
+        self.end(fd, None);
+    }
+
+    /// Likewise, with `reply` and the end of the stream in place of the reset, if there is one.
+    pub fn end(&mut self, fd: i32, reply: Option<&[u8]>) {
+        let unsent = self.backlog.remove(&fd).unwrap_or_default().bytes.into();
+        match self.known(fd) {
+            Some(known) if !known.poisoned => known.poisoned = true,
+            _ => return,
         }
-        if host::abort_connection(fd).is_err() {
-            // Not TCP: the peer sees the end of the stream.
-            let _ = host::shutdown(fd, libc::SHUT_RDWR);
-        }
+        self.endings.end(fd, unsent, reply);
+    }
+
+    /// The process is about to end: gives the connections that are ending a little time.
+    pub fn finish_endings(&self) {
+        self.endings.finish(LAST_CHANCE);
     }
 
     /// Sends committed output. What the socket has no room for is kept and sent later, in order.
@@ -350,6 +449,7 @@ impl Files {
         if self.is_poisoned(fd) {
             return;
         }
+        self.note_sent(fd);
         match self.backlog.get_mut(&fd) {
             Some(waiting) => waiting.bytes.extend(bytes),
             None => match host::send(fd, &bytes) {
@@ -385,13 +485,14 @@ impl Files {
         true
     }
 
-    /// The same descriptors in a forked child, whose parent sends what waits to be sent.
-    pub fn for_child(self) -> Files {
-        Files {
-            backlog: BTreeMap::new(),
-            given_back: BTreeMap::new(),
-            ..self
-        }
+    /// The same descriptors in a forked child, whose parent sends what waits to be sent and ends what is ending.
+    pub fn for_child(mut self) -> Files {
+        // The monitor's descriptors in them are closed already, their numbers may be taken, and a lock may be
+        // held by a thread that is not there.
+        std::mem::forget(std::mem::take(&mut self.backlog));
+        std::mem::forget(std::mem::take(&mut self.endings));
+        self.given_back.clear();
+        self
     }
 
     /// Whether output waits for a peer to take it.

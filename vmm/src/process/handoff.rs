@@ -24,7 +24,7 @@ use super::recover::read_up_to;
 use super::reporter::{FaultRecord, read_module};
 use super::rerun::Committed;
 use super::thread::Thread;
-use super::{State, Turn};
+use super::{Process, State, Turn};
 use crate::kvm::{KvmError, Registers};
 use crate::memory::{copy, window};
 
@@ -56,6 +56,15 @@ pub struct Handoffs {
 }
 
 impl Handoffs {
+    /// The process was restarted: no memory was written by anybody, but its threads are the same.
+    pub fn forget(&mut self) {
+        let recording = self.provenance.is_recording();
+        self.provenance = Provenance::default();
+        if recording {
+            self.provenance.handed_off();
+        }
+    }
+
     fn unwind_info(&mut self, file: &FileBacking) -> Option<Arc<UnwindInfo>> {
         let key = (file.device.0, file.device.1, file.inode);
         if self.unwind_info.len() >= FILES_KEPT && !self.unwind_info.contains_key(&key) {
@@ -225,6 +234,13 @@ impl Thread {
         }
     }
 
+    /// The process was restarted: there is nothing left to follow. Breakpoints are in place only while their
+    /// thread holds the run token, so all were taken away before memory was put back.
+    pub fn forget_following(&mut self) {
+        self.following_ended();
+        self.following = Following::default();
+    }
+
     /// Takes the breakpoints away, before anything else looks at a fault.
     pub fn clear_breakpoints(&mut self) {
         let breakpoints = &mut self.following.breakpoints;
@@ -277,9 +293,11 @@ impl Thread {
     fn is_in(&mut self, state: &mut State, trace: &Trace) -> bool {
         let registers = *self.vcpu.registers();
         let vmas: Vec<Vma> = state.space.vmas().iter().cloned().collect();
-        let frames = state
-            .handoffs
-            .frames(&registers, &read_stack(registers.rsp), &vmas);
+        if let Some(range) = GuestRange::new(GuestVa(registers.rsp), STACK_WALKED as u64) {
+            state.restore_in(&self.process, range);
+        }
+        let stack = read_stack(registers.rsp);
+        let frames = state.handoffs.frames(&registers, &stack, &vmas);
         let is_there = |site: CallSite| {
             let is_it = |f: &StackFrame| (f.address, f.rsp) == (site.after, site.rsp);
             frames.iter().any(is_it)
@@ -383,7 +401,7 @@ impl Thread {
             && trace.watches(registers.rip, registers.rsp)
         {
             process.stats.handoff.watched.inc();
-            let evidence = attribute(turn, known, &registers);
+            let evidence = attribute(turn, &process, known, &registers);
             goes_on = trace.called(registers.rip, registers.rsp, evidence);
         }
         if goes_on && self.make_call(turn, registers) {
@@ -419,7 +437,13 @@ impl Thread {
             return false;
         }
         code[0] = first;
-        let Some(target) = super::decode::call_target(&code[..len], &registers) else {
+        let read = |address| {
+            let range = window::checked(address, 8)?;
+            self.touch(state, range);
+            let mut word = [0; 8];
+            copy::read(address, &mut word).ok().map(|()| word)
+        };
+        let Some(target) = super::decode::call_target(&code[..len], &registers, read) else {
             return false;
         };
         let rsp = registers.rsp.wrapping_sub(8);
@@ -494,32 +518,41 @@ impl Thread {
 
 /// Whom the call that is about to be made works for.
 fn attribute(
-    state: &State,
+    state: &mut State,
+    process: &Process,
     known: &HashMap<u64, Producer>,
     registers: &Registers,
 ) -> Option<Evidence> {
     let r = registers;
     // More are rarely passed, and what is not passed leads astray.
     let arguments = [r.rdi, r.rsi, r.rdx, r.rcx];
-    let files = &state.files;
-    let mut memory = Seen {
-        rsp: r.rsp,
-        known,
-        files,
-    };
-    let provenance = &state.handoffs.provenance;
-    provenance.attribute(&arguments, &mut memory)
+    let provenance = std::mem::take(&mut state.handoffs.provenance);
+    let evidence = provenance.attribute(
+        &arguments,
+        &mut Seen {
+            rsp: r.rsp,
+            known,
+            state,
+            process,
+        },
+    );
+    state.handoffs.provenance = provenance;
+    evidence
 }
 
 /// Guest memory as it is now.
 struct Seen<'a> {
     rsp: u64,
     known: &'a HashMap<u64, Producer>,
-    files: &'a Files,
+    state: &'a mut State,
+    process: &'a Process,
 }
 
 impl Memory for Seen<'_> {
     fn read(&mut self, address: u64, into: &mut [u8]) -> usize {
+        if let Some(range) = GuestRange::new(GuestVa(address), into.len() as u64) {
+            self.state.restore_in(self.process, range);
+        }
         read_up_to(address, into)
     }
 
@@ -532,7 +565,7 @@ impl Memory for Seen<'_> {
     }
 
     fn is_open(&self, producer: Producer) -> bool {
-        self.files.is_open(producer)
+        self.state.files.is_open(producer)
     }
 }
 

@@ -83,6 +83,8 @@ impl Thread {
     /// Checks what the running request has done to the heap; it stands before a system call that ends it.
     pub fn verify_heap(&mut self, state: &mut State) -> Option<Fault> {
         let mut watch = state.heap.take()?;
+        // The heap is read as it lies in memory.
+        self.restore_all(state);
         state.tracker.list_changes();
         let begun = Instant::now();
         let corruption = watch

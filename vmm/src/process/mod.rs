@@ -1,19 +1,27 @@
 //! The guest process: what its threads share, and who may touch it when.
 
 mod breakpoint;
+pub mod budget;
+mod cleaner;
 pub mod control;
 mod decode;
 pub mod domain;
 pub mod effects;
+mod ending;
+pub mod error_reply;
 pub mod files;
 mod flusher;
 pub mod handoff;
 pub mod heap;
+pub mod image;
 pub mod limits;
+mod offenders;
 mod overflow;
 pub mod recover;
 pub mod reporter;
 pub mod rerun;
+pub mod restart;
+pub mod restore;
 pub mod signals;
 mod suspend;
 pub mod thread;
@@ -33,6 +41,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use parking_lot::FairMutex;
 use recovery::Tracker;
 use recovery::ladder::Ladder;
+use recovery::learn::Offenders;
 use recovery::stats::Stats;
 
 use crate::inject::Injection;
@@ -57,10 +66,18 @@ pub struct Options {
     pub is_child: bool,
     /// Where the counters are written at the end; absolute.
     pub stats: Option<std::path::PathBuf>,
+    /// Pages of a write set that are restored at once; a larger one is hidden.
+    pub restore_at_once: usize,
     /// What a client's request may use.
     pub limits: limits::Limits,
+    /// What clients are told when their request is abandoned.
+    pub error_reply: Option<error_reply::ErrorReply>,
     /// Bytes of output that a domain may hold back before it is committed early.
     pub hold_limit: usize,
+    /// Restart the process in place when nothing lesser helps.
+    pub restart: image::RestartMode,
+    /// Bytes that the image of the process may take; none: a quarter of the machine's memory.
+    pub image_limit: Option<u64>,
     /// A fault to inject.
     pub inject: Option<Injection>,
     /// The options of `vmsrs run` that were given, with absolute paths.
@@ -103,6 +120,10 @@ pub struct State {
     pub ladder: Ladder,
     /// Whose bytes led to what.
     pub handoffs: Handoffs,
+    /// The image of the process, to restart it from.
+    pub restart: image::RestartState,
+    /// The inputs that have crashed the server, where they are to be refused.
+    pub offenders: Option<Offenders>,
     /// The guest's limit on descriptors: soft and hard.
     pub descriptor_limit: (u64, u64),
     /// What is known of the heap, if it is verified.
@@ -139,6 +160,12 @@ pub struct Process {
     ending: AtomicBool,
     /// Whether a thread sends output that waits.
     flushing: AtomicBool,
+    /// Whether there was no room for the shadow pages of a request, and no request has done well since.
+    degraded: AtomicBool,
+    /// Whether a thread restores what waits.
+    cleaning: AtomicBool,
+    /// Whether threads need not say any more where they would go on from.
+    pub serving: AtomicBool,
 }
 
 /// What a [`Process`] is made from.
@@ -182,6 +209,9 @@ impl Process {
             idle_vcpus: Mutex::new(Vec::new()),
             ending: AtomicBool::new(false),
             flushing: AtomicBool::new(false),
+            degraded: AtomicBool::new(false),
+            cleaning: AtomicBool::new(false),
+            serving: AtomicBool::new(false),
         }
     }
 

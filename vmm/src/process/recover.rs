@@ -5,7 +5,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use guest_agentless::{Errno, PAGE_SIZE, PageNumber, Signal, Vma};
 use recovery::event::{Access, FaultKind, Outcome};
-use recovery::ladder::{FaultSite, Rung};
+use recovery::ladder::{FaultSite, GiveUpReason, Rung};
 use recovery::tracker::{PageContent, RestoredPage};
 use recovery::{Journal, Origin, stats};
 
@@ -185,6 +185,7 @@ impl Thread {
         }
         let Some(domain) = &turn.domain else {
             // Not tracked yet, or not protected: as without the monitor.
+            self.process.stats.ladder.give_up.inc();
             self.give_up(
                 turn,
                 fault,
@@ -199,41 +200,68 @@ impl Thread {
             rip: registers.rip,
             origin: origin.kind(),
         };
-        let mut rung = turn.ladder.next(site, begun);
-        if matches!(rung, Rung::Handoff | Rung::ResetDelivered) {
-            if self.find_culprit(turn) {
-                rung = Rung::Handoff;
-            } else if rung == Rung::Handoff {
-                rung = turn.ladder.next(site, begun);
+        // Work without a client of its own may have been handed over by one.
+        let mut may_be_handed_over = matches!(
+            origin,
+            Origin::Internal | Origin::Timer | Origin::Handoff(_)
+        );
+        let delivered = domain.delivered.clone().or_else(|| self.wakeup.clone());
+        let obstacle = self.restart_obstacle(turn);
+        let mut suspects = Vec::new();
+        let rung = loop {
+            let rung = turn.ladder.next(site, begun, |rung| match rung {
+                Rung::Handoff => may_be_handed_over,
+                Rung::ResetDelivered => may_be_handed_over || delivered.is_some(),
+                // What has only used too much is let go on rather than everybody thrown out.
+                Rung::Restart => obstacle.is_none() && fault.course != Course::GoesOn,
+                _ => true,
+            });
+            // To find the call to skip may take more than one rerun, so it is looked for once more before
+            // everybody is reset.
+            if matches!(rung, Rung::Handoff | Rung::ResetDelivered)
+                && std::mem::take(&mut may_be_handed_over)
+                && self.find_culprit(turn)
+            {
+                break Rung::Handoff;
             }
-        }
+            match rung {
+                // Nobody was found.
+                Rung::Handoff => {}
+                Rung::ResetDelivered => {
+                    if let Some(delivered) = &delivered {
+                        suspects = turn.files.connections(delivered);
+                    }
+                    // Otherwise there was nobody to reset.
+                    if !suspects.is_empty() {
+                        break rung;
+                    }
+                }
+                _ => break rung,
+            }
+        };
+        self.process.stats.ladder.count(rung);
         match rung {
             Rung::GiveUp(reason) => {
-                self.give_up(turn, fault, &registers, reason.to_string());
-                Ok(Flow::Continue)
+                let reason =
+                    match obstacle.filter(|_| !matches!(reason, GiveUpReason::Restarts { .. })) {
+                        Some(obstacle) => format!("{reason}; not restarted in place: {obstacle}"),
+                        None => reason.to_string(),
+                    };
+                self.give_up(turn, fault, &registers, reason);
+                return Ok(Flow::Continue);
             }
+            Rung::Restart => return self.restart(turn, fault, begun),
             Rung::Rerun => {
                 self.process.stats.domains.rerun.inc();
                 self.watch_rerun();
-                self.undo_domain(turn, fault, begun)
             }
-            Rung::Handoff | Rung::Abandon => {
-                self.process.stats.domains.abandoned.inc();
-                self.undo_domain(turn, fault, begun)
-            }
+            Rung::Handoff | Rung::Abandon => self.process.stats.domains.abandoned.inc(),
             Rung::ResetDelivered => {
-                let delivered = turn.domain.as_ref().and_then(|d| d.delivered.clone());
-                let suspects = delivered.map_or(Vec::new(), |d| turn.files.connections(&d));
-                if suspects.is_empty() {
-                    let reason = format!("the fault at {:#x} belongs to no client", registers.rip);
-                    self.give_up(turn, fault, &registers, reason);
-                    return Ok(Flow::Continue);
-                }
                 self.process.stats.domains.abandoned.inc();
                 self.suspects = suspects;
-                self.undo_domain(turn, fault, begun)
             }
         }
+        self.undo_domain(turn, fault, begun, rung)
     }
 
     /// Undoes the running domain and completes its origin with the error that the server knows how to
@@ -243,6 +271,7 @@ impl Thread {
         state: &mut State,
         fault: Fault,
         begun: Instant,
+        rung: Rung,
     ) -> Result<Flow, KvmError> {
         let Some(mut domain) = state.domain.take() else {
             return Ok(Flow::Continue);
@@ -250,10 +279,17 @@ impl Thread {
         let written = (self.written + state.tracker.written_bytes()) / PAGE_SIZE;
         self.end_limits();
         let mut record = self.describe(state, fault, domain.origin);
+        record.rung = rung.name();
+        let teaches = domain.whole_input().is_some();
         record.input = std::mem::take(&mut domain.input);
         record.peer = domain.origin.fd().and_then(host::peer_name);
 
         self.undo_failures = 0;
+        // To take a suspended domain's writes out, memory is read around them.
+        let may_hide = domain.pages.is_empty();
+        if !may_hide {
+            self.restore_all(state);
+        }
         let decision = withdraw::decide(state, &domain, self.tid());
         let kept_words = withdraw::kept_words(&domain);
         let mut journal = std::mem::take(&mut domain.journal);
@@ -280,10 +316,9 @@ impl Thread {
                 .dropped_output
                 .extend_from_slice(&output[..output.len().min(room)]);
         }
-        let (tracker, mut memory) = state.tracking(&self.process, &mut self.vcpu);
-        let undone = tracker.abandon(&mut memory, |_, _| {});
+        let (undone, waiting) = self.restore_or_hide(state, may_hide);
         // Pages of mappings that the domain has made are gone already.
-        record.pages_written = written.max(tracker.active_pages().count() as u64);
+        record.pages_written = written.max(state.tracker.active_count() as u64 + waiting);
         record.pages_restored = undone.restored.len() as u64;
         record.written = undone
             .restored
@@ -292,7 +327,12 @@ impl Thread {
             .collect();
         self.process.stats.pages.restored.add(record.pages_restored);
         let not_withdrawn = self.withdraw(state, &domain, &decision, &kept_words);
-        record.pages_restored += domain.pages.iter().count() as u64;
+        record.pages_restored += domain.pages.iter().count() as u64 + waiting;
+        if waiting > 0 {
+            let what = format!("{waiting} pages were hidden, to be restored when touched");
+            record.undone.push(what);
+        }
+        super::cleaner::ensure(&self.process, state);
         self.keep(state, domain.origin, journal, &mut record.kept);
         state.heap_undone(&domain.pages);
         if let Some(image) = domain.audit.take() {
@@ -309,7 +349,8 @@ impl Thread {
         self.alternate_stack = checkpoint.alternate_stack;
         let error = match domain.origin {
             Origin::Stream(fd) => {
-                state.files.reset(fd);
+                let unanswered = domain.committed_early.is_none();
+                record.replied = self.end_connection(state, fd, unanswered, &record.input);
                 Some(Errno::ECONNRESET)
             }
             Origin::Accept(_) => Some(Errno::ECONNABORTED),
@@ -336,6 +377,7 @@ impl Thread {
         let broken = undone.lost.len() as u32 + not_withdrawn + self.undo_failures;
         let lessened = domain
             .committed_early
+            .or(domain.cramped.then_some(super::budget::REASON))
             .map(str::to_owned)
             .or_else(|| decision.withdrawal.reason());
         (record.outcome, record.reason) = match (lessened, broken) {
@@ -346,6 +388,9 @@ impl Thread {
                 Some(format!("{n} effects could not be undone")),
             ),
         };
+        if teaches {
+            state.request_crashed(&record);
+        }
         record.pause = begun.elapsed();
         self.process
             .stats
@@ -381,7 +426,7 @@ impl Thread {
     }
 
     /// There is nothing left to try: the fault takes its course as it would without the monitor.
-    fn give_up(
+    pub(super) fn give_up(
         &mut self,
         turn: &mut Turn<'_>,
         fault: Fault,
@@ -428,7 +473,7 @@ impl Thread {
         self.deliver(turn, info, fault.trap);
     }
 
-    fn describe(&mut self, state: &State, fault: Fault, origin: Origin) -> FaultRecord {
+    pub(super) fn describe(&mut self, state: &State, fault: Fault, origin: Origin) -> FaultRecord {
         let registers = *self.vcpu.registers();
         let mut stack = vec![0u8; STACK_KEPT];
         let kept = read_up_to(registers.rsp, &mut stack);
@@ -450,6 +495,7 @@ impl Thread {
             rip: registers.rip,
             rsp: registers.rsp,
             rbp: registers.rbp,
+            rung: "give-up",
             origin,
             peer: None,
             input: Vec::new(),
@@ -461,12 +507,14 @@ impl Thread {
             undone: Vec::new(),
             dropped_output: Vec::new(),
             kept: Vec::new(),
+            replied: false,
             pause: Duration::ZERO,
             program: self.process.program.clone(),
         }
     }
 
-    fn check_audit(&mut self, state: &State, image: &Image) {
+    fn check_audit(&mut self, state: &mut State, image: &Image) {
+        self.restore_all(state);
         let audit = &self.process.stats.audit;
         audit.checks.inc();
         let now = Image::take(state);

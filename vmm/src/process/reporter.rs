@@ -59,6 +59,8 @@ pub struct FaultRecord {
     pub rsp: u64,
     /// The base pointer.
     pub rbp: u64,
+    /// What was done about it: the rung of the ladder.
+    pub rung: &'static str,
     /// What the domain was charged to.
     pub origin: Origin,
     /// Whose request it was.
@@ -81,11 +83,16 @@ pub struct FaultRecord {
     pub dropped_output: Vec<u8>,
     /// What the request did that stays done.
     pub kept: Vec<String>,
+    /// Whether the client was sent the configured error reply.
+    pub replied: bool,
     /// How long the faulting thread stood still.
     pub pause: Duration,
     /// The program that the process runs.
     pub program: String,
 }
+
+/// How often reports are looked through for old ones while there is nothing to write.
+const PRUNE_PERIOD: Duration = Duration::from_secs(600);
 
 /// Writes events and fault reports in order, on a thread of its own.
 #[derive(Debug)]
@@ -162,8 +169,11 @@ impl Drop for Reporter {
 /// The reporter thread.
 fn work(writer: &Writer, queue: &Queue) {
     let _ended = queue.ended_on_drop();
+    if let Err(error) = crate::host::leave_descriptor_table(crate::memory::first_reserved()) {
+        log::warn!("the reporter shares the guest's descriptor numbers: {error}");
+    }
     let mut symbolizer = Symbolizer::default();
-    while let Some(item) = queue.pop() {
+    while let Some(item) = queue.pop_or(PRUNE_PERIOD, || writer.prune()) {
         writer.write(&mut symbolizer, item);
     }
 }

@@ -63,6 +63,9 @@ impl Thread {
         let Some(mut domain) = state.domain.take() else {
             return Ok(false);
         };
+        if !domain.pages.is_empty() {
+            self.restore_all(state);
+        }
         let decision = withdraw::decide(state, &domain, self.tid());
         if decision.withdrawal != Withdrawal::Whole {
             state.domain = Some(domain);
@@ -81,8 +84,7 @@ impl Thread {
                 self.undo(state, &mut domain.pages, inverse);
             }
         }
-        let (tracker, mut memory) = state.tracking(&self.process, &mut self.vcpu);
-        tracker.abandon(&mut memory, |_, _| {});
+        self.restore_or_hide(state, false);
         self.withdraw(state, &domain, &decision, &kept_words);
         let checkpoint = domain.checkpoint;
         *self.vcpu.registers() = checkpoint.registers;

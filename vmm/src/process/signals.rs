@@ -142,6 +142,7 @@ pub enum Delivery {
 }
 
 /// The dispositions of a process.
+#[derive(Clone)]
 pub struct Dispositions {
     actions: [Action; 65],
 }

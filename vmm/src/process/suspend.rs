@@ -119,8 +119,9 @@ impl Thread {
             return;
         }
         let process = std::sync::Arc::clone(&self.process);
-        let (_, mut memory) = state.tracking(&process, &mut self.vcpu);
         let shared: Vec<PageNumber> = domain.pages.shared().collect();
+        self.restore_pages(state, shared.clone());
+        let (_, mut memory) = state.tracking(&process, &mut self.vcpu);
         let content: BTreeMap<PageNumber, _> = shared
             .into_iter()
             .filter_map(|page| Some((page, withdraw::content(&mut memory, page)?)))
@@ -133,7 +134,7 @@ impl Thread {
             let bytes = page.bytes().get(at..at + 4)?;
             Some(u32::from_ne_bytes(bytes.try_into().ok()?))
         };
-        let waits = &domain.waits;
+        let (waits, wait_words) = (&domain.waits, &state.wait_words);
         domain.pages.resume(
             |page, into| match content.get(&page) {
                 Some(now) => {
@@ -143,13 +144,18 @@ impl Thread {
                 None => false,
             },
             |address, left, now| {
-                let rwlock = sync::rwlock_around(&word, address);
                 // Its count of readers, at its start, is a number.
-                let is_lock = waits.has_lock(address)
-                    || sync::is_held_mutex(&word, address)
-                    || rwlock.is_some_and(|lock| lock != address);
-                if is_lock {
+                let rwlock = sync::rwlock_around(&word, address).filter(|lock| *lock != address);
+                let is_known = |lock| {
+                    sync::rwlock_words(lock)
+                        .iter()
+                        .any(|word| wait_words.contains(word))
+                };
+                let is_mutex = waits.has_lock(address) || sync::is_held_mutex(&word, address);
+                if is_mutex || rwlock.is_some_and(is_known) {
                     Merge::Keep
+                } else if rwlock.is_some() {
+                    Merge::Doubt
                 } else if is_address(left) || is_address(now) {
                     Merge::Entangle
                 } else {

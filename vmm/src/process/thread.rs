@@ -20,7 +20,7 @@ use crate::memory::{Attempt, Resolution};
 use crate::{host, sys};
 
 /// CPU time that a client's request may use while others wait, before it is suspended.
-const REQUEST_SLICE: Duration = Duration::from_millis(200);
+const REQUEST_SLICE: Duration = Duration::from_millis(50);
 /// Likewise for everything else, before it gives way. CPU time and not wall time, so that a thread is not
 /// stopped in the middle of a critical section only because the machine is busy.
 const SLICE: Duration = Duration::from_millis(5);
@@ -58,6 +58,8 @@ pub struct Thread {
     pub wakeup: Option<super::domain::Delivered>,
     /// The rest of a domain that was committed early.
     pub continues: Option<Continuation>,
+    /// Likewise, until the handler that has interrupted it returns.
+    pub interrupted: Option<Continuation>,
     /// Connections that the fault being recovered from may belong to.
     pub suspects: Vec<i32>,
     /// What more is known of the fault being recovered from.
@@ -75,12 +77,14 @@ pub struct Thread {
     /// The next domain of this origin does not put off its effects.
     pub pass_through: Option<Origin>,
     /// Signals wait for the end of the request.
-    signals_postponed: bool,
+    pub(super) signals_postponed: bool,
     /// The running request may write as much as it wants: nothing can be done about it.
     pub memory_waived: bool,
     /// Bytes that the running request had written when it was suspended or committed early.
     pub written: u64,
-    last_fault: (u64, u32),
+    pub(super) last_fault: (u64, u32),
+    /// Which life of the process the thread is in (see [`super::restart`]).
+    pub epoch: u64,
 }
 
 impl Thread {
@@ -98,6 +102,7 @@ impl Thread {
             delivered: None,
             wakeup: None,
             continues: None,
+            interrupted: None,
             suspects: Vec::new(),
             fault_detail: None,
             undo_failures: 0,
@@ -110,6 +115,7 @@ impl Thread {
             memory_waived: false,
             written: 0,
             last_fault: (0, 0),
+            epoch: 0,
         }
     }
 
@@ -130,6 +136,7 @@ impl Thread {
         self.control.adopt();
         let tid = self.tid();
         self.process.threads().insert(tid, self.control);
+        self.park(false);
         started(tid);
         let process = Arc::clone(&self.process);
         let mut turn = Turn::take(&process, tid);
@@ -143,6 +150,8 @@ impl Thread {
             }
         }
         process.threads().remove(&tid);
+        // Signals for the process that it has put off until the end of its request.
+        self.pass_on_signals();
         turn.ladder.thread_ended(tid);
         drop(turn);
         process.give_vcpu(self.vcpu);
@@ -156,10 +165,14 @@ impl Thread {
                 return self.fault(turn, fault);
             }
         }
+        if self.is_outdated(turn) {
+            return self.rejoin(turn);
+        }
         if self.signals_postponed && turn.domain.is_none() {
             self.deliver_signals(turn);
         }
         self.ensure_domain(turn)?;
+        self.vcpu.set_root(turn.space.root())?;
         let exit = self.vcpu.run()?;
         if matches!(exit, Exit::Interrupted | Exit::RingFull) {
             self.rewind_breakpoint();
@@ -234,8 +247,7 @@ impl Thread {
             Resolution::Mapped => true,
             Resolution::Trapped => {
                 self.process.stats.pages.tracked.inc();
-                let (tracker, mut memory) = state.tracking(&self.process, &mut self.vcpu);
-                tracker.first_write(&mut memory, GuestVa(address).page())
+                self.first_write(state, GuestVa(address).page())
             }
             Resolution::Guarded => {
                 self.touch(
@@ -276,7 +288,9 @@ impl Thread {
         if self.control.yield_requested.swap(false, Ordering::AcqRel) {
             self.give_way(turn);
         }
-        self.deliver_signals(turn);
+        if !self.is_outdated(turn) {
+            self.deliver_signals(turn);
+        }
     }
 
     fn give_way(&mut self, turn: &mut Turn<'_>) {
@@ -291,6 +305,7 @@ impl Thread {
         self.asked_at = None;
         // Put back or not, it goes on where its registers say.
         let _ = self.suspend(turn);
+        self.park(false);
         turn.released(|| ());
         self.resume(turn);
     }
@@ -358,6 +373,9 @@ impl Thread {
         };
         // A domain that is put back meets the handler at its checkpoint.
         let _ = self.commit(turn);
+        // The handler is not the client's: what it does (it may well exit) is not charged to the request
+        // that it has interrupted.
+        self.interrupted = self.continues.take().or(self.interrupted.take());
         self.run_handler(turn, info, action, trap);
     }
 

@@ -10,6 +10,12 @@ impl Thread {
     /// `range` is about to be read or written: by this thread, or for it by the monitor or the host. What
     /// is guarded there is so no longer.
     pub fn touch(&mut self, state: &mut State, range: GuestRange) {
+        if state.space.hides() {
+            for region in state.space.hidden_in(range) {
+                let done = state.restore(&self.process, region);
+                self.process.stats.restoration.on_touch.add(done);
+            }
+        }
         if state.space.guards().is_empty() {
             return;
         }

@@ -4,20 +4,18 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 
 use guest_agentless::{Backing, GuestRange, PageNumber};
-use recovery::tracker::{Machine, PageContent};
+use recovery::tracker::{Machine, Memory, PageContent};
 
 use crate::kvm::{Vcpu, Vm};
-use crate::memory::{AddressSpace, copy};
+use crate::memory::{AddressSpace, copy, is_zero_based};
 
-/// The machine, from the thread that holds the run token: only its vCPU can have unreported writes.
-pub struct TrackedMemory<'a> {
-    pub vm: &'a Vm,
-    pub vcpu: &'a mut Vcpu,
+/// Guest memory, from whoever holds the run token.
+pub struct HostMemory<'a> {
     pub space: &'a mut AddressSpace,
     pub own_memory: &'a File,
 }
 
-impl Machine for TrackedMemory<'_> {
+impl Memory for HostMemory<'_> {
     fn read(&mut self, page: PageNumber, into: &mut PageContent) -> bool {
         let address = page.address().0;
         // A page that the guest has made inaccessible to itself is still part of its state.
@@ -36,12 +34,41 @@ impl Machine for TrackedMemory<'_> {
             || self.space.with_write_access(page, || copy::write(address, from.bytes()).is_ok())
     }
 
+    fn give_back(&mut self, range: GuestRange) -> bool {
+        // What is still to be unmapped has no mapping in the model any more.
+        let private = self.space.vmas().overlapping(range).all(is_zero_based);
+        private && self.space.discard(range).is_ok()
+    }
+}
+
+/// The machine, from the thread that holds the run token: only its vCPU can have unreported writes.
+pub struct TrackedMemory<'a> {
+    pub vm: &'a Vm,
+    pub vcpu: &'a mut Vcpu,
+    pub host: HostMemory<'a>,
+}
+
+impl Memory for TrackedMemory<'_> {
+    fn read(&mut self, page: PageNumber, into: &mut PageContent) -> bool {
+        self.host.read(page, into)
+    }
+
+    fn write(&mut self, page: PageNumber, from: &PageContent) -> bool {
+        self.host.write(page, from)
+    }
+
+    fn give_back(&mut self, range: GuestRange) -> bool {
+        self.host.give_back(range)
+    }
+}
+
+impl Machine for TrackedMemory<'_> {
     fn set_writable(&mut self, page: PageNumber, writable: bool) {
-        self.space.set_writable(page, writable);
+        self.host.space.set_writable(page, writable);
     }
 
     fn is_zero_based(&self, page: PageNumber) -> bool {
-        self.space.is_zero_based(page)
+        self.host.space.is_zero_based(page)
     }
 
     fn harvest(&mut self, written: &mut Vec<PageNumber>) {
@@ -49,11 +76,6 @@ impl Machine for TrackedMemory<'_> {
             // Whatever KVM reports outside of the guest's mappings is not the guest's to get back.
             written.push(page);
         });
-    }
-
-    fn discard(&mut self, range: GuestRange) -> bool {
-        // The host's mapping is private and anonymous, or the base would not be zero.
-        self.space.discard(range)
     }
 
     fn reprotect(&mut self) {

@@ -11,7 +11,7 @@ use std::collections::btree_map::Entry;
 use guest_agentless::sync::{self, CondWait, HeldLock, Words};
 use guest_agentless::{GuestRange, GuestVa, PAGE_SIZE, PageNumber};
 use recovery::SuspendedPages;
-use recovery::tracker::{Machine, PageContent};
+use recovery::tracker::{Memory, PageContent};
 
 use super::State;
 use super::domain::{Checkpoint, Domain};
@@ -173,6 +173,12 @@ pub struct Decision {
 /// Decides how `domain` is to be undone, now that it has faulted.
 pub fn decide(state: &State, domain: &Domain, tid: i32) -> Decision {
     let shared = domain.pages.shared().count();
+    if domain.cramped {
+        return Decision {
+            withdrawal: Withdrawal::Entangled,
+            held: held_locks(state, &domain.pages, tid),
+        };
+    }
     if shared == 0 {
         return Decision {
             withdrawal: Withdrawal::Whole,
@@ -382,8 +388,8 @@ fn restore_own(state: &State, pages: &SuspendedPages, checkpoint: &Checkpoint, e
     }
 }
 
-/// For [`Machine`]: the content of `page` as it is.
-pub fn content(machine: &mut impl Machine, page: PageNumber) -> Option<Box<PageContent>> {
+/// The content of `page` as it is.
+pub fn content(machine: &mut impl Memory, page: PageNumber) -> Option<Box<PageContent>> {
     let mut content = PageContent::boxed();
     machine.read(page, &mut content).then_some(content)
 }

@@ -53,6 +53,7 @@ fn flush_output(turn: &mut Turn<'_>) {
     for fd in turn.files.waiting() {
         turn.files.flush(fd);
     }
+    turn.files.finish_endings();
 }
 
 fn finish(process: &Process, status: Option<i32>, signal: Option<Signal>) -> ! {

@@ -60,6 +60,7 @@ impl Call<'_, '_> {
     /// handler.
     fn woken(&mut self, result: &Result<u64, Errno>) {
         self.thread.restart = None;
+        self.thread.wakeup = None;
         self.next_is(match result {
             Ok(0) => Origin::Timer,
             _ => Origin::Internal,

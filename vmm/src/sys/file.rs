@@ -112,7 +112,7 @@ impl Call<'_, '_> {
         let fd = result? as i32;
         self.state.files.forget(fd);
         if fd as u64 >= self.state.descriptor_limit.0 || fd >= first_reserved() {
-            let _ = host::close(fd);
+            self.state.files.close(fd);
             return Err(Errno::EMFILE);
         }
         self.compensate(Undo::Close { fd });
@@ -278,6 +278,7 @@ fn open(call: &mut Call) -> Result<u64, Errno> {
         || (flags as i32 & libc::O_CREAT != 0 && !call.exists());
     if changes {
         call.commit_early(Early::External)?;
+        call.state.restart.files_changed = true;
     }
     let opened = call.pass();
     let checked = call.checked_opening(opened);
@@ -307,6 +308,9 @@ fn dup_to(call: &mut Call) -> Result<u64, Errno> {
         return call.pass();
     }
     let is_open = call.state.files.kind(new) != Kind::Closed;
+    if is_open {
+        call.state.files.leave(new);
+    }
     if is_open && call.in_domain() && call.has_output_for(new) {
         // It would go to what the descriptor is from now on.
         call.commit_early(Early::External)?;

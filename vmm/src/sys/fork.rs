@@ -63,6 +63,8 @@ pub fn clone_process(call: &mut Call) -> Result<u64, Errno> {
     for window in window::windows() {
         call.thread.touch(call.state, window);
     }
+    // It may write files, and a restarted parent would not know of it.
+    call.state.restart.files_changed = true;
     let (registers, fs) = call.child_registers(flags, stack, tls);
     let extended = call
         .thread
@@ -135,6 +137,7 @@ fn become_child(call: &mut Call, start: Start) -> Result<Thread, KvmError> {
         .and_then(|file| reserved_fd(file.into()))
         .map_err(|e| KvmError::Ioctl("opening /proc/self/mem", e))?;
     let state: &mut State = call.state;
+    state.files.forget_image();
     let state = State {
         space: state.space.take_over(&vm)?,
         tracker: Tracker::new(),
@@ -145,6 +148,8 @@ fn become_child(call: &mut Call, start: Start) -> Result<Thread, KvmError> {
         dispositions: std::mem::take(&mut state.dispositions),
         ladder: Ladder::default(),
         handoffs: Default::default(),
+        restart: Default::default(),
+        offenders: None,
         descriptor_limit: state.descriptor_limit,
         heap: None,
         locked: crate::memory::LockedPages::default(),

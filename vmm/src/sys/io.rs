@@ -6,7 +6,7 @@ use recovery::Origin;
 use super::wait::For;
 use super::{BOUNCE, Call, errno_of};
 use crate::host;
-use crate::process::domain::Early;
+use crate::process::domain::{Domain, Early};
 use crate::process::effects::Deferred;
 use crate::process::files::{GivenBack, Kind};
 
@@ -51,6 +51,7 @@ impl Call<'_, '_> {
         let mut bounce = std::mem::take(&mut self.thread.bounce);
         let received = self.receive(fd, &mut bounce[..len], flags, wait);
         let result = match received {
+            Ok(n) if self.refuses(fd, &bounce[..n], n == len) => Err(Errno::ECONNRESET),
             Ok(n) => self.deliver_stream(&bounce[..n], parts, origin, peeks),
             Err(error) => {
                 // Nothing new, but what the server does next is still about this connection: it may have
@@ -63,6 +64,15 @@ impl Call<'_, '_> {
         };
         self.thread.bounce = bounce;
         result
+    }
+
+    /// Whether these bytes begin a request that is refused. One that runs again has been let through.
+    fn refuses(&mut self, fd: i32, bytes: &[u8], filled: bool) -> bool {
+        let goes_on = |d: &Domain| d.origin == Origin::Stream(fd);
+        !bytes.is_empty()
+            && self.thread.pass_through != Some(Origin::Stream(fd))
+            && !self.state.domain.as_ref().is_some_and(goes_on)
+            && self.thread.refuses(self.state, fd, bytes, filled)
     }
 
     fn deliver_stream(
@@ -80,6 +90,10 @@ impl Call<'_, '_> {
                 .is_some_and(|d| d.origin == origin)
             {
                 self.begin(origin)?;
+                let owing = origin.fd().is_some_and(|fd| self.state.files.is_owing(fd));
+                if let Some(domain) = &mut self.state.domain {
+                    domain.is_fresh = !owing;
+                }
             }
             if let Some(domain) = &mut self.state.domain {
                 domain.add_input(bytes);
@@ -165,6 +179,7 @@ impl Call<'_, '_> {
             // What has just been committed may fill the socket.
             self.await_room(fd, wait)?;
         }
+        self.state.files.set_cut(fd, false);
         let Some(domain) = &mut self.state.domain else {
             return self.send_now(fd, &bytes, wait);
         };
@@ -195,6 +210,7 @@ impl Call<'_, '_> {
     fn await_room(&mut self, fd: i32, wait: bool) -> Result<(), Errno> {
         while !self.state.files.flush(fd) {
             if !wait {
+                self.state.files.set_cut(fd, true);
                 return Err(Errno::EAGAIN);
             }
             self.await_writable(fd)?;
@@ -214,6 +230,7 @@ impl Call<'_, '_> {
     }
 
     fn send_now(&mut self, fd: i32, bytes: &[u8], wait: bool) -> Result<u64, Errno> {
+        self.state.files.note_sent(fd);
         match host::send(fd, bytes).map_err(|e| errno_of(&e)) {
             Err(Errno::EAGAIN) if wait => {}
             other => return other.map(|n| n as u64),
@@ -311,6 +328,7 @@ impl Call<'_, '_> {
     }
 
     fn write_now(&mut self, fd: i32, bytes: &[u8], offset: Option<u64>) -> Result<u64, Errno> {
+        self.state.note_file_write(fd);
         let (number, at) = match offset {
             Some(at) => (libc::SYS_pwrite64, at),
             None => (libc::SYS_write, 0),

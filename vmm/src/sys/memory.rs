@@ -1,7 +1,6 @@
 //! Mappings. What a domain unmaps or replaces is moved aside until it commits, so that an abandon can put it
 //! back, contents and all.
 
-use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
@@ -10,7 +9,7 @@ use guest_agentless::{
     Backing, Errno, GuestRange, GuestVa, PAGE_SIZE, PageNumber, Protection, Vma,
 };
 use recovery::SuspendedPages;
-use recovery::tracker::{Machine, PageContent};
+use recovery::tracker::{Memory, PageContent};
 
 use super::{Call, Handler, errno_of};
 use crate::host;
@@ -117,6 +116,7 @@ impl Call<'_, '_> {
         extra: i32,
     ) -> Result<(), Errno> {
         let range = vma.range;
+        self.thread.touch(self.state, range);
         self.forget(range);
         self.state.space.map(vma, file, extra)?;
         self.compensate(Undo::Unmap { range });
@@ -237,6 +237,7 @@ fn lock_pages(call: &mut Call) -> Result<u64, Errno> {
         return Ok(0);
     }
     let range = page_range(start, len)?;
+    call.thread.touch(call.state, range);
     let before = call.state.locked.within(range);
     let result = call.pass();
     // A call that fails in the middle has done the first part.
@@ -465,24 +466,8 @@ fn discard(call: &mut Call, range: GuestRange) -> Result<u64, Errno> {
     }
     call.commit_early(Early::External)?;
     call.thread.mark_written(call.state, range);
-    host_discard(range)?;
+    call.state.space.discard(range)?;
     Ok(0)
-}
-
-fn host_discard(range: GuestRange) -> Result<(), Errno> {
-    // SAFETY: the range lies in a guest window; its pages are the guest's to lose.
-    let result = unsafe {
-        libc::madvise(
-            range.start() as *mut libc::c_void,
-            range.len() as usize,
-            libc::MADV_DONTNEED,
-        )
-    };
-    if result == 0 {
-        Ok(())
-    } else {
-        Err(errno_of(&io::Error::last_os_error()))
-    }
 }
 
 impl Thread {
@@ -494,9 +479,9 @@ impl Thread {
             let still_zero = state.space.is_zero_based(page)
                 && copy::read(page.address().0, content.bytes_mut()).is_ok()
                 && content.bytes() == PageContent::zero().bytes();
-            if still_zero && host_discard(one).is_ok() {
+            if still_zero && state.space.discard(one).is_ok() {
                 let (tracker, mut memory) = state.tracking(&self.process, &mut self.vcpu);
-                tracker.forget(&mut memory, one);
+                tracker.forget_content(&mut memory, one);
             }
         }
     }

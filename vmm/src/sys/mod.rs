@@ -94,10 +94,14 @@ pub fn serve(thread: &mut Thread, state: &mut Turn<'_>) -> Result<Flow, KvmError
     };
     call.heap_unverified();
     log::trace!("{} = {result:?}", syscall::fmt_call(row, args));
-    if result == Err(Errno::EPIPE) && call.raises_sigpipe() {
+    if result == Err(Errno::EPIPE) && call.raises_sigpipe() && !call.is_outdated() {
         let info =
             SignalInfo::from_thread(Signal::SIGPIPE, std::process::id() as i32, host::user());
         call.thread.control.send(info);
+    }
+    if call.is_outdated() {
+        // The process was restarted while the call waited: the thread goes on elsewhere.
+        return Ok(Flow::Continue);
     }
     match call.done.take() {
         Some(flow) => flow,
@@ -113,7 +117,7 @@ fn strike(thread: &mut Thread, domain: &Domain) -> bool {
     let Some(injection) = &thread.process.options.inject else {
         return false;
     };
-    let strikes = injection.strikes(&domain.input, domain.calls);
+    let strikes = injection.strikes(domain.origin.kind(), &domain.input, domain.calls);
     if strikes {
         let registers = thread.vcpu.registers();
         registers.rax = to_rax(Err(Errno::ENOSYS));
@@ -222,8 +226,39 @@ impl Call<'_, '_> {
         self.pass()
     }
 
+    /// Takes note of a call that changes files: a restart in place would not undo it.
+    fn note_file_change(&mut self) {
+        const CHANGES: [i64; 21] = [
+            libc::SYS_pwritev,
+            libc::SYS_pwritev2,
+            libc::SYS_ftruncate,
+            libc::SYS_truncate,
+            libc::SYS_fallocate,
+            libc::SYS_copy_file_range,
+            libc::SYS_splice,
+            libc::SYS_sendfile,
+            libc::SYS_rename,
+            libc::SYS_renameat,
+            libc::SYS_renameat2,
+            libc::SYS_unlink,
+            libc::SYS_unlinkat,
+            libc::SYS_link,
+            libc::SYS_linkat,
+            libc::SYS_symlink,
+            libc::SYS_symlinkat,
+            libc::SYS_mkdir,
+            libc::SYS_mkdirat,
+            libc::SYS_rmdir,
+            libc::SYS_creat,
+        ];
+        if CHANGES.contains(&i64::from(self.row.number)) {
+            self.state.restart.files_changed = true;
+        }
+    }
+
     /// Passes the call to the host as it is, with checked pointers and marked pages.
     fn pass(&mut self) -> Result<u64, Errno> {
+        self.note_file_change();
         let args = self.checked_args()?;
         // SAFETY: every pointer argument lies in a guest window with its whole extent, or is a vector of
         // the monitor whose elements do.
@@ -381,6 +416,9 @@ impl Call<'_, '_> {
         if bytes.is_empty() {
             return Ok(());
         }
+        if self.is_outdated() {
+            return Err(Errno::EINTR);
+        }
         let range = window::checked(address, bytes.len() as u64).ok_or(Errno::EFAULT)?;
         self.thread.mark_written(self.state, range);
         copy::write(address, bytes).map_err(|_| Errno::EFAULT)
@@ -428,8 +466,12 @@ impl Call<'_, '_> {
         if !self.protected() {
             return Ok(());
         }
-        self.thread.arm(self.state);
+        self.thread.begin_serving(self.state);
+        if self.is_outdated() {
+            return Err(Errno::EINTR);
+        }
         self.thread.continues = None;
+        self.thread.interrupted = None;
         self.thread.begin_limits();
         self.thread.begin(self.state, origin).map_err(|error| {
             log::error!("{error}");

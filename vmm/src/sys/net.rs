@@ -93,6 +93,12 @@ fn accept(call: &mut Call) -> Result<u64, Errno> {
         _ => 0,
     };
     call.commit()?;
+    if call.state.files.kind(fd) == Kind::Listening {
+        call.thread.begin_serving(call.state);
+        if call.is_outdated() {
+            return Err(Errno::EINTR);
+        }
+    }
     let mut peer = [0u8; ADDRESS_MAX];
     let mut peer_len = ADDRESS_MAX as u32;
     let args = [
@@ -123,9 +129,10 @@ fn accept(call: &mut Call) -> Result<u64, Errno> {
     call.state.files.forget(connection);
     call.state.files.set_serves();
     if connection as u64 >= call.state.descriptor_limit.0 {
-        let _ = host::close(connection);
+        call.state.files.close(connection);
         return Err(Errno::EMFILE);
     }
+    call.state.files.accepted(connection);
     let peer = peer[..(peer_len as usize).min(ADDRESS_MAX)].to_vec();
     if let Some(domain) = &mut call.state.domain {
         domain.replay = Some(GivenBack::Connection {
@@ -318,6 +325,7 @@ impl Call<'_, '_> {
 
     /// Sends with the kernel's own result; the domain has been committed.
     fn send_at_once(&mut self, fd: i32, datagram: &Datagram) -> Result<u64, Errno> {
+        self.state.files.note_sent(fd);
         let now = |flags: i32| {
             host::send_message(
                 fd,

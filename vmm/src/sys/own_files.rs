@@ -25,6 +25,21 @@ fn own(path: &[u8]) -> Option<&[u8]> {
     }
 }
 
+/// Whether a canonical path in procfs leads to the memory of a process.
+fn names_memory(path: &[u8]) -> bool {
+    path.ends_with(b"/mem") || path.windows(11).any(|part| part == b"/map_files/")
+}
+
+/// Whether a canonical path in procfs belongs to another monitor: of the parent, or of a child.
+fn of_monitor(path: &[u8]) -> bool {
+    let mut parts = path.split(|b| *b == b'/').skip(2);
+    let Some(pid) = parts.next().and_then(|pid| std::str::from_utf8(pid).ok()) else {
+        return false;
+    };
+    // A process that cannot be looked at is none of ours.
+    monitor_identity().is_some() && file_identity(&format!("/proc/{pid}/exe")) == monitor_identity()
+}
+
 /// Whether `path` names the program's own file, in the two forms that are in use.
 pub fn is_executable_link(path: &[u8]) -> bool {
     path == b"/proc/self/exe" || own(path) == Some(b"exe")
@@ -67,6 +82,7 @@ impl Call<'_, '_> {
                     | b"syscall" | b"stack" | b"auxv",
                 ) => Some(Err(Errno::EACCES)),
                 Some(file) if file.starts_with(b"map_files") => Some(Err(Errno::EACCES)),
+                None if names_memory(&path) && of_monitor(&path) => Some(Err(Errno::EACCES)),
                 _ => None,
             },
             None if is_monitor(fd) && self.path_argument()?.ends_with(b"exe") => {
@@ -154,13 +170,19 @@ fn without_reserved(mut entries: &[u8]) -> Vec<u8> {
 
 /// Whether `fd` is the monitor's own program file.
 fn is_monitor(fd: i32) -> bool {
-    use std::os::unix::fs::MetadataExt;
+    monitor_identity().is_some() && host::identity(fd).ok() == monitor_identity()
+}
+
+/// Device and inode of the monitor's own program file.
+fn monitor_identity() -> Option<(u64, u64)> {
     static MONITOR: OnceLock<Option<(u64, u64)>> = OnceLock::new();
-    let monitor = MONITOR.get_or_init(|| {
-        let metadata = std::fs::metadata("/proc/self/exe").ok()?;
-        Some((metadata.dev(), metadata.ino()))
-    });
-    monitor.is_some() && host::identity(fd).ok() == *monitor
+    *MONITOR.get_or_init(|| file_identity("/proc/self/exe"))
+}
+
+fn file_identity(path: &str) -> Option<(u64, u64)> {
+    use std::os::unix::fs::MetadataExt;
+    let metadata = std::fs::metadata(path).ok()?;
+    Some((metadata.dev(), metadata.ino()))
 }
 
 fn open_readable(path: &str) -> io::Result<u64> {
@@ -196,6 +218,9 @@ mod tests {
         assert_eq!(own(&path("task/17/mem")), Some(&b"mem"[..]));
         assert_eq!(own(&path("task/17")), None);
         assert_eq!(own(b"/proc/1/maps"), None);
+        assert!(names_memory(b"/proc/1/mem") && names_memory(b"/proc/1/task/7/mem"));
+        assert!(!names_memory(b"/proc/1/maps"));
+        assert!(of_monitor(&path("mem")) && !of_monitor(b"/proc/1234567890/mem"));
         assert_eq!(own(b"/etc/passwd"), None);
     }
 

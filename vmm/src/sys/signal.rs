@@ -96,6 +96,7 @@ fn sigreturn(call: &mut Call) -> Result<u64, Errno> {
     // What the handler did is done: the thread goes on elsewhere.
     if !call.in_request() {
         call.commit()?;
+        call.thread.continues = call.thread.interrupted.take();
     }
     match call.thread.return_from_handler(call.state) {
         Ok(()) => {
@@ -139,6 +140,9 @@ fn sigtimedwait(call: &mut Call) -> Result<u64, Errno> {
         call.thread.set_blocked(mask);
     }
     call.thread.restart = None;
+    if call.is_outdated() {
+        return Err(Errno::EINTR);
+    }
     let taken = call
         .thread
         .control

@@ -61,7 +61,8 @@ fn clone(call: &mut Call) -> Result<u64, Errno> {
         process.give_vcpu(vcpu);
         return Err(Errno::EAGAIN);
     }
-    let child = Thread::new(process, vcpu, call.thread.blocked);
+    let mut child = Thread::new(process, vcpu, call.thread.blocked);
+    child.epoch = call.thread.epoch;
     if flags & libc::CLONE_CHILD_CLEARTID as u64 != 0 {
         child.control.clear_tid.store(child_tid, Ordering::Relaxed);
     }

@@ -66,14 +66,15 @@ impl Call<'_, '_> {
         }
     }
 
-    /// The host call without the run token; none if a signal is to be delivered first, or the request's time is
-    /// up.
+    /// The host call without the run token; none if a signal is to be delivered first, if the request's time is
+    /// up, or if the result is no longer wanted.
     ///
     /// # Safety
     ///
     /// As for [`Call::block`].
     unsafe fn wait_released(&mut self, number: i64, args: [u64; 6]) -> Option<Result<u64, Errno>> {
         let control = self.thread.control;
+        self.thread.park(true);
         loop {
             if control.take_attention() {
                 self.thread.vcpu.clear_kick();
@@ -81,16 +82,27 @@ impl Call<'_, '_> {
             if self.thread.overdue() || self.thread.has_deliverable(self.state) {
                 return None;
             }
-            // SAFETY: the caller answers for the arguments.
-            let result = self
-                .state
-                .released(|| unsafe { blocking_syscall(control, number, args) });
+            control.enter_host();
+            let result = self.state.released(|| {
+                // SAFETY: the caller answers for the arguments.
+                let result = unsafe { blocking_syscall(control, number, args) };
+                control.leave_host(number, result)
+            });
+            control.go_on();
+            if self.is_outdated() {
+                return None;
+            }
             match result {
                 Err(Errno::EINTR) if self.thread.has_deliverable(self.state) => return None,
                 Err(Errno::EINTR) => {}
                 other => return Some(other),
             }
         }
+    }
+
+    /// Whether the process was restarted while this call waited: whatever comes of it is no longer wanted.
+    pub(super) fn is_outdated(&self) -> bool {
+        self.thread.is_outdated(self.state)
     }
 
     /// A signal is delivered before the guest goes on.
@@ -186,6 +198,7 @@ fn sched_yield(call: &mut Call) -> Result<u64, Errno> {
     // A request keeps the token: nothing that it could wait for is held by a thread that may run.
     if !call.in_request() {
         call.commit()?;
+        call.thread.park(true);
         call.state.released(|| ());
     }
     Ok(0)

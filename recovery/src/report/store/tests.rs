@@ -127,6 +127,33 @@ fn many_saves_keep_the_newest_and_stay_bounded() {
 }
 
 #[test]
+fn all_reports_together_and_each_of_them_have_a_limit() {
+    let (_dir, store) = store();
+    let now = SystemTime::now();
+    let hours = |n: u64| now - Duration::from_secs(n * 3600);
+    let ids: Vec<ReportId> = (0..5)
+        .map(|n| sample(hours(10 - 2 * n)))
+        .map(|report| (store.save(&report), report.id).1)
+        .collect();
+    let one: u64 = fs::read_dir(store.archive().path(&ids[0]))
+        .unwrap()
+        .map(|file| file.unwrap().metadata().unwrap().len())
+        .sum();
+    let store = store.with_limits(u64::MAX, Duration::from_secs(9 * 3600));
+    store.prune();
+    let newest_first = |ids: &[ReportId]| ids.iter().rev().cloned().collect::<Vec<_>>();
+    assert_eq!(store.archive().list().unwrap(), newest_first(&ids[1..]));
+    let store = store.with_limits(one * 5 / 2, Duration::MAX);
+    store.prune();
+    assert_eq!(store.archive().list().unwrap(), newest_first(&ids[3..]));
+    let store = store.with_limits(0, Duration::MAX);
+    let last = sample(hours(0));
+    store.save(&last).unwrap();
+    store.prune();
+    assert_eq!(store.archive().list().unwrap(), []);
+}
+
+#[test]
 fn many_processes_with_one_save_each_stay_bounded() {
     let (dir, _) = store();
     for i in 0..100 {
@@ -202,4 +229,32 @@ fn the_default_directory_follows_xdg() {
     );
     assert_eq!(dir("", ""), None);
     assert_eq!(default_dir_from(None, None), None);
+}
+
+#[test]
+fn later_faults_count_up_in_the_first_report() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = ReportStore::open(Some(dir.path().to_owned())).unwrap();
+    let report = sample(at(1));
+    let tally = |count| super::super::Tally {
+        count,
+        last: "1970-01-01T00:00:09.000000Z".into(),
+        last_peer: None,
+    };
+    assert!(
+        store.save_tally(&report.id, &tally(1)).is_err(),
+        "no report"
+    );
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    store.save(&report).unwrap();
+    assert_eq!(store.archive().read(&report.id).unwrap().count(), 1);
+    (1..=5).for_each(|n| store.save_tally(&report.id, &tally(n)).unwrap());
+    let read = store.archive().read(&report.id).unwrap();
+    assert_eq!((read.count(), read.more), (6, Some(tally(5))));
+    fs::write(
+        dir.path().join(report.id.as_str()).join("repeats.json"),
+        "{",
+    )
+    .unwrap();
+    assert_eq!(store.archive().read(&report.id).unwrap().more, None);
 }

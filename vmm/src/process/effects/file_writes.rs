@@ -53,6 +53,11 @@ impl Thread {
             }
         }
         self.process.stats.deferred.done.add(effects.len() as u64);
+        for effect in &effects {
+            if let Deferred::Write { fd, .. } = effect {
+                state.note_file_write(*fd);
+            }
+        }
         Ok(())
     }
 }

@@ -38,10 +38,12 @@ impl Thread {
                 rights,
             } => {
                 self.process.stats.held.bytes_sent.add(bytes.len() as u64);
+                state.files.note_sent(fd);
                 // As on the wire, a datagram may get lost.
                 let _ = host::send_message(fd, &bytes, flags, &address, &rights);
             }
             Deferred::Write { fd, bytes, offset } => {
+                state.note_file_write(fd);
                 if let Err(error) = host::write_all(fd, &bytes, offset) {
                     // The guest was told that the write had succeeded.
                     log::error!(
@@ -133,11 +135,7 @@ impl Thread {
             Undo::Unmap { range } => {
                 self.touch(state, range);
                 drop(suspended.take(range));
-                let (tracker, mut memory) = state.tracking(&self.process, &mut self.vcpu);
-                tracker.forget(&mut memory, range);
-                state
-                    .space
-                    .unmap(range)
+                self.unmap_again(state, range)
                     .map_err(|e| io::Error::from_raw_os_error(e.raw()))
             }
             Undo::Remap {
@@ -145,6 +143,9 @@ impl Thread {
                 pages,
                 suspended: written,
             } => {
+                for saved in &pages {
+                    self.unmap_now(state, saved.range());
+                }
                 state.space.unstash(stash);
                 let (tracker, mut memory) = state.tracking(&self.process, &mut self.vcpu);
                 suspended.put_back(written);
@@ -188,6 +189,9 @@ impl Thread {
     pub fn release_undo(&mut self, state: &mut State, inverse: Undo) {
         match inverse {
             Undo::Remap { stash, pages, .. } => {
+                let Some((stash, pages)) = state.keep_for_image(stash, pages) else {
+                    return;
+                };
                 AddressSpace::drop_stash(stash);
                 for saved in pages {
                     state.tracker.drop_saved(saved);

@@ -21,6 +21,7 @@ pub(super) fn report(record: FaultRecord, stack: Vec<Frame>) -> FaultReport {
         detail: r.detail,
         thread_name: r.thread_name,
         symbol: stack.first().and_then(symbol),
+        rung: r.rung.to_owned(),
         registers: registers.collect(),
         stack,
         peer: r.peer,
@@ -31,6 +32,7 @@ pub(super) fn report(record: FaultRecord, stack: Vec<Frame>) -> FaultReport {
         undone: r.undone,
         dropped_output: Excerpt::new(&r.dropped_output),
         kept: r.kept,
+        replied: r.replied,
         pause_us: stats::micros(r.pause),
         ..FaultReport::new(
             r.time, r.outcome, r.signal, r.kind, r.thread, r.rip, r.origin,

@@ -9,6 +9,8 @@ use guest_agentless::elf::Segment;
 use guest_agentless::unwind::{LineTable, UnwindInfo};
 use guest_agentless::{Elf, FileBacking, SymbolTable};
 
+use crate::memory::reserved_fd;
+
 /// Larger files are not read.
 const MAX_FILE: u64 = 512 << 20;
 
@@ -122,6 +124,8 @@ pub fn read(file: &FileBacking) -> io::Result<Vec<u8>> {
         .read(true)
         .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
         .open(&*file.path)?;
+    // To read it all takes long; the number may be one that the guest is to get back by a restart.
+    let opened = File::from(reserved_fd(opened.into())?);
     let metadata = opened.metadata()?;
     check(&metadata, file)?;
     let mut bytes = Vec::with_capacity(usize::try_from(metadata.len()).unwrap_or(0));

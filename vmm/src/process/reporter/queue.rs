@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::mem::size_of;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use guest_agentless::Vma;
 use recovery::event::Event;
@@ -89,7 +90,13 @@ impl Queue {
     }
 
     /// Takes the oldest item, and waits for one; none when the queue is closed and empty.
+    #[cfg(test)]
     pub(super) fn pop(&self) -> Option<Item> {
+        self.pop_or(Duration::from_secs(3600), || ())
+    }
+
+    /// Likewise; calls `idle` whenever nothing came for so long.
+    pub(super) fn pop_or(&self, period: Duration, mut idle: impl FnMut()) -> Option<Item> {
         let mut state = self.lock();
         loop {
             if let Some(item) = state.items.pop_front() {
@@ -100,10 +107,16 @@ impl Queue {
             if state.phase != Phase::Open {
                 return None;
             }
-            state = self
+            let (after, waited) = self
                 .ready
-                .wait(state)
+                .wait_timeout(state, period)
                 .unwrap_or_else(PoisonError::into_inner);
+            state = after;
+            if waited.timed_out() {
+                drop(state);
+                idle();
+                state = self.lock();
+            }
         }
     }
 
@@ -173,7 +186,6 @@ mod tests {
     use super::*;
     use std::sync::atomic::{AtomicBool, Ordering};
     use std::thread;
-    use std::time::Duration;
 
     fn listening(n: usize) -> Item {
         Item::Event(Box::new(Event::Listening {

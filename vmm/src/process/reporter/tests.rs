@@ -31,6 +31,7 @@ pub(super) fn record() -> FaultRecord {
         rip: 0,
         rsp: 0,
         rbp: 0,
+        rung: "abandon",
         origin: Origin::Stream(7),
         peer: Some("127.0.0.1:4242".into()),
         input: b"SET a 1\r\n".to_vec(),
@@ -42,6 +43,7 @@ pub(super) fn record() -> FaultRecord {
         undone: vec!["open -> 9 closed".into()],
         dropped_output: b"+OK\r\n".to_vec(),
         kept: Vec::new(),
+        replied: false,
         pause: Duration::from_micros(84),
         program: "/usr/bin/server".into(),
     }
@@ -262,12 +264,16 @@ fn everything_is_written_in_order() {
     let fixture = Fixture::new();
     for i in 0..50 {
         fixture.reporter.emit(listening(i));
-        fixture.reporter.fault(record());
+        let rip = i as u64;
+        fixture.reporter.fault(FaultRecord { rip, ..record() });
     }
     fixture.reporter.finish();
     fixture.reporter.finish();
     fixture.reporter.emit(listening(50));
-    fixture.reporter.fault(record());
+    fixture.reporter.fault(FaultRecord {
+        rip: 50,
+        ..record()
+    });
     let archive = ReportArchive::new(Some(fixture.reports())).unwrap();
     assert_eq!(archive.list().unwrap().len(), 51);
     let events = fixture.events();
@@ -281,6 +287,44 @@ fn everything_is_written_in_order() {
         assert_eq!(report.written[0].mapping, "[unmapped]");
         assert_eq!((report.pause_us, report.registers.len()), (84, 2));
     }
+}
+
+#[test]
+fn a_thousand_faults_of_one_bug_are_one_bug() {
+    let fixture = Fixture::new();
+    let fault = |n: usize| {
+        let peer = Some(n.to_string());
+        fixture.reporter.fault(FaultRecord { peer, ..record() });
+    };
+    (0..1000).for_each(fault);
+    // What only counts up counts in a report that is there.
+    fixture.reporter.finish();
+    let archive = ReportArchive::new(Some(fixture.reports())).unwrap();
+    let ids = archive.list().unwrap();
+    assert_eq!(ids.len(), 3);
+    let first = archive.read(&ids[2]).unwrap();
+    let more = first.more.as_ref().unwrap();
+    assert_eq!((first.repeat, more.count), (0, 997));
+    assert_eq!(more.last_peer.as_deref(), Some("999"));
+    let events = fixture.events();
+    assert_eq!(events.len(), 1000);
+    for (n, event) in events.iter().enumerate() {
+        assert_eq!(event["repeat"], n);
+        assert_eq!(event["fault"], first.fault);
+        let report = match n {
+            1 | 2 => &ids[2 - n],
+            _ => &first.id,
+        };
+        assert_eq!(event["report"], report.as_str());
+    }
+    // Without the first one, there is something to tell again.
+    fs::remove_dir_all(archive.path(&first.id)).unwrap();
+    fault(1000);
+    let told = fixture.events();
+    let last = archive
+        .load(told[1000]["report"].as_str().unwrap())
+        .unwrap();
+    assert_eq!((last.repeat, last.more), (1000, None));
 }
 
 #[test]

@@ -4,9 +4,11 @@ use std::error::Error;
 use std::io;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
 
 use recovery::event::EventLog;
-use recovery::report::{FaultReport, Frame, ReportStore, SaveError};
+use recovery::repeat::{Detail, Repeats};
+use recovery::report::{FaultReport, Frame, ReportId, ReportStore, SaveError, Tally};
 
 use super::FaultRecord;
 use super::compose;
@@ -18,6 +20,7 @@ use super::symbolize::Symbolizer;
 pub(super) struct Writer {
     events: EventLog,
     store: Option<ReportStore>,
+    repeats: Mutex<Repeats>,
     /// The kinds of failure to save a report that were logged: each is logged once.
     logged: Mutex<Vec<io::ErrorKind>>,
 }
@@ -28,6 +31,7 @@ impl Writer {
         Writer {
             events,
             store,
+            repeats: Mutex::default(),
             logged: Mutex::default(),
         }
     }
@@ -38,23 +42,47 @@ impl Writer {
             Item::Event(event) => self.events.emit(&event),
             Item::Fault(record) => {
                 let frames = frames(symbolizer, &record);
-                let report = compose::report(*record, frames);
-                let saved = self.save(&report);
-                self.events.emit(&report.to_event(saved));
+                let mut report = compose::report(*record, frames);
+                let told = self.tell(&mut report);
+                self.events.emit(&report.to_event(told.as_ref()));
             }
         }
     }
 
-    /// Whether there is a saved report now.
-    fn save(&self, report: &FaultReport) -> bool {
-        let Some(store) = &self.store else {
-            return false;
-        };
+    /// Removes reports that have become too old.
+    pub(super) fn prune(&self) {
+        if let Some(store) = &self.store {
+            store.prune();
+        }
+    }
+
+    /// Saves the report, or counts the fault in the first one of the same bug; says which report there is now.
+    fn tell(&self, report: &mut FaultReport) -> Option<ReportId> {
+        let fault = report.identify();
+        report.fault = fault.to_string();
+        let mut repeats = self.repeats.lock().unwrap_or_else(PoisonError::into_inner);
+        let repeat = repeats.note(fault, report.outcome, Instant::now());
+        report.repeat = repeat.count;
+        let store = self.store.as_ref()?;
+        if let Detail::Tally { first, more } = repeat.detail {
+            let tally = Tally {
+                count: more,
+                last: report.time.clone(),
+                last_peer: report.peer.clone(),
+            };
+            if store.save_tally(&first, &tally).is_ok() {
+                return Some(first);
+            }
+            repeats.lost(fault, report.outcome);
+        }
         match store.save(report) {
-            Ok(_) => true,
+            Ok(_) => {
+                repeats.saved(fault, report.outcome, &report.id);
+                Some(report.id.clone())
+            }
             Err(error) => {
                 self.log_once(&error);
-                false
+                None
             }
         }
     }

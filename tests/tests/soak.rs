@@ -1,0 +1,135 @@
+//! Faults without end: what the server and the monitor hold stays the same.
+//!
+//! `VMSRS_SOAK_FAULTS` sets the number of faults; the default takes seconds, a million half an hour.
+
+use std::{
+    env, fs,
+    io::{ErrorKind, Read, Write},
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use vmsrs_tests::{Launch, Monitored, free_port, guest, kvm_case, net};
+
+const FAULTS: &str = "VMSRS_SOAK_FAULTS";
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What a server and its monitor hold.
+#[derive(Debug, Clone, Copy)]
+struct Held {
+    resident_kib: u64,
+    descriptors: usize,
+    mappings: usize,
+    threads: usize,
+    reports: usize,
+    report_kib: u64,
+}
+
+fn held(server: &Monitored) -> Held {
+    let proc = Path::new("/proc").join(server.pid().to_string());
+    let count = |name: &str| fs::read_dir(proc.join(name)).unwrap().count();
+    let status = fs::read_to_string(proc.join("status")).unwrap();
+    let rss = status
+        .lines()
+        .find_map(|l| l.strip_prefix("VmRSS:"))
+        .unwrap();
+    let maps = fs::read_to_string(proc.join("maps")).unwrap();
+    let (mut reports, mut bytes) = (0, 0);
+    for report in fs::read_dir(server.report_dir()).unwrap() {
+        reports += 1;
+        // One may be removed at any time.
+        for file in fs::read_dir(report.unwrap().path())
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
+            bytes += file.metadata().map_or(0, |meta| meta.len());
+        }
+    }
+    Held {
+        resident_kib: rss.trim().trim_end_matches("kB").trim().parse().unwrap(),
+        descriptors: count("fd"),
+        mappings: maps.lines().count(),
+        threads: count("task"),
+        reports,
+        report_kib: bytes >> 10,
+    }
+}
+
+fn crash(port: u16) {
+    let mut stream = net::connect(port, PATIENCE).unwrap();
+    stream.write_all(b"crash").unwrap();
+    let error = stream.read(&mut [0; 8]).expect_err("a reset");
+    assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+}
+
+fn start(options: &[&str]) -> Monitored {
+    let port = free_port().unwrap();
+    let program = guest::program("soak").unwrap();
+    let command = [program.into_os_string(), port.to_string().into()];
+    let launch = Launch::monitored(command).unwrap().options(options);
+    launch.patience(PATIENCE).start(port).unwrap()
+}
+
+/// Every write set is hidden, so that the page tables above are replaced each time: in the end tables that
+/// were replaced have to be used again.
+#[test]
+fn hidden_memory_comes_back_however_often() {
+    kvm_case("hidden_memory_comes_back_however_often");
+    const CRASHES: u64 = 500;
+    let mut server = start(&["--restore-at-once", "0", "--audit"]);
+    for _ in 0..CRASHES {
+        crash(server.port());
+    }
+    assert!(server.terminate().is_ok(), "{}", server.output_tail());
+    let stats = server.stats().unwrap();
+    let audit = &stats["audit"];
+    assert_eq!(audit["mismatches"], 0, "{}", server.output_tail());
+    assert_eq!(audit["checks"], CRASHES, "{stats}");
+    assert_eq!(stats["restoration"]["postponed"], CRASHES, "{stats}");
+}
+
+#[test]
+fn nothing_grows_with_the_number_of_faults() {
+    kvm_case("nothing_grows_with_the_number_of_faults");
+    let faults: u64 = env::var(FAULTS).map_or(1500, |n| n.parse().expect("a number of faults"));
+    let mut server = start(&["--quarantine-limit", "1M"]);
+    let port = server.port();
+    let mut other = net::connect(port, PATIENCE).unwrap();
+    let begin = Instant::now();
+    // The first third fills the report directory and everything else that has a limit.
+    let mut early = None;
+    for n in 1..=faults {
+        crash(port);
+        if n % 100 == 0 {
+            other.write_all(b"hello").unwrap();
+            other.read_exact(&mut [0; 3]).unwrap();
+        }
+        if n == faults / 3 {
+            early = Some(held(&server));
+        }
+        if n % (faults / 10).max(1) == 0 {
+            println!("{n} faults, {:?}: {:?}", begin.elapsed(), held(&server));
+        }
+    }
+    let (early, late) = (early.unwrap(), held(&server));
+    let context = format!("{early:?} -> {late:?}");
+    // Two connections more or less are being closed.
+    assert!(late.descriptors <= early.descriptors + 4, "{context}");
+    assert!(late.mappings <= early.mappings + 16, "{context}");
+    assert!(late.threads <= early.threads + 2, "{context}");
+    assert!(
+        late.resident_kib <= early.resident_kib + early.resident_kib / 10 + 2048,
+        "{context}"
+    );
+    assert!(late.reports <= early.reports + 100, "{context}");
+    // What is saved between two looks comes on top.
+    assert!(late.report_kib <= 1536, "{context}");
+    assert!(server.terminate().is_ok(), "{}", server.output_tail());
+    let stats = server.stats().unwrap();
+    assert_eq!(
+        stats["domains"]["abandoned"].as_u64(),
+        Some(faults),
+        "{stats}"
+    );
+}
