@@ -254,9 +254,19 @@ impl Thread {
         self.following.step = Step::Rerun;
     }
 
-    /// The fault came again: finds the call to skip. True if there is one; the domain is then to be undone.
+    /// The fault came again: finds the call to skip. True if there is one; the domain is then to be undone, and
+    /// the first fault is not told, since both are told as one. Nothing is found where nothing is known of
+    /// hand-offs.
     pub fn find_culprit(&mut self, state: &mut State) -> bool {
-        self.following.pending = None;
+        let found = !state.handoffs.provenance.is_empty() && self.find_call(state);
+        let first = self.following.pending.take();
+        if let Some(record) = first.filter(|_| !found) {
+            self.process.reporter.fault(record);
+        }
+        found
+    }
+
+    fn find_call(&mut self, state: &mut State) -> bool {
         let step = std::mem::take(&mut self.following.step);
         if let Step::Watching(trace, _) = &step {
             log::debug!("watched: {trace:x?}");
