@@ -276,8 +276,8 @@ impl Tracker {
             }
             if has_content {
                 self.pages.set_base(page, Base::Itself);
-                machine.set_writable(page, false);
             }
+            machine.set_writable(page, !has_content);
         });
         machine.reprotect();
         done

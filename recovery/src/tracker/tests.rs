@@ -176,6 +176,10 @@ fn guest_write(
 ) {
     let number = PageNumber(page);
     tracker.restore_region(machine, page / REGION);
+    // What the page tables say may be out of date: then the fault only brings them up to date.
+    if tracker.is_writable(number, machine.is_zero_based(number)) {
+        machine.trapped.remove(&page);
+    }
     if machine.trapped.contains(&page) {
         if tracker.first_write(machine, number) == FirstWrite::NoRoom {
             commit_for_room(tracker, machine);

@@ -116,8 +116,13 @@ impl AddressSpace {
         }
         for (part, protection) in parts.into_iter().filter(|(part, _)| !part.is_empty()) {
             self.table.unmap(part).map_err(|_| Errno::ENOMEM)?;
-            // A change of the host's mapping makes KVM drop its own entries for the pages.
-            host_protect(part, Protection::NONE)?;
+            // A change of the host's mapping makes KVM drop its own entries for the pages. They stay readable if
+            // possible: a thread without the run token may be about to wait for a futex there.
+            let for_a_moment = match protection.is_writable() {
+                true => Protection::READ,
+                false => Protection::NONE,
+            };
+            host_protect(part, for_a_moment)?;
             host_protect(part, protection)?;
             self.guards.insert(part, guard);
         }

@@ -351,12 +351,16 @@ impl Files {
             .filter(|(key, _)| mine(key))
             .collect();
         self.interests.retain(|key, _| !mine(key));
+        let known = self.known.remove(&fd);
+        let connection = self.connections.remove(&fd);
+        // For a restart the number is not what it was.
+        self.forget(fd);
         Ok(Replaced {
             fd,
             kept,
             flags,
-            known: self.known.remove(&fd),
-            connection: self.connections.remove(&fd),
+            known,
+            connection,
             interests,
         })
     }

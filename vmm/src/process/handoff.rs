@@ -169,6 +169,8 @@ pub struct Following {
     /// The fault that is not told yet, since it is not known how it ends.
     pending: Option<FaultRecord>,
     skipped: Option<Skipped>,
+    /// There was nothing to watch in the last rerun, and so there will not be in another.
+    blind: bool,
     /// Reruns since the last call skipped that led nowhere.
     lost: u32,
     /// The signature of the last call skipped, and how often it was.
@@ -271,7 +273,7 @@ impl Thread {
         if let Step::Watching(trace, _) = &step {
             log::debug!("watched: {trace:x?}");
         }
-        let lost = matches!(step, Step::Idle | Step::Skipping(_));
+        let lost = !self.following.blind && matches!(step, Step::Idle | Step::Skipping(_));
         let plan = match step {
             Step::Watching(trace, _) if self.is_in(state, &trace) => trace.choose(),
             _ => None,
@@ -318,9 +320,11 @@ impl Thread {
     /// The domain has been undone. The fault is told now, or when it is known how the rerun ends.
     pub fn conclude(&mut self, state: &mut State, record: FaultRecord) {
         let next = match std::mem::take(&mut self.following.step) {
-            Step::Rerun => self
-                .watch(state, &record)
-                .map(|trace| Step::Watching(trace, state.files.by_event_data())),
+            Step::Rerun => {
+                let trace = self.watch(state, &record);
+                self.following.blind = trace.is_none();
+                trace.map(|trace| Step::Watching(trace, state.files.by_event_data()))
+            }
             Step::Skipping(plan) => self.plant(plan.sites()).then_some(Step::Skipping(plan)),
             Step::Deeper(before, plan) => {
                 *self.vcpu.registers() = before;
