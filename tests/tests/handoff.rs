@@ -53,7 +53,6 @@ fn start(queue: &str, replies: &str) -> (Monitored, u16) {
     ]
     .map(str::to_owned);
     let launch = Launch::monitored(command).unwrap().patience(PATIENCE);
-    let launch = launch.options(["--follow-handoffs"]);
     (launch.start(port).unwrap(), port)
 }
 

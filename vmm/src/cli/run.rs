@@ -124,10 +124,6 @@ pub struct RunArgs {
         requires = "learn"
     )]
     learn_for: TimeLimit,
-    /// Where one thread reads and another executes, find whose task crashed by running it again, and skip that
-    /// task. Not finished: under load it has been seen to end a server
-    #[arg(long)]
-    follow_handoffs: bool,
     /// Compare all of the guest's writable memory with a copy after each recovery (slow; for testing)
     #[arg(long, hide = true)]
     audit: bool,
@@ -197,9 +193,6 @@ impl RunArgs {
         }
         if let Some(limit) = self.image_limit {
             given.push(format!("--image-limit={limit}").into());
-        }
-        if self.follow_handoffs {
-            given.push("--follow-handoffs".into());
         }
         if self.audit {
             given.push("--audit".into());
@@ -362,7 +355,6 @@ fn start(arguments: RunArgs) -> Result<Thread, AnyError> {
                 .map_or(usize::MAX, |bytes| bytes as usize),
             is_child: false,
             audit: arguments.audit,
-            follow_handoffs: arguments.follow_handoffs,
             restore_at_once: arguments.restore_at_once,
             stats: stats_path,
             limits,

@@ -180,7 +180,7 @@ pub struct Following {
 impl Thread {
     /// A thread has begun, has woken another, or used what another has read: they may hand work to each other.
     pub fn note_handoff(&self, state: &mut State) {
-        if self.process.options.follow_handoffs && self.process.threads().len() > 1 {
+        if self.process.threads().len() > 1 {
             state.handoffs.provenance.handed_off();
         }
     }
@@ -207,9 +207,6 @@ impl Thread {
 
     /// Bytes of the connection `fd` have been received into these parts.
     pub fn note_received(&self, state: &mut State, fd: i32, parts: &[GuestRange], bytes: u64) {
-        if !self.process.options.follow_handoffs {
-            return;
-        }
         state.files.set_reader(fd, self.tid());
         let producer = Producer {
             origin: Origin::Stream(fd),
@@ -256,9 +253,7 @@ impl Thread {
 
     /// The domain is going to be run again: [`Thread::conclude`] begins to watch it.
     pub fn watch_rerun(&mut self) {
-        if self.process.options.follow_handoffs {
-            self.following.step = Step::Rerun;
-        }
+        self.following.step = Step::Rerun;
     }
 
     /// The fault came again: finds the call to skip. True if there is one; the domain is then to be undone, and

@@ -78,8 +78,6 @@ pub struct Options {
     pub restart: image::RestartMode,
     /// Bytes that the image of the process may take; none: a quarter of the machine's memory.
     pub image_limit: Option<u64>,
-    /// Find whose task crashed where one thread reads and another executes.
-    pub follow_handoffs: bool,
     /// A fault to inject.
     pub inject: Option<Injection>,
     /// The options of `vmsrs run` that were given, with absolute paths.
