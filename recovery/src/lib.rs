@@ -4,7 +4,6 @@
 #![forbid(unsafe_code)]
 
 pub mod event;
-pub mod handoff;
 pub mod journal;
 pub mod ladder;
 pub mod learn;

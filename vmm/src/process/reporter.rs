@@ -25,7 +25,6 @@ use recovery::Origin;
 use recovery::event::{Event, EventLog, FaultKind, Outcome};
 use recovery::report::ReportStore;
 
-pub(super) use module::read as read_module;
 use queue::{Item, Queue};
 use symbolize::Symbolizer;
 use writer::Writer;
