@@ -107,7 +107,13 @@ fn leaves_no_trace(server: &Monitored, watcher: &mut Client, seed: u64) -> Resul
     if let Some(difference) = audit::difference(&before, &after) {
         return problem(format!("the kernel's view has changed:\n{difference}"));
     }
-    let events = server.events().map_err(text)?;
+    // A thread of the monitor's own writes them.
+    let deadline = Instant::now() + PATIENCE;
+    let mut events = server.events().map_err(text)?;
+    while events.len() <= known && Instant::now() < deadline {
+        thread::sleep(Duration::from_millis(5));
+        events = server.events().map_err(text)?;
+    }
     match &events[known.min(events.len())..] {
         [event] if event.event == "recovered" => Ok(()),
         others => problem(format!("not recovered: {others:#?}")),

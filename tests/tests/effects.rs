@@ -146,7 +146,12 @@ fn every_call_that_can_be_undone_is_undone() {
         if let Some(difference) = audit::difference(&before, &after) {
             problems.push(format!("{call} {variant} is not undone:\n{difference}"));
         }
-        let events = server.events().unwrap();
+        let deadline = Instant::now() + PATIENCE;
+        let mut events = server.events().unwrap();
+        while events.len() <= known && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(5));
+            events = server.events().unwrap();
+        }
         match &events[known.min(events.len())..] {
             [event] if event.event == "recovered" => {}
             others => problems.push(format!("{call} {variant}: {others:#?}")),
