@@ -63,7 +63,8 @@ pub trait Machine: Memory {
     fn set_writable(&mut self, page: PageNumber, writable: bool);
     /// Whether the page is private memory that was zero before its first write.
     fn is_zero_based(&self, page: PageNumber) -> bool;
-    /// Reports the pages written since the last call, each at least once since it was last protected.
+    /// Reports the pages written since the last call, each at least once since it was last protected. A page
+    /// may be reported when it is read, and its next write not.
     fn harvest(&mut self, written: &mut Vec<PageNumber>);
     /// Protects all harvested pages, so that the next write to each is reported again.
     fn reprotect(&mut self);
@@ -244,20 +245,24 @@ impl Tracker {
             return FirstWrite::Unreadable;
         }
         machine.set_writable(page, true);
+        // The machine need not report this write: KVM under nested paging may have reported the page when it was
+        // only read, and has let writes pass since.
+        self.activate(page);
         FirstWrite::Taken
     }
 
     /// The host is about to write `range` on behalf of the guest. Where it stops for want of room the rest is
     /// still to be told, after a commit.
     pub fn host_write(&mut self, machine: &mut impl Machine, range: GuestRange) -> HostWrite {
-        let mut activated = 0;
+        let before = self.active.len();
+        let activated = |tracker: &Tracker| (tracker.active.len() - before) as u64;
         for page in range.pages() {
             if self.is_trapped(machine, page) {
                 match self.first_write(machine, page) {
                     FirstWrite::Taken => {}
                     FirstWrite::NoRoom => {
                         return HostWrite {
-                            activated,
+                            activated: activated(self),
                             stopped: Some(page),
                         };
                     }
@@ -269,13 +274,13 @@ impl Tracker {
                 self.pages.set_base(page, Base::Itself);
                 continue;
             }
-            activated += u64::from(self.activate(page));
+            self.activate(page);
             if self.host_written.last() != Some(&page) {
                 self.host_written.push(page);
             }
         }
         HostWrite {
-            activated,
+            activated: activated(self),
             stopped: None,
         }
     }
@@ -562,15 +567,15 @@ impl Tracker {
             } else if self.is_writable(page, machine.is_zero_based(page)) {
                 self.activate(page);
             }
-            // A trapped page cannot have been written: the report is of a mapping that is gone.
+            // A trapped page cannot have been written: the report is of a mapping that is gone, or of a read.
         }
         self.harvest = harvest;
         count
     }
 
-    fn activate(&mut self, page: PageNumber) -> bool {
+    fn activate(&mut self, page: PageNumber) {
         let state = match self.pages.activate(page, self.epoch) {
-            Activated::Before => return false,
+            Activated::Before => return,
             Activated::Now(state) => state,
             Activated::First(state) => {
                 self.active_regions.push(page.0 / pages::REGION);
@@ -586,7 +591,6 @@ impl Tracker {
             }
             self.limit_image();
         }
-        true
     }
 
     fn take_shadow(&mut self, machine: &mut impl Machine, page: PageNumber) -> bool {

@@ -132,6 +132,10 @@ enum Step {
         offset: usize,
         value: u8,
     },
+    /// KVM drops what it knows of a page, and the guest reads it.
+    ReadAnew {
+        page: u64,
+    },
     Commit,
     Abandon,
     /// Some regions are hidden, the others are restored at once.
@@ -158,6 +162,7 @@ fn step() -> impl Strategy<Value = Step> {
         8 => write.clone().prop_map(|(page, offset, value)| Step::Guest { page, offset, value }),
         2 => write.clone().prop_map(|(page, offset, value)| Step::Result { page, offset, value }),
         4 => write.prop_map(|(page, offset, value)| Step::Host { page, offset, value }),
+        3 => any_page(0).prop_map(|page| Step::ReadAnew { page }),
         2 => Just(Step::Commit),
         2 => Just(Step::Abandon),
         2 => any::<u8>().prop_map(|hidden| Step::Postpone { hidden }),
@@ -191,6 +196,14 @@ fn guest_write(
         machine.ring.push(number);
     }
     machine.store(page, offset, value);
+}
+
+/// Under nested paging KVM maps a page that the host can write as writable on any access, whatever the guest's
+/// own page tables say, and reports it as written at once.
+fn read_anew(tracker: &mut Tracker, machine: &mut Simulated, page: u64) {
+    tracker.restore_region(machine, page / REGION);
+    machine.open.insert(page);
+    machine.ring.push(PageNumber(page));
 }
 
 fn host_write(tracker: &mut Tracker, machine: &mut Simulated, page: u64) {
@@ -257,6 +270,7 @@ proptest! {
                 Step::Guest { page, offset, value } => {
                     guest_write(&mut tracker, &mut machine, page, offset, value);
                 }
+                Step::ReadAnew { page } => read_anew(&mut tracker, &mut machine, page),
                 Step::Host { page, offset, value } => {
                     host_write(&mut tracker, &mut machine, page);
                     machine.store(page, offset, value);
@@ -413,6 +427,7 @@ proptest! {
                     Step::Guest { page, offset, value } => {
                         guest_write(&mut tracker, &mut machine, page, offset, value);
                     }
+                    Step::ReadAnew { page } => read_anew(&mut tracker, &mut machine, page),
                     Step::Host { page, offset, value } => {
                         host_write(&mut tracker, &mut machine, page);
                         machine.store(page, offset, value);
