@@ -45,6 +45,11 @@ impl HeldLock {
             HeldLock::Mutex(at) | HeldLock::Write(at) | HeldLock::Read(at, _) => at,
         }
     }
+
+    /// Whether it keeps all others out, so that what it guards is nobody else's to see or to change.
+    pub fn is_exclusive(self) -> bool {
+        !matches!(self, HeldLock::Read(..))
+    }
 }
 
 // Members of `pthread_mutex_t`.
@@ -65,6 +70,8 @@ const READER_SHIFT: u32 = 3;
 const WRITE_PHASE: u32 = 1;
 const WRITE_LOCKED: u32 = 2;
 const READERS_WAIT: u32 = 4;
+/// The bits below the number of readers.
+const STATE: u32 = WRITE_PHASE | WRITE_LOCKED | READERS_WAIT;
 
 /// Read locks of one request on one lock, at most.
 const READS_LIMIT: u32 = 64;
@@ -92,6 +99,11 @@ pub fn rwlock_around(memory: &impl Words, address: u64) -> Option<u64> {
         .into_iter()
         .map(|offset| address.wrapping_sub(offset))
         .find(|lock| is_rwlock(memory, *lock))
+}
+
+/// Whether the word at `address` counts the readers of a lock, which were `before` and are `after`.
+pub fn counts_readers(memory: &impl Words, address: u64, before: u32, after: u32) -> bool {
+    (before ^ after) & STATE == 0 && is_rwlock(memory, address)
 }
 
 /// The addresses of the words of a read-write lock that change.
@@ -126,7 +138,7 @@ fn is_rwlock(memory: &impl Words, address: u64) -> bool {
 /// The lock at or around the word at `address` that thread `tid` has taken since memory was `before`, and
 /// holds `now`. `address` is a word that the thread has changed; `is_futex` tells the words for which
 /// some thread has waited. A read-write lock that nobody has waited for is recognised only by its writer: it needs
-/// no more than its old content.
+/// no more than its old content. See [`left_reads`] for its readers.
 pub fn held_at(
     before: &impl Words,
     now: &impl Words,
@@ -153,10 +165,23 @@ pub fn held_at(
         return Some(HeldLock::Write(address));
     }
     // A reader is counted from when it begins to wait for the lock.
-    let reads = (is >> READER_SHIFT).wrapping_sub(was >> READER_SHIFT);
-    (1..=READS_LIMIT)
-        .contains(&reads)
-        .then_some(HeldLock::Read(address, reads))
+    reads(was, is).map(|times| HeldLock::Read(address, times))
+}
+
+/// How often a thread that has changed the word at `address` has taken a lock there for reading, if it is a
+/// read-write lock. Its shape alone says so, and numbers may look like that: it is true as soon as somebody waits for
+/// the lock.
+pub fn left_reads(before: &impl Words, now: &impl Words, address: u64) -> Option<u32> {
+    let (was, is) = (before.word(address)?, now.word(address)?);
+    match counts_readers(now, address, was, is) {
+        true => reads(was, is),
+        false => None,
+    }
+}
+
+fn reads(was: u32, is: u32) -> Option<u32> {
+    let times = (is >> READER_SHIFT).wrapping_sub(was >> READER_SHIFT);
+    (1..=READS_LIMIT).contains(&times).then_some(times)
 }
 
 /// What unlocks `lock` for the thread that holds it, as its own unlock would.

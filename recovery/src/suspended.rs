@@ -24,6 +24,8 @@ pub const WORD: usize = 4;
 pub enum Merge {
     /// A number: what others added or subtracted stays.
     Add,
+    /// The number of those who hold a lock: likewise, and no sign that others have built on anything.
+    Holders,
     /// A word of a lock: what it holds now stays. Whether the domain holds the lock is told by the owner.
     Keep,
     /// A word that looks like one of a lock: what it holds now stays, and it counts as a number.
@@ -163,6 +165,7 @@ impl SuspendedPages {
                             self.merged = true;
                             without.wrapping_add(is.wrapping_sub(left))
                         }
+                        Merge::Holders => without.wrapping_add(is.wrapping_sub(left)),
                         Merge::Keep => {
                             self.contended.insert(address);
                             is

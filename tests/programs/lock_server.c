@@ -10,7 +10,8 @@
  *     hits   an atomic counter of the requests that were answered
  *
  * `slow-X MS` does X with a sleep in the middle of its critical section, `crash-X MS` crashes after that
- * sleep instead of finishing, `die-X MS` crashes after X is complete and its lock released.
+ * sleep instead of finishing, `die-X MS` crashes after X is complete and its lock released, `within-X MS` does
+ * so while it holds the pairs for reading, all the time.
  */
 #include <arpa/inet.h>
 #include <errno.h>
@@ -237,6 +238,7 @@ static void serve(char *line, char *reply, size_t room) {
     char verb[32] = "", *what = verb;
     long number = 0, argument = 0;
     struct middle middle = {0}, after = {0};
+    int within = 0;
     sscanf(line, "%31s %ld %ld", verb, &argument, &number);
     snprintf(reply, room, "ok");
     if (!strncmp(verb, "slow-", 5)) {
@@ -254,9 +256,15 @@ static void serve(char *line, char *reply, size_t room) {
         after.sleep_ms = argument;
         after.crash = 1;
         what += 4;
+    } else if (!strncmp(verb, "within-", 7)) {
+        after.sleep_ms = argument;
+        after.crash = within = 1;
+        what += 7;
     } else {
         number = argument;
     }
+    if (within)
+        pthread_rwlock_rdlock(&pairs.lock);
     if (!strcmp(what, "transfer"))
         transfer((unsigned)number, &middle);
     else if (!strcmp(what, "add"))

@@ -229,12 +229,40 @@ fn what_nobody_touched_is_undone_as_a_whole() {
     kvm_case("what_nobody_touched_is_undone_as_a_whole");
     let server = start();
     let mut watcher = Client::connect(server.port()).unwrap();
-    let crasher = Client::connect(server.port()).unwrap();
+    let mut crasher = Client::connect(server.port()).unwrap();
+    // Its thread has started, and the others wait for requests.
+    assert_eq!(crasher.call("check").unwrap(), "ok");
     assert_eq!(watcher.call("check").unwrap(), "ok");
+    thread::sleep(Duration::from_millis(200));
     // Nobody else runs while it sleeps with the lock held and the transfer half done.
     crasher.crash("crash-transfer 200 33").unwrap();
     assert_eq!(watcher.call("check").unwrap(), "ok");
     assert_eq!(outcomes(server), [("recovered".to_owned(), None)]);
+}
+
+/// No writer has waited before, so that nothing but its shape tells the lock, and others hold it for reading too.
+#[test]
+fn a_read_lock_of_completed_work_is_released() {
+    kvm_case("a_read_lock_of_completed_work_is_released");
+    let server = start();
+    let mut other = Client::connect(server.port()).unwrap();
+    let crasher = Client::connect(server.port()).unwrap();
+    assert_eq!(other.call("add 1").unwrap(), "ok");
+    thread::scope(|scope| {
+        let crash = scope.spawn(|| crasher.crash("within-add 300 2"));
+        thread::sleep(Duration::from_millis(100));
+        // They build on the list that it has added to.
+        assert_eq!(other.call("add 3").unwrap(), "ok");
+        assert_eq!(other.call("read 3").unwrap(), "500");
+        crash.join().unwrap().unwrap();
+    });
+    assert_eq!(other.call("write 1").unwrap(), "ok");
+    assert_eq!(other.call("check").unwrap(), "ok");
+    let reason = "while the request waited others built on what it had written, which stays";
+    assert_eq!(
+        outcomes(server),
+        [("degraded".to_owned(), Some(reason.to_owned()))]
+    );
 }
 
 #[test]

@@ -89,6 +89,26 @@ fn read_locks_are_counted_out_and_the_waiting_writer_gets_its_turn() {
 }
 
 #[test]
+fn what_may_be_a_read_lock_is_told_by_its_shape() {
+    let free = memory(&FREE_RWLOCK);
+    let with = |readers| {
+        let mut lock = free.clone();
+        lock.insert(BASE, readers);
+        lock
+    };
+    let left = |before, now| left_reads(&view(&with(before)), &view(&with(now)), BASE);
+    assert_eq!(left(0, 2 << 3), Some(2));
+    assert_eq!(left(5 << 3, 6 << 3), Some(1));
+    // A number of something else.
+    assert_eq!(left(0, 1), None);
+    assert_eq!(left(0, 3 << 3 | WRITE_LOCKED), None);
+    assert_eq!(left(0, (READS_LIMIT + 1) << 3), None);
+    assert!(counts_readers(&view(&free), BASE, 1 << 3, 4 << 3));
+    assert!(!counts_readers(&view(&free), BASE, 1 << 3, 9));
+    assert!(!counts_readers(&view(&free), BASE + 4, 1 << 3, 4 << 3));
+}
+
+#[test]
 fn a_write_lock_goes_to_the_readers_that_wait() {
     let free = memory(&FREE_RWLOCK);
     let mut now = free.clone();

@@ -378,6 +378,7 @@ fn start(arguments: RunArgs) -> Result<Thread, AnyError> {
             domain: None,
             suspended: Default::default(),
             wait_words: Default::default(),
+            left_reads: Vec::new(),
             dispositions: inherited_dispositions(),
             ladder: Ladder::new(DEFAULT_STORM_LIMIT, arguments.storm_limit),
             restart: Default::default(),

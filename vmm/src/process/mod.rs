@@ -111,6 +111,8 @@ pub struct State {
     pub suspended: BTreeMap<i32, Domain>,
     /// Futexes that threads have waited for, other than those of mutexes; bounded.
     pub wait_words: BTreeSet<u64>,
+    /// Addresses of what may be locks that vanished requests hold for reading, and how often they do.
+    pub left_reads: Vec<(u64, u32)>,
     /// Signal dispositions.
     pub dispositions: Dispositions,
     /// Which recovery strategy comes next.

@@ -108,6 +108,7 @@ impl Thread {
             record.undone = dropped.map(|effect| effect.describe()).collect();
         }
         let suspended = std::mem::take(&mut turn.suspended);
+        turn.left_reads.clear();
         let running = turn.domain.take();
         for domain in running.into_iter().chain(suspended.into_values()) {
             self.forget_domain(turn, domain);

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use guest_agentless::{GuestRange, GuestVa, PAGE_SIZE, PageNumber, sync};
+use guest_agentless::{GuestRange, GuestVa, PageNumber, sync};
 use recovery::SuspendedPages;
 use recovery::suspended::Merge;
 
@@ -35,6 +35,12 @@ impl State {
 impl Thread {
     /// The running domain waits, or has used up its time slice: others will run.
     pub fn suspend(&mut self, state: &mut State) -> Committed {
+        let committed = self.suspend_domain(state);
+        self.release_left_reads(state);
+        committed
+    }
+
+    fn suspend_domain(&mut self, state: &mut State) -> Committed {
         let in_request = state.domain.as_ref().is_some_and(Domain::is_request);
         if !in_request {
             return self.commit_early(state, Early::Suspended);
@@ -130,9 +136,7 @@ impl Thread {
         let is_address = |value: u64| value >= LOWEST_ADDRESS && vmas.find(value).is_some();
         let word = |address: u64| {
             let page = content.get(&GuestVa(address).page())?;
-            let at = (address % PAGE_SIZE) as usize & !3;
-            let bytes = page.bytes().get(at..at + 4)?;
-            Some(u32::from_ne_bytes(bytes.try_into().ok()?))
+            Some(withdraw::word_of(page, address))
         };
         let (waits, wait_words) = (&domain.waits, &state.wait_words);
         domain.pages.resume(
@@ -144,7 +148,9 @@ impl Thread {
                 None => false,
             },
             |address, left, now| {
-                // Its count of readers, at its start, is a number.
+                if sync::counts_readers(&word, address, left as u32, now as u32) {
+                    return Merge::Holders;
+                }
                 let rwlock = sync::rwlock_around(&word, address).filter(|lock| *lock != address);
                 let is_known = |lock| {
                     sync::rwlock_words(lock)

@@ -24,6 +24,8 @@ use crate::memory::copy;
 const THREAD_AREA: u64 = 0x900;
 /// Below the stack pointer, and in use (System V ABI, x86-64).
 const RED_ZONE: u64 = 128;
+/// Read locks that vanished domains may have left, at most.
+const LEFT_READS_LIMIT: usize = 256;
 /// Waits of one domain that are remembered.
 const WAITS_LIMIT: usize = 64;
 
@@ -155,7 +157,8 @@ impl Edits {
     }
 }
 
-fn word_of(page: &PageContent, address: u64) -> u32 {
+/// The word at `address`, which lies in `page`.
+pub fn word_of(page: &PageContent, address: u64) -> u32 {
     let at = (address % PAGE_SIZE) as usize & !3;
     let mut bytes = [0; 4];
     bytes.copy_from_slice(&page.bytes()[at..at + 4]);
@@ -203,7 +206,7 @@ pub fn decide(state: &State, domain: &Domain, tid: i32) -> Decision {
     let heap_moved = heap.is_some_and(|end| end != state.space.heap().1);
     // Numbers that both have written are counters if the domain is inside a critical section; outside of one
     // they may as well be what others made of its completed work.
-    let built_on = domain.pages.is_merged() && held.is_empty();
+    let built_on = domain.pages.is_merged() && !held.iter().any(|lock| lock.is_exclusive());
     let entangled =
         domain.pages.is_entangled() || built_on || heap_moved || inverses.iter().any(others_use);
     Decision {
@@ -243,6 +246,27 @@ fn held_locks(state: &State, pages: &SuspendedPages, tid: i32) -> Vec<HeldLock> 
     held
 }
 
+/// The read locks that the domain may hold besides those known as `held`, as far as their shape tells. Only what somebody waits for is known to
+/// be one, so they are remembered until then.
+fn left_reads(pages: &SuspendedPages, held: &[HeldLock], left_reads: &mut Vec<(u64, u32)>) {
+    let in_pages = |of: &dyn Fn(PageNumber) -> Option<u32>, address| {
+        of(GuestVa(address).page()).or_else(|| memory().word(address))
+    };
+    let now = |at: u64| in_pages(&|page| Some(word_of(pages.left(page)?, at)), at);
+    let before = |at: u64| in_pages(&|page| Some(word_of(pages.without(page)?, at)), at);
+    for page in pages.shared() {
+        let start = page.address().0;
+        for address in (start..start + PAGE_SIZE).step_by(8) {
+            if left_reads.len() < LEFT_READS_LIMIT
+                && held.iter().all(|lock| lock.address() != address)
+                && let Some(times) = sync::left_reads(&before, &now, address)
+            {
+                left_reads.push((address, times));
+            }
+        }
+    }
+}
+
 /// The condition variables that the domain has waited for: they go on from where they are now, since its
 /// waits are complete.
 pub fn kept_words(domain: &Domain) -> KeptWords {
@@ -271,7 +295,7 @@ impl Thread {
         let mut edits = Edits::default();
         let guarded_by_lock = |page: PageNumber| {
             held.iter()
-                .any(|lock| GuestVa(lock.address()).page() == page)
+                .any(|lock| lock.is_exclusive() && GuestVa(lock.address()).page() == page)
         };
         for (page, without) in pages.iter() {
             // What lies next to a lock that the domain holds is of the critical section that it is in.
@@ -281,6 +305,7 @@ impl Thread {
         }
         if *withdrawal == Withdrawal::Entangled {
             restore_own(state, pages, &domain.checkpoint, &mut edits);
+            left_reads(pages, held, &mut state.left_reads);
         }
         let mut wakes = Vec::new();
         if *withdrawal != Withdrawal::Whole {
@@ -288,6 +313,37 @@ impl Thread {
         }
         // A wake-up that the domain has got may have been meant for whoever waits next to it.
         wakes.extend(domain.waits.wakes());
+        self.put(state, edits, wakes)
+    }
+
+    /// Releases the read locks that vanished domains have left, of which it is known now that they are locks,
+    /// because somebody has waited for them. No domain is running.
+    pub fn release_left_reads(&mut self, state: &mut State) {
+        if state.left_reads.is_empty() || state.domain.is_some() {
+            return;
+        }
+        let waits = &state.wait_words;
+        let is_known = |lock: &(u64, u32)| {
+            let words = sync::rwlock_words(lock.0);
+            words.iter().any(|word| waits.contains(word))
+        };
+        let (known, left) = state.left_reads.iter().copied().partition(is_known);
+        state.left_reads = left;
+        let known: Vec<(u64, u32)> = known;
+        let (mut edits, mut wakes) = (Edits::default(), Vec::new());
+        for (lock, times) in known {
+            let shape = sync::rwlock_around(&edits.words(), lock);
+            if shape == Some(lock) {
+                let release = sync::release(&edits.words(), HeldLock::Read(lock, times));
+                edits.apply(&release.unwrap_or_default(), &mut wakes);
+            }
+        }
+        self.put(state, edits, wakes);
+    }
+
+    /// Makes `edits` the content of their pages, now and for the next domain, and wakes waiters. Returns how many
+    /// pages could not be written.
+    fn put(&mut self, state: &mut State, edits: Edits, wakes: Vec<(u64, u32)>) -> u32 {
         let mut lost = 0;
         for (page, content) in edits.0 {
             let start = page.address().0;

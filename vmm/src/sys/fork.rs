@@ -145,6 +145,7 @@ fn become_child(call: &mut Call, start: Start) -> Result<Thread, KvmError> {
         domain: None,
         suspended: Default::default(),
         wait_words: Default::default(),
+        left_reads: Vec::new(),
         dispositions: std::mem::take(&mut state.dispositions),
         ladder: Ladder::default(),
         restart: Default::default(),
