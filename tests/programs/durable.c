@@ -21,9 +21,10 @@
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
-static int log_fd, other_log_fd, data_fd, sealed_fd, limited_fd, pipe_fd[2], count_fd;
+static int own_fd, other_own_fd, append_fd, sparse_fd, log_fd, other_log_fd, data_fd, sealed_fd, limited_fd, pipe_fd[2], count_fd;
 static unsigned served;
 
 static void die(const char *what) {
@@ -86,6 +87,108 @@ static void look_back(char *reply, const char *line) {
     sprintf(reply, "back %zd at %ld %s %s same %d", n, at, back, again, grown == by_name);
 }
 
+/* Size, offset and blocks of a file, as the kernel tells them in every way it has. */
+static char *facts(char *to, int fd, const char *name) {
+    struct stat own = {0}, named = {0};
+    struct statx extended = {0};
+    fstat(fd, &own);
+    stat(name, &named);
+    statx(fd, "", AT_EMPTY_PATH, STATX_BASIC_STATS, &extended);
+    int same = own.st_size == named.st_size && own.st_size == (long)extended.stx_size && own.st_blocks == named.st_blocks &&
+               own.st_blocks == (long)extended.stx_blocks && own.st_mtim.tv_nsec == named.st_mtim.tv_nsec &&
+               own.st_mtim.tv_nsec == extended.stx_mtime.tv_nsec && own.st_mtim.tv_sec == extended.stx_mtime.tv_sec &&
+               own.st_ctim.tv_nsec == extended.stx_ctime.tv_nsec && own.st_ino == named.st_ino && own.st_dev == named.st_dev;
+    return to + sprintf(to, " %ld/%ld/%ld%s", (long)own.st_size, (long)lseek(fd, 0, SEEK_CUR), (long)own.st_blocks,
+                        same ? "" : " differs");
+}
+
+static char *content(char *to, ssize_t n, const char *bytes) {
+    to += sprintf(to, " %zd:", n);
+    for (ssize_t i = 0; i < n; i++)
+        *to++ = bytes[i] ? bytes[i] : '.';
+    return to;
+}
+
+/* What a request sees of what it has just written, with each way to look. */
+static void look_at_own(char *reply) {
+    char back[64], *to = reply + sprintf(reply, "own");
+    int copy = dup(own_fd);
+    write(own_fd, "first", 5);
+    to = facts(to, own_fd, "own");
+    write(copy, "second", 6);
+    to = facts(to, own_fd, "own");
+    to = content(to, pread(other_own_fd, back, 20, 3), back);
+    to += sprintf(to, " at %ld", (long)lseek(own_fd, -4, SEEK_CUR));
+    to = content(to, read(copy, back, 3), back);
+    write(own_fd, "third", 5);
+    to = facts(to, copy, "own");
+    to += sprintf(to, " end %ld", (long)lseek(own_fd, 2, SEEK_END));
+    write(own_fd, "x", 1);
+    pwrite(own_fd, "far", 3, 30);
+    to = facts(to, own_fd, "own");
+    to = content(to, pread(own_fd, back, 40, 0), back);
+    to += sprintf(to, " set %ld", (long)lseek(own_fd, 1, SEEK_SET));
+    to += sprintf(to, " before %ld", (long)lseek(own_fd, -2, SEEK_CUR));
+    to += sprintf(to, " error %d", errno);
+    struct iovec parts[2] = {{back, 3}, {back + 3, 60}};
+    to = content(to, readv(own_fd, parts, 2), back);
+    to = content(to, read(own_fd, back, 10), back);
+    to = content(to, read(other_own_fd, back, 7), back);
+    errno = 0;
+    to = content(to, pread(log_fd, back, 1, 0), back);
+    to += sprintf(to, " error %d", errno);
+    to = facts(to, other_own_fd, "own");
+    close(copy);
+}
+
+/* A file that is appended to through two descriptors, and read. */
+static void look_at_appended(char *reply) {
+    char back[64], *to = reply + sprintf(reply, "append");
+    lseek(append_fd, 2, SEEK_SET);
+    write(append_fd, "one", 3);
+    to = facts(to, append_fd, "appended");
+    int other = open("appended", O_WRONLY | O_APPEND);
+    write(other, "two", 3);
+    to = facts(to, other, "appended");
+    to = facts(to, append_fd, "appended");
+    to += sprintf(to, " at %ld", (long)lseek(append_fd, -3, SEEK_END));
+    to = content(to, read(append_fd, back, 9), back);
+    pwrite(append_fd, "three", 5, 0);
+    to = facts(to, append_fd, "appended");
+    lseek(append_fd, -5, SEEK_END);
+    to = content(to, read(append_fd, back, 9), back);
+    close(other);
+}
+
+static long changed_at(int fd) {
+    struct stat stat;
+    fstat(fd, &stat);
+    return stat.st_mtim.tv_sec * 1000000000 + stat.st_mtim.tv_nsec;
+}
+
+/* A hole, and the time of the last change, which is still the same for the next request. */
+static void leave_a_hole(char *reply) {
+    static long told;
+    long before = changed_at(sparse_fd);
+    int as_told = !told || told == before;
+    char *to = reply + sprintf(reply, "hole %d", as_told);
+    pwrite(sparse_fd, "x", 1, (1 << 20) + (long)served * 8192);
+    to = facts(to, sparse_fd, "sparse");
+    told = changed_at(sparse_fd);
+    to += sprintf(to, " later %d again %d", told >= before, told == changed_at(sparse_fd));
+}
+
+/* What ends a file, and what looks for its holes, is done at once. */
+static void cut(char *reply) {
+    char *to = reply + sprintf(reply, "cut");
+    write(own_fd, "to be cut", 9);
+    to += sprintf(to, " %d", ftruncate(own_fd, 5));
+    to = facts(to, own_fd, "own");
+    write(own_fd, "more", 4);
+    to = facts(to, own_fd, "own");
+    to += sprintf(to, " data %ld", (long)lseek(own_fd, 0, SEEK_DATA));
+}
+
 static void fill_pipe(char *reply) {
     char bytes[3000] = "";
     long total = 0, refusals = 0, drained = 0;
@@ -111,7 +214,7 @@ static void fill_count(char *reply) {
 }
 
 static void serve(int fd, char *line) {
-    char reply[512] = "what?";
+    char reply[2048] = "what?";
     served++;
     if (!strncmp(line, "refused", 7))
         refused(reply, line);
@@ -121,6 +224,14 @@ static void serve(int fd, char *line) {
         limited(reply, "0123456789012345678901234567890123456789");
     else if (!strncmp(line, "back", 4))
         look_back(reply, "12345678");
+    else if (!strncmp(line, "own", 3))
+        look_at_own(reply);
+    else if (!strncmp(line, "append", 6))
+        look_at_appended(reply);
+    else if (!strncmp(line, "hole", 4))
+        leave_a_hole(reply);
+    else if (!strncmp(line, "cut", 3))
+        cut(reply);
     else if (!strncmp(line, "pipe", 4))
         fill_pipe(reply);
     else if (!strncmp(line, "count", 5))
@@ -137,9 +248,13 @@ static void open_files(void) {
     other_log_fd = open("log", O_RDONLY);
     data_fd = open("data", O_RDWR | O_CREAT, 0600);
     limited_fd = open("limited", O_WRONLY | O_CREAT, 0600);
+    own_fd = open("own", O_RDWR | O_CREAT, 0600);
+    other_own_fd = open("own", O_RDONLY);
+    append_fd = open("appended", O_RDWR | O_CREAT | O_APPEND, 0600);
+    sparse_fd = open("sparse", O_RDWR | O_CREAT, 0600);
     sealed_fd = memfd_create("sealed", 2);
     count_fd = eventfd(0, EFD_NONBLOCK);
-    if (log_fd < 0 || data_fd < 0 || limited_fd < 0 || sealed_fd < 0 || count_fd < 0 || pipe2(pipe_fd, O_NONBLOCK) ||
+    if (own_fd < 0 || other_own_fd < 0 || append_fd < 0 || sparse_fd < 0 || log_fd < 0 || data_fd < 0 || limited_fd < 0 || sealed_fd < 0 || count_fd < 0 || pipe2(pipe_fd, O_NONBLOCK) ||
         ftruncate(data_fd, 4096) || fcntl(sealed_fd, F_ADD_SEALS, F_SEAL_GROW))
         die("files");
     signal(SIGXFSZ, SIG_IGN);

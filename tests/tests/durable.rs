@@ -40,7 +40,7 @@ fn ask(client: &mut BufReader<TcpStream>, line: &str) -> io::Result<String> {
 
 /// The files of the server.
 fn files(server: &Monitored) -> Vec<Vec<u8>> {
-    ["log", "data", "limited"]
+    ["log", "data", "limited", "own", "appended", "sparse"]
         .map(|name| fs::read(server.cwd().join(name)).unwrap())
         .to_vec()
 }
@@ -102,6 +102,39 @@ fn what_a_server_sees_of_its_own_writes_is_as_natively() {
     assert!(files(&server) == files(&native), "the files differ");
     server.terminate().unwrap();
     assert_eq!(server.stats().unwrap()["domains"]["rerun"], 0);
+}
+
+/// Requests that look at what they have written in every way that can be foretold.
+const OWN: [&str; 6] = ["own", "append", "hole", "own", "append", "hole"];
+
+#[test]
+fn a_request_that_looks_at_its_own_writes_can_still_be_undone() {
+    kvm_case("a_request_that_looks_at_its_own_writes_can_still_be_undone");
+    let native = start(false);
+    let mut server = start(true);
+    let expected = replies(&native, &OWN, false);
+    println!("{expected:#?}");
+    assert!(!expected.concat().contains("differs"), "{expected:#?}");
+    assert_eq!(replies(&server, &OWN, true), expected);
+    assert!(files(&server) == files(&native), "the files differ");
+    // These two look at what is not foretold.
+    let cut = replies(&native, &["cut", "own"], false);
+    let events = server.events().unwrap();
+    let others = events.iter().filter(|event| event.event == "degraded");
+    assert_eq!(
+        others.collect::<Vec<_>>(),
+        Vec::<&vmsrs_tests::Event>::new()
+    );
+    assert_eq!(replies(&server, &["cut", "own"], false), cut);
+    assert!(files(&server) == files(&native), "the files differ");
+    server.terminate().unwrap();
+    let stats = server.stats().unwrap();
+    assert_eq!(stats["domains"]["abandoned"], OWN.len());
+    assert_eq!(stats["domains"]["rerun"], 0);
+    assert_eq!(stats["audit"]["mismatches"], 0);
+    // Those of "cut": for ftruncate and for SEEK_DATA.
+    let external = &stats["domains"]["early_committed"]["external"];
+    assert_eq!(external, 2, "{}", stats["domains"]);
 }
 
 #[test]

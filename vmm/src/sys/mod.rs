@@ -16,10 +16,11 @@ mod futex;
 mod io;
 mod lock;
 mod memory;
-mod message;
 mod net;
 mod own_files;
+mod own_writes;
 mod process;
+mod receive;
 mod signal;
 mod thread;
 mod timer;
@@ -161,7 +162,7 @@ impl Call<'_, '_> {
             .or_else(|| lock::handler(number))
             .or_else(|| watch::handler(number))
             .or_else(|| transfer::handler(number))
-            .or_else(|| message::handler(number))
+            .or_else(|| receive::handler(number))
             .or_else(|| file::handler(number))
             .or_else(|| net::handler(number))
             .or_else(|| event::handler(number))
