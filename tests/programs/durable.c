@@ -21,6 +21,7 @@
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/timerfd.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
@@ -213,6 +214,65 @@ static void fill_count(char *reply) {
     sprintf(reply, "count %s %s %lx", text, second, (unsigned long)count);
 }
 
+/* Until the disk is full, and what is there then. */
+static void fill(char *reply) {
+    static char block[20000];
+    char *to = reply + sprintf(reply, "fill");
+    memset(block, 'f', sizeof block);
+    pwrite(data_fd, "before", 6, 10);
+    for (int i = 0, failed = 0; i < 100 && !failed; i++) {
+        ssize_t n = write(log_fd, block, sizeof block);
+        failed = n < 0;
+        if (n != sizeof block)
+            to += sprintf(to, " %d: %s", i, outcome(n));
+    }
+    pwrite(data_fd, "after", 5, 20);
+    sprintf(to, " size %ld", size_of(log_fd));
+}
+
+/* What happens without a request: a connection, a datagram, a wake-up of its own, an expired timer. Each writes to the
+ * log and then to a file that refuses it, which only the write itself can tell. */
+static int wake_fd, timer_fd, udp_fd, pipe_wake[2], refuse_next;
+static unsigned happened;
+static char told[200];
+
+static void happen(const char *what) {
+    ssize_t logged = write(log_fd, what, strlen(what));
+    ssize_t changed = pwrite(data_fd, what, 3, 300);
+    const char *last = outcome(write(sealed_fd, what, strlen(what)));
+    happened++;
+    sprintf(told, "%s %zd %zd %s", what, logged, changed, last);
+}
+
+static void serve_event(int fd) {
+    char bytes[64] = "";
+    struct sockaddr_in from;
+    socklen_t len = sizeof from;
+    if (fd == udp_fd) {
+        ssize_t n = recvfrom(fd, bytes, sizeof bytes - 1, 0, (struct sockaddr *)&from, &len);
+        happen(bytes);
+        if (n > 0)
+            sendto(fd, told, strlen(told), 0, (struct sockaddr *)&from, len);
+    } else if (read(fd, bytes, fd == pipe_wake[0] ? 1 : 8) > 0) {
+        happen(fd == wake_fd ? "event" : fd == timer_fd ? "timer" : "pipe");
+    }
+}
+
+/* Makes something happen when this request has ended. */
+static void arm(char *reply, const char *what) {
+    uint64_t count = 1;
+    struct itimerspec soon = {.it_value = {0, 20000000}};
+    if (!strncmp(what, "event", 5))
+        write(wake_fd, &count, 8);
+    else if (!strncmp(what, "timer", 5))
+        timerfd_settime(timer_fd, 0, &soon, NULL);
+    else if (!strncmp(what, "pipe", 4))
+        write(pipe_wake[1], "x", 1);
+    else if (!strncmp(what, "accept", 6))
+        refuse_next = 1;
+    sprintf(reply, "armed");
+}
+
 static void serve(int fd, char *line) {
     char reply[2048] = "what?";
     served++;
@@ -232,6 +292,12 @@ static void serve(int fd, char *line) {
         leave_a_hole(reply);
     else if (!strncmp(line, "cut", 3))
         cut(reply);
+    else if (!strncmp(line, "fill", 4))
+        fill(reply);
+    else if (!strncmp(line, "arm ", 4))
+        arm(reply, line + 4);
+    else if (!strncmp(line, "told", 4))
+        sprintf(reply, "told %u %s", happened, told);
     else if (!strncmp(line, "pipe", 4))
         fill_pipe(reply);
     else if (!strncmp(line, "count", 5))
@@ -241,6 +307,12 @@ static void serve(int fd, char *line) {
     strcat(reply, "\n");
     if (write(fd, reply, strlen(reply)) < 0)
         perror("reply");
+}
+
+static void watch(int epoll, int fd) {
+    struct epoll_event event = {.events = EPOLLIN, .data.fd = fd};
+    if (fd < 0 || epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &event))
+        die("watch");
 }
 
 static void open_files(void) {
@@ -270,15 +342,30 @@ int main(int argc, char **argv) {
     open_files();
     if (bind(listening, (struct sockaddr *)&address, sizeof address) || listen(listening, 16))
         die("listen");
-    struct epoll_event event = {.events = EPOLLIN, .data.fd = listening};
-    epoll_ctl(epoll, EPOLL_CTL_ADD, listening, &event);
+    struct epoll_event event;
+    udp_fd = socket(AF_INET, SOCK_DGRAM | SOCK_NONBLOCK, 0);
+    wake_fd = eventfd(0, EFD_NONBLOCK);
+    timer_fd = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK);
+    if (bind(udp_fd, (struct sockaddr *)&address, sizeof address) || pipe2(pipe_wake, O_NONBLOCK))
+        die("wake");
+    watch(epoll, listening);
+    watch(epoll, udp_fd);
+    watch(epoll, wake_fd);
+    watch(epoll, timer_fd);
+    watch(epoll, pipe_wake[0]);
     while (epoll_wait(epoll, &event, 1, -1) == 1) {
         char line[256];
         int fd = event.data.fd;
         if (fd == listening) {
-            event.data.fd = accept(listening, NULL, NULL);
-            event.events = EPOLLIN;
-            epoll_ctl(epoll, EPOLL_CTL_ADD, event.data.fd, &event);
+            int new = accept(listening, NULL, NULL);
+            if (refuse_next)
+                happen("accept");
+            refuse_next = 0;
+            watch(epoll, new);
+            continue;
+        }
+        if (fd == udp_fd || fd == wake_fd || fd == timer_fd || fd == pipe_wake[0]) {
+            serve_event(fd);
             continue;
         }
         ssize_t n = read(fd, line, sizeof line - 1);

@@ -54,19 +54,11 @@ impl Call<'_, '_> {
         if limit == libc::RLIM_INFINITY {
             return true;
         }
-        let foretold = host::identity(fd)
-            .ok()
-            .and_then(|file| self.foretell_file(file, Some(fd)).ok());
-        let (size, at) = match foretold {
-            None => return false,
-            Some(Some(foretold)) => (foretold.size, foretold.position),
-            Some(None) => {
-                let at = host::offset(fd).and_then(|at| u64::try_from(at).ok());
-                (host::size(fd).unwrap_or(0), at.unwrap_or(0))
-            }
-        };
-        // At its end, if it appends.
-        size.max(offset.unwrap_or(at)).saturating_add(len as u64) <= limit
+        let file = host::identity(fd).ok();
+        match file.and_then(|file| self.next_write(file, fd, offset)) {
+            Some(at) => at.saturating_add(len as u64) <= limit,
+            None => false,
+        }
     }
 
     /// Bytes of output to `fd` that wait for the commit.

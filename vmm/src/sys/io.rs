@@ -294,7 +294,9 @@ impl Call<'_, '_> {
             self.commit_early(Early::PassThrough)?;
         } else if self.would_exceed_limit(len) {
             self.commit_early(Early::HoldLimit)?;
-        } else if self.in_domain() && !self.can_foretell(fd, &bytes, offset) {
+        } else if self.in_domain()
+            && (!self.can_foretell(fd, &bytes, offset) || self.is_mapped(fd, len, offset))
+        {
             self.commit_early(Early::External)?;
         }
         let Some(domain) = &mut self.state.domain else {

@@ -4,7 +4,7 @@
 
 use std::mem::offset_of;
 
-use guest_agentless::{Errno, GuestRange};
+use guest_agentless::{Backing, Errno, GuestRange};
 
 use super::{BOUNCE, Call, errno_of};
 use crate::host;
@@ -64,7 +64,7 @@ impl Call<'_, '_> {
     }
 
     /// What waits for the file, device and inode, as seen through `fd`.
-    pub(super) fn foretell_file(
+    fn foretell_file(
         &self,
         file: (u64, u64),
         fd: Option<i32>,
@@ -133,6 +133,48 @@ impl Call<'_, '_> {
     fn has_file_writes(&self) -> bool {
         let mut effects = self.state.domain.iter().flat_map(|d| d.journal.deferred());
         effects.any(|effect| matches!(effect, Deferred::Write { .. }))
+    }
+
+    /// Whether a shared mapping of the guest shows what a write of `len` bytes to the file changes: at once, so
+    /// that the write cannot be put off.
+    pub(super) fn is_mapped(&self, fd: i32, len: usize, offset: Option<u64>) -> bool {
+        let shared = self.state.space.vmas().iter().filter(|vma| vma.shared);
+        let mut parts = shared
+            .filter_map(|vma| match &vma.backing {
+                Backing::File(file) => Some((file, vma.range.len())),
+                _ => None,
+            })
+            .peekable();
+        if parts.peek().is_none() {
+            return false;
+        }
+        let Ok(file) = host::identity(fd) else {
+            return false;
+        };
+        let mut parts = parts
+            .filter(|(of, _)| (libc::makedev(of.device.0, of.device.1), of.inode) == file)
+            .peekable();
+        if parts.peek().is_none() {
+            return false;
+        }
+        let Some(at) = self.next_write(file, fd, offset) else {
+            return true;
+        };
+        let end = at.saturating_add(len as u64);
+        parts.any(|(of, len)| at < of.offset.saturating_add(len) && of.offset < end)
+    }
+
+    /// Where the next write to the file begins, with those that wait done; none if that is not known.
+    pub(super) fn next_write(&self, file: (u64, u64), fd: i32, offset: Option<u64>) -> Option<u64> {
+        let appends = host::fcntl(fd, libc::F_GETFL, 0).ok()? & libc::O_APPEND != 0;
+        let foretold = self.foretell_file(file, Some(fd)).ok()?;
+        match (appends, offset, foretold) {
+            (true, _, Some(foretold)) => Some(foretold.size),
+            (true, _, None) => host::size(fd).ok(),
+            (false, Some(at), _) => Some(at),
+            (false, None, Some(foretold)) => Some(foretold.position),
+            (false, None, None) => u64::try_from(host::offset(fd)?).ok(),
+        }
     }
 
     /// `lseek` in a file with writes that wait. None if only the kernel knows.
@@ -302,7 +344,7 @@ impl Call<'_, '_> {
 
 /// What the writes that wait will lead to is not known.
 #[derive(Debug)]
-pub(super) struct Unclear;
+struct Unclear;
 
 impl Foretold {
     fn new(writer: i32) -> Result<Foretold, Unclear> {
