@@ -56,7 +56,7 @@ impl Envelope {
             }
             let numbers = self.control[at + HEADER..at + len].chunks_exact(4);
             let places = (at + HEADER..).step_by(4);
-            found.extend(places.zip(numbers.map(|number| int(number))));
+            found.extend(places.zip(numbers.map(int)));
         }
         found
     }

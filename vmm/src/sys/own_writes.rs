@@ -70,7 +70,7 @@ impl Call<'_, '_> {
         fd: Option<i32>,
     ) -> Result<Option<Foretold>, Unclear> {
         let mut foretold: Option<Foretold> = None;
-        let mut of_file: Vec<(i32, bool)> = Vec::new();
+        let mut writers: Vec<Writer> = Vec::new();
         let mut offsets: Vec<Shared> = Vec::new();
         let effects = self.state.domain.iter().flat_map(|d| d.journal.deferred());
         for (i, effect) in effects.enumerate() {
@@ -80,27 +80,23 @@ impl Call<'_, '_> {
             else {
                 continue;
             };
-            let of_this = match of_file.iter().find(|(fd, _)| fd == to) {
-                Some((_, of_this)) => *of_this,
+            let at = match writers.iter().position(|writer| writer.fd == *to) {
+                Some(at) => at,
                 None => {
-                    let of_this = host::identity(*to).ok() == Some(file);
-                    of_file.push((*to, of_this));
-                    of_this
+                    writers.push(Writer::new(*to, file, &mut offsets)?);
+                    writers.len() - 1
                 }
             };
-            if !of_this {
+            let Some((appends, shared)) = writers.get(at).and_then(|writer| writer.of_file) else {
                 continue;
-            }
+            };
             let now = match &mut foretold {
                 Some(now) => now,
                 None => foretold.insert(Foretold::new(*to)?),
             };
+            let shared = offsets.get_mut(shared).ok_or(Unclear)?;
             match effect {
                 Deferred::Write { bytes, offset, .. } if !bytes.is_empty() => {
-                    let appends = host::fcntl(*to, libc::F_GETFL, 0).map_err(|_| Unclear)?
-                        & libc::O_APPEND
-                        != 0;
-                    let shared = shared(&mut offsets, *to)?;
                     let at = match offset {
                         _ if appends => now.size,
                         Some(at) => *at,
@@ -114,16 +110,14 @@ impl Call<'_, '_> {
                     now.writes.push((i, at));
                     (now.writer, now.told) = (*to, None);
                 }
-                Deferred::Seek { at, .. } => {
-                    let shared = shared(&mut offsets, *to)?;
-                    (shared.offset, shared.moves) = (*at, true);
-                }
+                Deferred::Seek { at, .. } => (shared.offset, shared.moves) = (*at, true),
                 Deferred::Stamp { time, .. } => now.told = Some(*time),
                 _ => {}
             }
         }
         if let (Some(now), Some(fd)) = (&mut foretold, fd) {
-            let own = shared(&mut offsets, fd)?;
+            let own = place_of(fd, &mut offsets)?;
+            let own = offsets.get(own).ok_or(Unclear)?;
             (now.position, now.moves) = (own.offset, own.moves);
         }
         Ok(foretold)
@@ -386,28 +380,41 @@ impl Foretold {
     }
 }
 
-/// The shared offset of `fd`.
-fn shared(offsets: &mut Vec<Shared>, fd: i32) -> Result<&mut Shared, Unclear> {
-    let mut found = None;
+/// A descriptor that something waits to be done through.
+struct Writer {
+    fd: i32,
+    /// If it is one of the file: whether it appends, and which offset it has.
+    of_file: Option<(bool, usize)>,
+}
+
+impl Writer {
+    fn new(fd: i32, file: (u64, u64), offsets: &mut Vec<Shared>) -> Result<Writer, Unclear> {
+        if host::identity(fd).ok() != Some(file) {
+            return Ok(Writer { fd, of_file: None });
+        }
+        let flags = host::fcntl(fd, libc::F_GETFL, 0).map_err(|_| Unclear)?;
+        let appends = flags & libc::O_APPEND != 0;
+        Ok(Writer {
+            fd,
+            of_file: Some((appends, place_of(fd, offsets)?)),
+        })
+    }
+}
+
+/// Which of the offsets is that of `fd`.
+fn place_of(fd: i32, offsets: &mut Vec<Shared>) -> Result<usize, Unclear> {
     for (i, shared) in offsets.iter().enumerate() {
         if shared.fd == fd || host::is_same_description(shared.fd, fd).ok_or(Unclear)? {
-            found = Some(i);
-            break;
+            return Ok(i);
         }
     }
-    let i = match found {
-        Some(i) => i,
-        None => {
-            let offset = host::offset(fd).and_then(|at| u64::try_from(at).ok());
-            offsets.push(Shared {
-                fd,
-                offset: offset.ok_or(Unclear)?,
-                moves: false,
-            });
-            offsets.len() - 1
-        }
-    };
-    offsets.get_mut(i).ok_or(Unclear)
+    let offset = host::offset(fd).and_then(|at| u64::try_from(at).ok());
+    offsets.push(Shared {
+        fd,
+        offset: offset.ok_or(Unclear)?,
+        moves: false,
+    });
+    Ok(offsets.len() - 1)
 }
 
 /// A `struct stat` or `struct statx` as bytes.
