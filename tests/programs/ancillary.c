@@ -46,8 +46,15 @@ static void come_to_an_end(const char *text) {
         die("sealed");
 }
 
-/* The descriptors in a message, what is read from them, and other data by its kind. */
-static char *describe(char *to, struct msghdr *message) {
+/* The number that the next descriptor gets. */
+static int next_free(void) {
+    int fd = dup(0);
+    close(fd);
+    return fd;
+}
+
+/* The descriptors in a message, counted from the first number that was free, what is read from them, and other data by its kind. */
+static char *describe(char *to, struct msghdr *message, int free) {
     to += sprintf(to, " flags %x control %zu", message->msg_flags, (size_t)message->msg_controllen);
     for (struct cmsghdr *part = CMSG_FIRSTHDR(message); part; part = CMSG_NXTHDR(message, part)) {
         size_t len = part->cmsg_len - CMSG_LEN(0);
@@ -58,7 +65,7 @@ static char *describe(char *to, struct msghdr *message) {
                 int fd;
                 memcpy(&fd, CMSG_DATA(part) + i * sizeof fd, sizeof fd);
                 ssize_t n = pread(fd, bytes, sizeof bytes - 1, 0);
-                to += sprintf(to, " %d%s=%s", fd, fcntl(fd, F_GETFD) & FD_CLOEXEC ? "c" : "", n > 0 ? bytes : "?");
+                to += sprintf(to, " %d%s=%s", fd - free, fcntl(fd, F_GETFD) & FD_CLOEXEC ? "c" : "", n > 0 ? bytes : "?");
                 if (close(fd))
                     die("close");
             }
@@ -90,6 +97,7 @@ static int serve_stream(int fd, int kind) {
                              .msg_controllen = rooms[kind]};
     if (kind == ALL)
         part = (struct iovec){whole, sizeof whole};
+    int free = next_free();
     ssize_t n = recvmsg(fd, &message, kind == NARROW ? MSG_CMSG_CLOEXEC : kind == ALL ? MSG_WAITALL : 0);
     if (n <= 0)
         return 0;
@@ -101,7 +109,7 @@ static int serve_stream(int fd, int kind) {
         to += sprintf(to, " sum %u", sum);
         memcpy(text, whole + n - 20, 20);
     }
-    to = describe(to, &message);
+    to = describe(to, &message, free);
     come_to_an_end(text);
     strcpy(to, "\n");
     answer(fd, reply);
@@ -125,7 +133,7 @@ static void serve_datagrams(int fd) {
     int n = recvmmsg(fd, messages, SOME, MSG_WAITFORONE, NULL);
     for (int i = 0; i < n; i++) {
         char reply[512], *to = reply + sprintf(reply, "%d/%d %u", i, n, messages[i].msg_len);
-        to = describe(to, &messages[i].msg_hdr);
+        to = describe(to, &messages[i].msg_hdr, 0);
         sprintf(to, " %s", text[i]);
         come_to_an_end(text[i]);
         sendto(fd, reply, strlen(reply), 0, (struct sockaddr *)&from[i], sizeof from[i]);
