@@ -22,6 +22,7 @@ mod own_writes;
 mod process;
 mod receive;
 mod signal;
+mod stat_buffer;
 mod thread;
 mod timer;
 mod transfer;

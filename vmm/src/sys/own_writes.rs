@@ -2,10 +2,9 @@
 //! told what sizes, offsets, contents and times will be then. Where that cannot be told, the domain commits
 //! first and the kernel answers.
 
-use std::mem::offset_of;
-
 use guest_agentless::{Backing, Errno, GuestRange};
 
+use super::stat_buffer::StatBuffer;
 use super::{BOUNCE, Call, errno_of};
 use crate::host;
 use crate::process::domain::Early;
@@ -318,14 +317,19 @@ impl Call<'_, '_> {
                 let fd = foretold.writer;
                 self.defer(Deferred::Stamp { fd, time });
             }
-            info.set(&foretold, time, |i| match &self.state.domain {
+            let written = |i: usize| match &self.state.domain {
                 Some(domain) => domain
                     .journal
                     .deferred()
                     .get(i)
                     .map_or(0, |e| e.output().len()),
                 None => 0,
-            });
+            };
+            let more = |size| foretold.blocks_added(size, written);
+            info.grow(foretold.size, more);
+            if !foretold.writes.is_empty() {
+                info.change(time);
+            }
         } else if self.state.domain.is_none() {
             // The writes have become real since.
             // SAFETY: as above.
@@ -415,95 +419,6 @@ fn place_of(fd: i32, offsets: &mut Vec<Shared>) -> Result<usize, Unclear> {
         moves: false,
     });
     Ok(offsets.len() - 1)
-}
-
-/// A `struct stat` or `struct statx` as bytes.
-struct StatBuffer {
-    bytes: [u8; 256],
-    extended: bool,
-}
-
-impl StatBuffer {
-    fn new(extended: bool) -> StatBuffer {
-        StatBuffer {
-            bytes: [0; 256],
-            extended,
-        }
-    }
-
-    fn filled(&self) -> &[u8] {
-        match self.extended {
-            true => &self.bytes,
-            false => &self.bytes[..size_of::<libc::stat>()],
-        }
-    }
-
-    fn word(&self, at: usize) -> u64 {
-        u64::from_ne_bytes(self.bytes[at..at + 8].try_into().unwrap_or([0; 8]))
-    }
-
-    fn half(&self, at: usize) -> u32 {
-        u32::from_ne_bytes(self.bytes[at..at + 4].try_into().unwrap_or([0; 4]))
-    }
-
-    /// Device and inode.
-    fn identity(&self) -> (u64, u64) {
-        match self.extended {
-            true => {
-                let major = self.half(offset_of!(libc::statx, stx_dev_major));
-                let minor = self.half(offset_of!(libc::statx, stx_dev_minor));
-                let inode = self.word(offset_of!(libc::statx, stx_ino));
-                (libc::makedev(major, minor), inode)
-            }
-            false => (
-                self.word(offset_of!(libc::stat, st_dev)),
-                self.word(offset_of!(libc::stat, st_ino)),
-            ),
-        }
-    }
-
-    fn set(&mut self, foretold: &Foretold, time: (i64, i64), len: impl Fn(usize) -> usize) {
-        /// What `st_blocks` counts in.
-        const SECTOR: u64 = 512;
-        let (size_at, blocks_at, block) = match self.extended {
-            true => (
-                offset_of!(libc::statx, stx_size),
-                offset_of!(libc::statx, stx_blocks),
-                u64::from(self.half(offset_of!(libc::statx, stx_blksize))),
-            ),
-            false => (
-                offset_of!(libc::stat, st_size),
-                offset_of!(libc::stat, st_blocks),
-                self.word(offset_of!(libc::stat, st_blksize)),
-            ),
-        };
-        let block = block.clamp(SECTOR, 1 << 20);
-        let blocks = self.word(blocks_at) + foretold.blocks_added(block, len) * (block / SECTOR);
-        self.put(size_at, foretold.size);
-        self.put(blocks_at, blocks);
-        if foretold.writes.is_empty() {
-            return;
-        }
-        let times = match self.extended {
-            true => [
-                offset_of!(libc::statx, stx_mtime),
-                offset_of!(libc::statx, stx_ctime),
-            ],
-            false => [
-                offset_of!(libc::stat, st_mtime),
-                offset_of!(libc::stat, st_ctime),
-            ],
-        };
-        for at in times {
-            self.put(at, time.0 as u64);
-            // 32 bits of nanoseconds and padding that is zero, or 64 bits.
-            self.put(at + 8, time.1 as u64);
-        }
-    }
-
-    fn put(&mut self, at: usize, value: u64) {
-        self.bytes[at..at + 8].copy_from_slice(&value.to_ne_bytes());
-    }
 }
 
 #[cfg(test)]
