@@ -291,6 +291,14 @@ impl Monitored {
         self.child.signal(signal)
     }
 
+    /// Stops the server, or lets it go on, so that what is sent meanwhile is there when it looks next.
+    pub fn pause(&self, stop: bool) {
+        let signal = if stop { libc::SIGSTOP } else { libc::SIGCONT };
+        // SAFETY: `kill` takes no pointers. The server has not been reaped, since it is borrowed.
+        let sent = unsafe { libc::kill(self.pid() as libc::pid_t, signal) };
+        assert_eq!(sent, 0, "the server is gone");
+    }
+
     /// Waits for the server to end by itself; `None` means that it still runs after its patience.
     pub fn wait(&mut self) -> io::Result<Option<ExitStatus>> {
         self.child.wait_for(self.patience)

@@ -3,9 +3,13 @@
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 
+mod file;
+mod incoming;
 mod message;
 mod transfer;
 
+pub use file::{file_time, is_plain_file, is_same_description, set_changed};
+pub use incoming::{Envelope, Incoming};
 pub use message::{RIGHTS_MAX, send_message, take_peeked};
 pub use transfer::{
     bytes_to_read, peek_from, read_at, read_now, size, timer_ticks, truncate, write_all, write_at,
@@ -470,18 +474,6 @@ pub fn is_in_procfs(fd: i32) -> bool {
 /// Device and inode of a descriptor.
 pub fn identity(fd: i32) -> io::Result<(u64, u64)> {
     let stat = stat(fd)?;
-    Ok((stat.st_dev, stat.st_ino))
-}
-
-/// Device and inode of the file at `path`.
-pub fn identity_at(dir: i32, path: Vec<u8>, flags: i32) -> io::Result<(u64, u64)> {
-    let path = std::ffi::CString::new(path)?;
-    // SAFETY: an all-zero `stat` is a valid value.
-    let mut stat: libc::stat = unsafe { std::mem::zeroed() };
-    // SAFETY: the path is NUL-terminated, and `stat` is valid for the call to fill in.
-    check(i64::from(unsafe {
-        libc::fstatat(dir, path.as_ptr(), &mut stat, flags)
-    }))?;
     Ok((stat.st_dev, stat.st_ino))
 }
 

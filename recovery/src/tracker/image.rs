@@ -262,6 +262,7 @@ impl Tracker {
         self.host_written.clear();
         self.take_harvest(machine);
         debug_assert_eq!(self.waiting_pages(), 0);
+        self.trap_shared(machine);
         self.begin_epoch();
         self.cramped = false;
         self.wasted = 0;

@@ -15,6 +15,8 @@
 //! comparisons that found nothing have cost as much as protecting all again would, that is done and the set
 //! starts anew.
 //!
+//! Pages of shared mappings need more care, see [`shared`].
+//!
 //! The machine does not see what the host writes for a system call: [`Tracker::host_write`] has to be
 //! called before such a write.
 
@@ -24,6 +26,7 @@ mod image;
 mod pages;
 mod postponed;
 mod shadow;
+mod shared;
 #[cfg(test)]
 mod tests;
 
@@ -63,6 +66,9 @@ pub trait Machine: Memory {
     fn set_writable(&mut self, page: PageNumber, writable: bool);
     /// Whether the page is private memory that was zero before its first write.
     fn is_zero_based(&self, page: PageNumber) -> bool;
+    /// Whether the page may be in memory at another address as well, or be changed by others than the guest: a
+    /// shared mapping.
+    fn is_shared(&self, page: PageNumber) -> bool;
     /// Reports the pages written since the last call, each at least once since it was last protected. A page
     /// may be reported when it is read, and its next write not.
     fn harvest(&mut self, written: &mut Vec<PageNumber>);
@@ -104,6 +110,8 @@ pub struct RestoredPage {
 struct Active {
     page: PageNumber,
     frame: Option<Frame>,
+    /// See [`Machine::is_shared`].
+    shared: bool,
 }
 
 /// The write set and the shadow pages of one guest process.
@@ -125,6 +133,8 @@ pub struct Tracker {
     /// Comparisons since the last re-protection that found nothing changed.
     wasted: u64,
     armed: bool,
+    /// Whether some of the active pages are of shared mappings.
+    shared: bool,
     /// Pages that became active since the last commit or abandon.
     written: u64,
     /// Pages that the host has written since the last commit.
@@ -159,6 +169,7 @@ impl Tracker {
             cramped: false,
             evicted: 0,
             wasted: 0,
+            shared: false,
             armed: false,
             written: 0,
             host_written: Vec::new(),
@@ -246,8 +257,9 @@ impl Tracker {
         }
         machine.set_writable(page, true);
         // The machine need not report this write: KVM under nested paging may have reported the page when it was
-        // only read, and has let writes pass since.
-        self.activate(page);
+        // only read, and has let writes pass since. And pages that are one in memory have to be restored in the order
+        // in which their shadows were taken.
+        self.activate(machine, page);
         FirstWrite::Taken
     }
 
@@ -274,7 +286,7 @@ impl Tracker {
                 self.pages.set_base(page, Base::Itself);
                 continue;
             }
-            self.activate(page);
+            self.activate(machine, page);
             if self.host_written.last() != Some(&page) {
                 self.host_written.push(page);
             }
@@ -406,6 +418,7 @@ impl Tracker {
     /// What the host has written since the last commit belongs to the base: the results of the call that
     /// the next domain begins with. No guest code has run in between.
     pub fn settle(&mut self, machine: &mut impl Machine) {
+        self.refresh_shared(machine);
         for page in std::mem::take(&mut self.host_written) {
             let state = self.pages.get(page);
             let Some(state) = state.filter(|state| state.epoch == self.epoch) else {
@@ -538,7 +551,7 @@ impl Tracker {
             let was_active = state.epoch == epoch;
             self.pages.set(page, PageState { epoch: 0, ..state });
             if was_active {
-                self.activate(page);
+                self.activate(machine, page);
             }
         }
     }
@@ -565,7 +578,7 @@ impl Tracker {
             if !self.armed {
                 self.pages.set_base(page, Base::Itself);
             } else if self.is_writable(page, machine.is_zero_based(page)) {
-                self.activate(page);
+                self.activate(machine, page);
             }
             // A trapped page cannot have been written: the report is of a mapping that is gone, or of a read.
         }
@@ -573,7 +586,7 @@ impl Tracker {
         count
     }
 
-    fn activate(&mut self, page: PageNumber) {
+    fn activate(&mut self, machine: &impl Machine, page: PageNumber) {
         let state = match self.pages.activate(page, self.epoch) {
             Activated::Before => return,
             Activated::Now(state) => state,
@@ -583,7 +596,13 @@ impl Tracker {
             }
         };
         let frame = state.frame();
-        self.active.push(Active { page, frame });
+        let shared = machine.is_shared(page);
+        self.shared |= shared;
+        self.active.push(Active {
+            page,
+            frame,
+            shared,
+        });
         self.written += 1;
         if frame.is_none() {
             if let Some(image) = &mut self.image {
@@ -615,6 +634,7 @@ impl Tracker {
     }
 
     fn deactivate_all(&mut self, machine: &mut impl Machine) {
+        self.trap_shared(machine);
         machine.reprotect();
         self.begin_epoch();
     }
@@ -622,6 +642,7 @@ impl Tracker {
     /// No page is active any more.
     fn begin_epoch(&mut self) {
         self.epoch += 1;
+        self.shared = false;
         self.active_regions.clear();
         self.active.clear();
         // One large write set is no reason to keep the room for the next one.

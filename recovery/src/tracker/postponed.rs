@@ -69,7 +69,7 @@ impl Tracker {
     }
 
     /// The running domain is undone, like [`Tracker::abandon`], but the pages of the regions in `hidden`, which
-    /// nobody can touch any more, are left for [`Tracker::restore_region`]. The write set is closed. Returns
+    /// nobody can touch any more and none of which has shared pages, are left for [`Tracker::restore_region`]. The write set is closed. Returns
     /// how many pages wait, besides.
     pub fn postpone(
         &mut self,
@@ -99,6 +99,7 @@ impl Tracker {
         }
         self.waiting.pages += postponed;
         self.wasted = 0;
+        self.trap_shared(machine);
         self.begin_epoch();
         (outcome, postponed)
     }

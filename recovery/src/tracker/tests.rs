@@ -13,6 +13,16 @@ const PAGES: u64 = 24 * STRIDE;
 const STRIDE: u64 = 100;
 /// Pages below this number had content of their own when they were mapped (a file's), the others not.
 const FILE_PAGES: u64 = 8 * STRIDE;
+/// Pages below this number are of a shared mapping: they show three pages of memory, at two addresses each.
+const SHARED_PAGES: u64 = 6 * STRIDE;
+
+/// The page of memory that `page` shows.
+fn place(page: u64) -> u64 {
+    match page < SHARED_PAGES {
+        true => page % (SHARED_PAGES / 2),
+        false => page,
+    }
+}
 
 /// The page numbers from `from` up to `to` that are used.
 fn pages(from: u64, to: u64) -> impl Iterator<Item = u64> {
@@ -21,6 +31,11 @@ fn pages(from: u64, to: u64) -> impl Iterator<Item = u64> {
 
 fn any_page(from: u64) -> impl Strategy<Value = u64> + Clone {
     (from / STRIDE..PAGES / STRIDE).prop_map(|n| n * STRIDE)
+}
+
+/// What is seen at another address is not hidden.
+fn can_hide(region: u64) -> bool {
+    region * REGION >= SHARED_PAGES
 }
 
 /// Memory with write protection as KVM and guest page tables do it.
@@ -52,14 +67,13 @@ impl Simulated {
     }
 
     fn store(&mut self, page: u64, offset: usize, value: u8) {
-        self.memory.get_mut(&page).unwrap().bytes_mut()[offset] = value;
+        self.memory.get_mut(&place(page)).unwrap().bytes_mut()[offset] = value;
     }
 
     fn image(&self) -> Image {
         Image(
-            self.memory
-                .values()
-                .map(|content| content.bytes().to_vec())
+            pages(0, PAGES)
+                .map(|page| self.memory[&place(page)].bytes().to_vec())
                 .collect(),
         )
     }
@@ -78,12 +92,12 @@ impl std::fmt::Debug for Image {
 
 impl Memory for Simulated {
     fn read(&mut self, page: PageNumber, into: &mut PageContent) -> bool {
-        into.clone_from(&self.memory[&page.0]);
+        into.clone_from(&self.memory[&place(page.0)]);
         true
     }
 
     fn write(&mut self, page: PageNumber, from: &PageContent) -> bool {
-        self.memory.insert(page.0, Box::new(from.clone()));
+        self.memory.insert(place(page.0), Box::new(from.clone()));
         true
     }
 
@@ -106,6 +120,10 @@ impl Machine for Simulated {
 
     fn is_zero_based(&self, page: PageNumber) -> bool {
         page.0 >= FILE_PAGES
+    }
+
+    fn is_shared(&self, page: PageNumber) -> bool {
+        page.0 < SHARED_PAGES
     }
 
     fn harvest(&mut self, written: &mut Vec<PageNumber>) {
@@ -136,6 +154,12 @@ enum Step {
     ReadAnew {
         page: u64,
     },
+    /// Between two domains, somebody writes to the file that is mapped.
+    Others {
+        page: u64,
+        offset: usize,
+        value: u8,
+    },
     Commit,
     Abandon,
     /// Some regions are hidden, the others are restored at once.
@@ -161,6 +185,8 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         8 => write.clone().prop_map(|(page, offset, value)| Step::Guest { page, offset, value }),
         2 => write.clone().prop_map(|(page, offset, value)| Step::Result { page, offset, value }),
+        2 => (0..SHARED_PAGES / STRIDE, 0..4096usize, any::<u8>())
+            .prop_map(|(n, offset, value)| Step::Others { page: n * STRIDE, offset, value }),
         4 => write.prop_map(|(page, offset, value)| Step::Host { page, offset, value }),
         3 => any_page(0).prop_map(|page| Step::ReadAnew { page }),
         2 => Just(Step::Commit),
@@ -284,9 +310,18 @@ proptest! {
                     committed = machine.image();
                     machine.committed = None;
                 }
+                Step::Others { page, offset, value } => {
+                    restored(&mut tracker, &mut machine);
+                    tracker.commit(&mut machine);
+                    machine.store(page, offset, value);
+                    tracker.settle(&mut machine);
+                    committed = machine.image();
+                    machine.committed = None;
+                }
                 Step::Harvest => tracker.note_written(&mut machine),
                 Step::Commit => {
                     tracker.commit(&mut machine);
+                    tracker.settle(&mut machine);
                     if tracker.waiting_pages() == 0 {
                         committed = machine.image();
                         continue;
@@ -304,14 +339,16 @@ proptest! {
                 Step::Postpone { hidden } => {
                     tracker.close_write_set(&mut machine);
                     let regions = tracker.active_regions().iter().copied();
-                    let hidden = regions.filter(|r| hidden >> (r % 8) & 1 == 1).collect();
+                    let hidden = regions.filter(|r| can_hide(*r) && hidden >> (r % 8) & 1 == 1).collect();
                     let (outcome, _) = tracker.postpone(&mut machine, &hidden, |_, _| {});
                     prop_assert!(outcome.lost.is_empty());
+                    tracker.settle(&mut machine);
                 }
                 Step::Abandon => {
                     let outcome = tracker.abandon(&mut machine, |_, _| {});
                     prop_assert!(outcome.lost.is_empty());
                     prop_assert_eq!(&restored(&mut tracker, &mut machine), &committed);
+                    tracker.settle(&mut machine);
                 }
                 Step::Replace { page, abandon } => {
                     restored(&mut tracker, &mut machine);
@@ -413,8 +450,10 @@ proptest! {
         tracker.arm(&mut machine, pages(0, PAGES).map(PageNumber));
         let mapped = vec![GuestRange::from_bounds(0, PAGES * 4096)];
         tracker.set_shadow_limit(room.saturating_mul(4096));
-        tracker.take_image(mapped.clone(), Vec::new(), u64::MAX);
-        let image = machine.image();
+        let shared = GuestRange::from_bounds(0, SHARED_PAGES * 4096);
+        tracker.take_image(mapped.clone(), vec![shared], u64::MAX);
+        let own = |image: Image| Image(image.0[(SHARED_PAGES / STRIDE) as usize..].to_vec());
+        let image = own(machine.image());
         for steps in lives {
             let mut committed = machine.image();
             let mut aside = Vec::new();
@@ -441,6 +480,14 @@ proptest! {
                         committed = machine.image();
                         machine.committed = None;
                     }
+                    Step::Others { page, offset, value } => {
+                        restored(&mut tracker, &mut machine);
+                        tracker.commit(&mut machine);
+                        machine.store(page, offset, value);
+                        tracker.settle(&mut machine);
+                        committed = machine.image();
+                        machine.committed = None;
+                    }
                     Step::Harvest => tracker.note_written(&mut machine),
                     Step::Commit => {
                         restored(&mut tracker, &mut machine);
@@ -454,7 +501,7 @@ proptest! {
                     Step::Postpone { hidden } => {
                         tracker.close_write_set(&mut machine);
                         let regions = tracker.active_regions().iter().copied();
-                        let hidden = regions.filter(|r| hidden >> (r % 8) & 1 == 1).collect();
+                        let hidden = regions.filter(|r| can_hide(*r) && hidden >> (r % 8) & 1 == 1).collect();
                         tracker.postpone(&mut machine, &hidden, |_, _| {});
                     }
                     Step::Replace { page, abandon } => {
@@ -501,7 +548,7 @@ proptest! {
             }
             let done = tracker.restore_image(&mut machine, mapped.clone());
             prop_assert_eq!(done.lost, 0);
-            prop_assert_eq!(&machine.image(), &image);
+            prop_assert_eq!(&own(machine.image()), &image);
             // Nothing is open that the tracker would not hear of.
             for page in pages(0, PAGES) {
                 let writable = tracker.is_writable(PageNumber(page), page >= FILE_PAGES);

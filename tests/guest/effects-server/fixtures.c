@@ -15,7 +15,7 @@
 #include <time.h>
 
 int pipe_fd[2], pair_fd[2], record_pair[2], udp_pair[2], ticking_fd, inotify_fd, queue_fd, lock_fd, record_fd, other_lock_fd, memory_fd,
-    open_fd, spare_fd, self_pidfd, closing_pair[2], ready_count_fd;
+    open_fd, spare_fd, self_pidfd, closing_pair[2], rights_pair[2], ready_count_fd;
 int timer_id, spare_timer_id;
 char *pages, *shared;
 
@@ -39,6 +39,20 @@ static void make_queue(void) {
     syscall(SYS_mq_unlink, name);
 }
 
+/* Messages that bring a descriptor each. */
+static void send_rights(int fd) {
+    union {
+        struct cmsghdr header;
+        char room[CMSG_SPACE(sizeof(int))];
+    } control = {.header = {CMSG_LEN(sizeof(int)), SOL_SOCKET, SCM_RIGHTS}};
+    struct iovec part = {"abc", 3};
+    struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = &control,
+                             .msg_controllen = sizeof control.room};
+    memcpy(CMSG_DATA(&control.header), &fd, sizeof fd);
+    if (sendmsg(rights_pair[0], &message, 0) != 3)
+        die("rights");
+}
+
 static void count_run(int number) {
     (void)number;
     handler_runs++;
@@ -53,6 +67,8 @@ void fixtures_init(void) {
         socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK, 0, record_pair) ||
         socketpair(AF_UNIX, SOCK_DGRAM | SOCK_NONBLOCK, 0, udp_pair))
         die("pairs");
+    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0, rights_pair))
+        die("pair");
     /* One expiration, and no more of them. */
     ticking_fd = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK);
     struct timespec nap = {0, 5000000};
@@ -69,6 +85,11 @@ void fixtures_init(void) {
     other_lock_fd = open("directory/two", O_RDWR);
     memory_fd = memfd_create("effects", MFD_ALLOW_SEALING);
     open_fd = open("data", O_RDONLY);
+    for (int i = 0; i < 3; i++) {
+        send_rights(open_fd);
+        if (write(rights_pair[0], "--", 2) != 2)
+            die("rights");
+    }
     spare_fd = open("mapped", O_RDWR | O_CLOEXEC);
     self_pidfd = (int)syscall(SYS_pidfd_open, getpid(), 0);
     timer_id = make_timer();

@@ -6,6 +6,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/uio.h>
 
 #define OUT(call, how) static long call##_##how(void)
@@ -94,6 +95,23 @@ OUT(msync, shared) {
     return syscall(SYS_msync, shared, PAGE, MS_SYNC);
 }
 
+/* What a request sees of its own writes does not make them real. */
+OUT(fstat, own) {
+    struct stat before, after;
+    int fails = fstat(lock_fd, &before) || pwrite(lock_fd, "more", 4, before.st_size) != 4 || fstat(lock_fd, &after);
+    return fails || after.st_size != before.st_size + 4 ? -1 : 0;
+}
+OUT(lseek, own) {
+    off_t at = lseek(lock_fd, 0, SEEK_CUR);
+    int fails = write(lock_fd, "written", 7) != 7 || lseek(lock_fd, 0, SEEK_CUR) != at + 7;
+    return fails || lseek(lock_fd, -1, SEEK_END) < 0 || write(lock_fd, "ab", 2) != 2 ? -1 : 0;
+}
+OUT(read, own) {
+    char back[8] = "";
+    int fails = pwrite(lock_fd, "to be read", 10, 200) != 10 || lseek(lock_fd, 203, SEEK_SET) != 203;
+    return fails || read(lock_fd, back, 7) != 7 || memcmp(back, "be read", 7) ? -1 : 0;
+}
+
 #define ROW(call, how) {#call, #how, 0, call##_##how}
 const struct effect output_effects[] = {
     ROW(write, tcp), ROW(write, file), ROW(write, append), ROW(write, pipe), ROW(write, pair), ROW(write, records),
@@ -102,6 +120,6 @@ const struct effect output_effects[] = {
     ROW(sendmsg, tcp), ROW(sendmsg, rights), ROW(sendmmsg, datagrams), ROW(shutdown, pair),
     ROW(pwrite64, file), ROW(pwrite64, longer), ROW(pwritev, file), ROW(pwritev2, file), ROW(pwritev2, current),
     ROW(fsync, file), ROW(fdatasync, file), ROW(sync, all), ROW(syncfs, file), ROW(sync_file_range, file),
-    ROW(msync, shared),
+    ROW(msync, shared), ROW(fstat, own), ROW(lseek, own), ROW(read, own),
     {0},
 };

@@ -1,6 +1,7 @@
 /* Reads that take something away, which an abandon gives back. */
 #include "effects.h"
 
+#include <fcntl.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
@@ -42,6 +43,26 @@ READ(recvmsg, pair) {
     struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1};
     return syscall(SYS_recvmsg, pair_fd[1], &message, 0);
 }
+static long receive_file(int flags, int cloexec) {
+    union {
+        struct cmsghdr header;
+        char room[CMSG_SPACE(sizeof(int))];
+    } control;
+    struct iovec part = {bytes, 3};
+    struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = &control,
+                             .msg_controllen = sizeof control.room};
+    int fd;
+    if (syscall(SYS_recvmsg, rights_pair[1], &message, flags) != 3 || memcmp(bytes, "abc", 3) ||
+        message.msg_controllen != CMSG_SPACE(sizeof(int)) || control.header.cmsg_type != SCM_RIGHTS)
+        return -1;
+    memcpy(&fd, CMSG_DATA(&control.header), sizeof fd);
+    if (flags != MSG_PEEK && read(rights_pair[1], bytes, 2) != 2)
+        return -1;
+    return fcntl(fd, F_GETFD) == cloexec && pread(fd, bytes, 10, 0) == 10 ? 0 : -1;
+}
+READ(recvmsg, rights) { return receive_file(0, 0); }
+READ(recvmsg, rights_cloexec) { return receive_file(MSG_CMSG_CLOEXEC, FD_CLOEXEC); }
+READ(recvmsg, rights_peek) { return receive_file(MSG_PEEK, 0); }
 READ(getdents, directory) { return syscall(SYS_getdents, dir_fd, bytes, 40); }
 READ(getdents64, directory) { return syscall(SYS_getdents64, dir_fd, bytes, 40); }
 
@@ -49,7 +70,8 @@ READ(getdents64, directory) { return syscall(SYS_getdents64, dir_fd, bytes, 40);
 const struct effect reading_effects[] = {
     ROW(read, pipe), ROW(read, pipe_twice), ROW(read, pair), ROW(read, eventfd), ROW(read, semaphore), ROW(read, timerfd),
     ROW(read, file), ROW(readv, file), ROW(readv, pipe), ROW(preadv2, current), ROW(recvfrom, pair),
-    {"recvfrom", "peek", INVISIBLE, recvfrom_peek}, ROW(recvmsg, pair), ROW(getdents, directory),
+    {"recvfrom", "peek", INVISIBLE, recvfrom_peek}, ROW(recvmsg, pair), ROW(recvmsg, rights), ROW(recvmsg, rights_cloexec), ROW(recvmsg, rights_peek),
+    ROW(getdents, directory),
     ROW(getdents64, directory),
     {0},
 };

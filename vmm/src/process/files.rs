@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use super::domain::Delivered;
 use super::ending::Endings;
-use crate::host;
+use crate::host::{self, Envelope};
 use crate::memory::reserved_copy;
 
 mod image;
@@ -67,8 +67,8 @@ impl Known {
 /// What an origin call delivers again, because its domain runs again.
 #[derive(Debug)]
 pub enum GivenBack {
-    /// Bytes of a stream.
-    Bytes(Vec<u8>),
+    /// Bytes of a stream, in the pieces in which they were received if something came with them.
+    Bytes(Vec<Delivery>),
     /// An accepted connection.
     Connection {
         /// Its descriptor.
@@ -76,15 +76,32 @@ pub enum GivenBack {
         /// The peer's address.
         peer: Vec<u8>,
     },
-    /// A datagram.
-    Datagram {
-        /// As much of it as there was room for.
-        bytes: Vec<u8>,
-        /// Its length.
-        full: u64,
-        /// The sender's address.
-        peer: Vec<u8>,
-    },
+    /// Datagrams.
+    Datagrams(VecDeque<Delivery>),
+}
+
+/// Bytes that were received, and what came with them.
+#[derive(Debug, Clone)]
+pub struct Delivery {
+    /// The bytes, as many as there was room for.
+    pub bytes: Vec<u8>,
+    /// What came with them.
+    pub envelope: Envelope,
+}
+
+impl GivenBack {
+    /// Whether `fd` was received with it.
+    pub fn brings(&self, fd: i32) -> bool {
+        let brings = |delivery: &Delivery| {
+            let mut descriptors = delivery.envelope.descriptors().into_iter();
+            descriptors.any(|(_, number)| number == fd)
+        };
+        match self {
+            GivenBack::Connection { fd: own, .. } => *own == fd,
+            GivenBack::Bytes(pieces) => pieces.iter().any(brings),
+            GivenBack::Datagrams(queue) => queue.iter().any(brings),
+        }
+    }
 }
 
 /// What `dup2` has replaced, to be put back.
@@ -260,6 +277,11 @@ impl Files {
     /// Makes the next origin call on `fd` deliver this.
     pub fn give_back(&mut self, fd: i32, given: GivenBack) {
         self.given_back.insert(fd, given);
+    }
+
+    /// Whether something was given back on `fd`.
+    pub fn is_given_back(&self, fd: i32) -> bool {
+        self.given_back.contains_key(&fd)
     }
 
     /// What was given back on `fd`.

@@ -5,9 +5,10 @@ use guest_agentless::Errno;
 
 use super::State;
 use super::effects::{Deferred, Undo};
-use super::files::GivenBack;
+use super::files::{Delivery, GivenBack};
 use super::thread::Thread;
 use super::withdraw::{self, Withdrawal};
+use crate::host::Envelope;
 use crate::kvm::KvmError;
 use crate::sys;
 use recovery::Origin;
@@ -77,7 +78,7 @@ impl Thread {
         let (inverses, _) = domain.journal.abandon();
         for inverse in inverses {
             let given_again = match (&inverse, &replay) {
-                (Undo::Reset { fd }, Some(GivenBack::Connection { fd: kept, .. })) => fd == kept,
+                (Undo::Reset { fd } | Undo::Received { fd }, Some(given)) => given.brings(*fd),
                 _ => false,
             };
             if !given_again {
@@ -120,14 +121,28 @@ impl Thread {
 
 impl super::domain::Domain {
     /// Keeps what the domain was given, to be given again.
-    pub fn keep_for_replay(&mut self, bytes: &[u8]) {
+    pub fn keep_for_replay(&mut self, bytes: &[u8], envelope: &Envelope) {
         debug_assert!(matches!(self.origin, Origin::Stream(_)));
-        match &mut self.replay {
-            None => self.replay = Some(GivenBack::Bytes(bytes.to_vec())),
-            Some(GivenBack::Bytes(kept)) if kept.len() + bytes.len() <= REPLAY_LIMIT => {
-                kept.extend_from_slice(bytes);
+        let pieces = match &mut self.replay {
+            Some(GivenBack::Bytes(pieces)) => pieces,
+            replay => {
+                *replay = Some(GivenBack::Bytes(Vec::new()));
+                return self.keep_for_replay(bytes, envelope);
             }
-            _ => self.pass_through = true,
+        };
+        let kept: usize = pieces.iter().map(|piece| piece.bytes.len()).sum();
+        if kept > 0 && kept + bytes.len() > REPLAY_LIMIT {
+            self.pass_through = true;
+            return;
+        }
+        match pieces.last_mut() {
+            Some(last) if last.envelope.control.is_empty() && envelope.control.is_empty() => {
+                last.bytes.extend_from_slice(bytes);
+            }
+            _ => pieces.push(Delivery {
+                bytes: bytes.to_vec(),
+                envelope: envelope.clone(),
+            }),
         }
     }
 }

@@ -71,6 +71,11 @@ impl Machine for TrackedMemory<'_> {
         self.host.space.is_zero_based(page)
     }
 
+    fn is_shared(&self, page: PageNumber) -> bool {
+        let vma = self.host.space.vmas().find(page.address().0);
+        vma.is_some_and(|vma| vma.shared)
+    }
+
     fn harvest(&mut self, written: &mut Vec<PageNumber>) {
         self.vm.harvest(self.vcpu, |page| {
             // Whatever KVM reports outside of the guest's mappings is not the guest's to get back.

@@ -4,9 +4,8 @@
 
 use guest_agentless::{Errno, GuestRange};
 
-use super::wait::For;
 use super::{BOUNCE, Call};
-use crate::host;
+use crate::host::{self, Envelope};
 use crate::process::domain::Early;
 use crate::process::effects::{Deferred, Undo};
 use crate::process::files::Kind;
@@ -58,6 +57,7 @@ impl Call<'_, '_> {
         fd: i32,
         parts: &[GuestRange],
         flags: i32,
+        envelope: &mut Envelope,
     ) -> Result<u64, Errno> {
         let room: u64 = parts.iter().map(|part| part.len()).sum();
         let len = room.min(BOUNCE as u64) as usize;
@@ -74,9 +74,12 @@ impl Call<'_, '_> {
         }
         let mut bounce = std::mem::take(&mut self.thread.bounce);
         let result = match (source, flags) {
-            (Source::Socket, _) => self.look_at(fd, &mut bounce[..len], flags),
-            (_, 0) => self.read_ready(fd, &mut bounce[..len]),
-            _ => self.receive_event(fd, &mut bounce[..len], flags),
+            (Source::Socket, _) => self.look_at(fd, &mut bounce, len, flags, envelope),
+            (_, 0) if envelope.room.is_none() => self.read_ready(fd, &mut bounce[..len]),
+            _ => {
+                let wait = self.waits(fd, flags)?;
+                self.receive_into(fd, &mut bounce[..len], flags, wait, envelope)
+            }
         };
         let done = result.and_then(|n| {
             // A wait has ended the request.
@@ -104,46 +107,52 @@ impl Call<'_, '_> {
         }
     }
 
-    fn receive_event(&mut self, fd: i32, into: &mut [u8], flags: i32) -> Result<usize, Errno> {
-        let args = [
-            fd as u64,
-            into.as_mut_ptr() as u64,
-            into.len() as u64,
-            flags as u64,
-            0,
-            0,
-        ];
-        let waits = flags & libc::MSG_DONTWAIT == 0 && !self.is_nonblocking(fd)?;
-        if !waits || host::is_readable(fd) {
-            // SAFETY: the buffer is a live exclusive slice of the monitor.
-            return unsafe { host::syscall(libc::SYS_recvfrom as u64, args) }.map(|n| n as usize);
-        }
-        // SAFETY: as above.
-        unsafe { self.block(libc::SYS_recvfrom, args, For::Work) }.map(|n| n as usize)
-    }
-
-    /// Reads from a stream socket without taking the bytes, which are taken at the commit.
-    fn look_at(&mut self, fd: i32, into: &mut [u8], flags: i32) -> Result<usize, Errno> {
+    /// Reads up to `len` bytes from a stream socket without taking them, which is done at the commit. Descriptors
+    /// that come with them are copies of those in the queue.
+    fn look_at(
+        &mut self,
+        fd: i32,
+        into: &mut [u8],
+        len: usize,
+        flags: i32,
+        envelope: &mut Envelope,
+    ) -> Result<usize, Errno> {
         let taken = self.looked_at(fd);
+        let wait = self.waits(fd, flags)?;
         if taken == 0 {
             if host::peek_from(fd, 0).is_err() {
                 self.commit_early(Early::External)?;
-                return self.receive_event(fd, into, flags);
+                return self.receive_into(fd, &mut into[..len], flags, wait, envelope);
             }
             self.compensate(Undo::PeekOffset { fd });
         }
-        let look = flags | libc::MSG_PEEK | libc::MSG_DONTWAIT;
-        let result = self.receive_event(fd, into, look);
-        let waits = flags & libc::MSG_DONTWAIT == 0 && !self.is_nonblocking(fd)?;
-        if result == Err(Errno::EAGAIN) && waits {
+        // As far as the kernel reads at once: up to the end of the next message that brings descriptors.
+        let most = match envelope.room {
+            None => len,
+            Some(_) => into.len(),
+        };
+        let look = flags | libc::MSG_PEEK;
+        let result = self.receive_into(fd, &mut into[..most], look, false, envelope);
+        if result == Err(Errno::EAGAIN) && wait {
             // It waits for more: what it has looked at is taken by the commit.
             self.commit()?;
-            return self.receive_event(fd, into, flags);
+            return self.receive_into(fd, &mut into[..len], flags, wait, envelope);
         }
-        let n = result?;
-        if flags & libc::MSG_PEEK != 0 {
-            let _ = host::peek_from(fd, taken as i32);
-        } else if n > 0 {
+        let found = result?;
+        let n = found.min(len);
+        let brings = !envelope.descriptors().is_empty() || envelope.flags & libc::MSG_CTRUNC != 0;
+        if brings && (found > len || found == into.len()) {
+            // Whether they come with the first `len` bytes, or with a part of their own message, which would
+            // show them again with the rest, only the kernel knows.
+            envelope.drop_descriptors();
+            self.commit_early(Early::External)?;
+            return self.receive_into(fd, &mut into[..len], flags, wait, envelope);
+        }
+        let peeks = flags & libc::MSG_PEEK != 0;
+        if peeks || n < found {
+            let _ = host::peek_from(fd, if peeks { taken } else { taken + n } as i32);
+        }
+        if !peeks && n > 0 {
             self.defer(Deferred::Take { fd, len: n });
         }
         Ok(n)

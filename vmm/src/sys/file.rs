@@ -4,7 +4,7 @@ use guest_agentless::{Errno, GuestRange};
 
 use super::net::Datagram;
 use super::{Call, Handler, errno_of};
-use crate::host;
+use crate::host::{self, Envelope};
 use crate::memory::{first_reserved, window};
 use crate::process::domain::Early;
 use crate::process::effects::{Deferred, HostCall, Undo};
@@ -19,8 +19,11 @@ pub fn handler(number: i64) -> Option<Handler> {
         libc::SYS_writev => writev,
         libc::SYS_pwrite64 => pwrite,
         libc::SYS_lseek => lseek,
-        libc::SYS_fstat => fstat,
-        libc::SYS_stat | libc::SYS_lstat | libc::SYS_newfstatat | libc::SYS_statx => stat,
+        libc::SYS_fstat
+        | libc::SYS_stat
+        | libc::SYS_lstat
+        | libc::SYS_newfstatat
+        | libc::SYS_statx => stat,
         libc::SYS_close => close,
         libc::SYS_close_range => close_range,
         libc::SYS_open | libc::SYS_openat | libc::SYS_openat2 => open,
@@ -79,9 +82,9 @@ impl Call<'_, '_> {
     pub(super) fn read_parts(&mut self, fd: i32, parts: &[GuestRange]) -> Result<u64, Errno> {
         match self.state.files.kind(fd) {
             Kind::Closed => Err(Errno::EBADF),
-            Kind::Stream => self.receive_stream(fd, parts, 0),
-            Kind::Datagram => self.receive_datagram(fd, parts, 0),
-            Kind::Pipe | Kind::Anonymous => self.read_event(fd, parts, 0),
+            Kind::Stream => self.receive_stream(fd, parts, 0, &mut Envelope::none()),
+            Kind::Datagram => self.receive_datagram(fd, parts, 0, &mut Envelope::none()),
+            Kind::Pipe | Kind::Anonymous => self.read_event(fd, parts, 0, &mut Envelope::none()),
             Kind::Listening => Err(Errno::ENOTCONN),
             Kind::File => self.read_file(fd, parts),
         }
@@ -137,8 +140,19 @@ fn readv(call: &mut Call) -> Result<u64, Errno> {
 }
 
 fn read_at(call: &mut Call) -> Result<u64, Errno> {
-    call.settle_writes(call.int(0))?;
-    call.pass()
+    let fd = call.int(0);
+    let Some(foretold) = call.foretold(fd)? else {
+        return call.pass();
+    };
+    let parts = match i64::from(call.row.number) {
+        libc::SYS_pread64 => {
+            vec![window::checked(call.args[1], call.args[2]).ok_or(Errno::EFAULT)?]
+        }
+        _ => call.vector(call.args[1], call.args[2])?,
+    };
+    let at = call.args[3];
+    i64::try_from(at).map_err(|_| Errno::EINVAL)?;
+    call.read_foretold(fd, &parts, Some(at), &foretold)
 }
 
 fn write(call: &mut Call) -> Result<u64, Errno> {
@@ -168,34 +182,20 @@ fn pwrite(call: &mut Call) -> Result<u64, Errno> {
 
 fn lseek(call: &mut Call) -> Result<u64, Errno> {
     let fd = call.int(0);
-    call.settle_own_writes(fd)?;
+    if let Some(at) = call.seek_foretold(fd, call.args[1] as i64, call.int(2))? {
+        return Ok(at);
+    }
     call.note_offset(fd);
     call.pass()
 }
 
 fn stat(call: &mut Call) -> Result<u64, Errno> {
-    let by_descriptor = matches!(
-        i64::from(call.row.number),
-        libc::SYS_newfstatat | libc::SYS_statx
-    );
-    // glibc's fstat is newfstatat with an empty path.
-    if by_descriptor && call.read::<1>(call.args[1])? == [0] {
-        call.settle_own_writes(call.int(0))?;
-    } else {
-        let (dir, path, flags) = match i64::from(call.row.number) {
-            libc::SYS_stat => (libc::AT_FDCWD, call.args[0], 0),
-            libc::SYS_lstat => (libc::AT_FDCWD, call.args[0], libc::AT_SYMLINK_NOFOLLOW),
-            libc::SYS_statx => (call.int(0), call.args[1], call.int(2)),
-            _ => (call.int(0), call.args[1], call.int(3)),
-        };
-        call.settle_path(dir, path, flags)?;
-    }
-    call.pass()
-}
-
-fn fstat(call: &mut Call) -> Result<u64, Errno> {
-    call.settle_own_writes(call.int(0))?;
-    call.pass()
+    let result = match i64::from(call.row.number) {
+        libc::SYS_statx => 4,
+        libc::SYS_newfstatat => 2,
+        _ => 1,
+    };
+    call.stat_foretold(result)
 }
 
 fn close(call: &mut Call) -> Result<u64, Errno> {
@@ -385,7 +385,14 @@ fn fcntl(call: &mut Call) -> Result<u64, Errno> {
                 .map_err(|e| errno_of(&e))
         }
         libc::F_SETFD => call.change_flags(fd, libc::F_GETFD, command, value),
-        libc::F_SETFL => call.change_flags(fd, libc::F_GETFL, command, value),
+        libc::F_SETFL => {
+            let old = host::fcntl(fd, libc::F_GETFL, 0).map_err(|e| errno_of(&e))?;
+            if (old ^ value) & libc::O_APPEND != 0 {
+                // The writes that wait would go elsewhere.
+                call.settle_writes(fd)?;
+            }
+            call.change_flags(fd, libc::F_GETFL, command, value)
+        }
         libc::F_DUPFD | libc::F_DUPFD_CLOEXEC => {
             if value as u64 >= call.state.descriptor_limit.0 {
                 return Err(Errno::EINVAL);
@@ -471,7 +478,12 @@ fn ioctl(call: &mut Call) -> Result<u64, Errno> {
     let (fd, request, address) = (call.int(0), call.args[1], call.args[2]);
     // Bytes read and written through the argument.
     let (reads, writes) = match request {
-        libc::FIONREAD | libc::TIOCOUTQ => (0, 4),
+        libc::FIONREAD | libc::TIOCOUTQ => {
+            if call.state.files.kind(fd) == Kind::File {
+                call.settle_writes(fd)?;
+            }
+            (0, 4)
+        }
         libc::TCGETS => (0, 36),
         libc::TIOCGWINSZ => (0, 8),
         libc::TIOCGPGRP => (0, 4),

@@ -17,7 +17,7 @@ impl Call<'_, '_> {
         let pending = self.pending_bytes(fd);
         let total = pending.saturating_add(bytes.len());
         match self.state.files.kind(fd) {
-            Kind::File => self.is_within_limit(fd, total, offset),
+            Kind::File => self.is_within_limit(fd, bytes.len(), offset),
             Kind::Anonymous => match bytes.first_chunk() {
                 // An eventfd that is writable has room for one at least; counters are far from full.
                 Some(count) => {
@@ -49,20 +49,16 @@ impl Call<'_, '_> {
     }
 
     /// Whether the file stays below the limit on its size (`RLIMIT_FSIZE`).
-    fn is_within_limit(&self, fd: i32, total: usize, offset: Option<u64>) -> bool {
+    fn is_within_limit(&self, fd: i32, len: usize, offset: Option<u64>) -> bool {
         let limit = host::file_size_limit();
         if limit == libc::RLIM_INFINITY {
             return true;
         }
-        let at = offset.or(host::offset(fd).and_then(|at| u64::try_from(at).ok()));
-        let start = host::size(fd).unwrap_or(0).max(at.unwrap_or(0));
-        // Writes to the file by other descriptors count as well.
-        let pending = self
-            .state
-            .domain
-            .as_ref()
-            .map_or(0, |d| d.held_bytes as u64);
-        start.saturating_add(pending).saturating_add(total as u64) <= limit
+        let file = host::identity(fd).ok();
+        match file.and_then(|file| self.next_write(file, fd, offset)) {
+            Some(at) => at.saturating_add(len as u64) <= limit,
+            None => false,
+        }
     }
 
     /// Bytes of output to `fd` that wait for the commit.
@@ -89,6 +85,7 @@ impl Call<'_, '_> {
             Deferred::Send { fd: to, .. }
             | Deferred::SendTo { fd: to, .. }
             | Deferred::Write { fd: to, .. }
+            | Deferred::Seek { fd: to, .. }
             | Deferred::Shutdown { fd: to, .. }
             | Deferred::Take { fd: to, .. } => *to == fd,
             Deferred::Sync(call) | Deferred::Later { call, .. } => call.args()[0] as i32 == fd,

@@ -5,7 +5,7 @@ use recovery::Origin;
 
 use super::wait::For;
 use super::{BOUNCE, Call, errno_of};
-use crate::host;
+use crate::host::{self, Envelope};
 use crate::process::domain::{Domain, Early};
 use crate::process::effects::Deferred;
 use crate::process::files::{GivenBack, Kind};
@@ -23,6 +23,7 @@ impl Call<'_, '_> {
         fd: i32,
         parts: &[GuestRange],
         flags: i32,
+        envelope: &mut Envelope,
     ) -> Result<u64, Errno> {
         if self.state.files.is_poisoned(fd) {
             return Err(Errno::ECONNRESET);
@@ -47,12 +48,12 @@ impl Call<'_, '_> {
             self.commit()?;
         }
         let len = room.min(BOUNCE as u64) as usize;
-        let wait = flags & libc::MSG_DONTWAIT == 0 && !self.is_nonblocking(fd)?;
+        let wait = self.waits(fd, flags)?;
         let mut bounce = std::mem::take(&mut self.thread.bounce);
-        let received = self.receive(fd, &mut bounce[..len], flags, wait);
+        let received = self.receive(fd, &mut bounce[..len], flags, wait, envelope);
         let result = match received {
             Ok(n) if self.refuses(fd, &bounce[..n], n == len) => Err(Errno::ECONNRESET),
-            Ok(n) => self.deliver_stream(&bounce[..n], parts, origin, peeks),
+            Ok(n) => self.deliver_stream(&bounce[..n], parts, origin, peeks, envelope),
             Err(error) => {
                 // Nothing new, but what the server does next is still about this connection: it may have
                 // more of it in its buffer.
@@ -81,6 +82,7 @@ impl Call<'_, '_> {
         parts: &[GuestRange],
         origin: Origin,
         peeks: bool,
+        envelope: &Envelope,
     ) -> Result<u64, Errno> {
         if !peeks {
             if !self
@@ -97,7 +99,7 @@ impl Call<'_, '_> {
             }
             if let Some(domain) = &mut self.state.domain {
                 domain.add_input(bytes);
-                domain.keep_for_replay(bytes);
+                domain.keep_for_replay(bytes, envelope);
             }
         }
         self.scatter(parts, bytes)?;
@@ -110,38 +112,27 @@ impl Call<'_, '_> {
         into: &mut [u8],
         flags: i32,
         wait: bool,
+        envelope: &mut Envelope,
     ) -> Result<usize, Errno> {
-        let args = |flags: i32| {
-            [
-                fd as u64,
-                into.as_ptr() as u64,
-                into.len() as u64,
-                flags as u64,
-                0,
-                0,
-            ]
-        };
-        if let Some(GivenBack::Bytes(mut bytes)) = self.state.files.take_given_back(fd) {
-            let n = bytes.len().min(into.len());
-            into[..n].copy_from_slice(&bytes[..n]);
-            let rest = match flags & libc::MSG_PEEK {
-                0 => bytes.split_off(n),
-                _ => bytes,
-            };
-            if !rest.is_empty() {
-                self.state.files.give_back(fd, GivenBack::Bytes(rest));
+        if let Some(GivenBack::Bytes(mut pieces)) = self.state.files.take_given_back(fd)
+            && let Some(piece) = pieces.first_mut()
+        {
+            let n = piece.bytes.len().min(into.len());
+            into[..n].copy_from_slice(&piece.bytes[..n]);
+            *envelope = piece.envelope.clone();
+            if flags & libc::MSG_PEEK == 0 {
+                piece.bytes.drain(..n);
+                piece.envelope.control.clear();
+                if piece.bytes.is_empty() {
+                    pieces.remove(0);
+                }
+            }
+            if !pieces.is_empty() {
+                self.state.files.give_back(fd, GivenBack::Bytes(pieces));
             }
             return Ok(n);
         }
-        let number = libc::SYS_recvfrom;
-        // SAFETY: the buffer is a live exclusive slice of the monitor.
-        let now = unsafe { host::syscall(number as u64, args(flags | libc::MSG_DONTWAIT)) };
-        match now {
-            Err(Errno::EAGAIN) if wait => {}
-            other => return other.map(|n| n as usize),
-        }
-        // SAFETY: as above.
-        unsafe { self.block(number, args(flags), For::Work) }.map(|n| n as usize)
+        self.receive_into(fd, into, flags, wait, envelope)
     }
 
     /// Sends to a stream socket: held until the request has ended.
@@ -255,7 +246,9 @@ impl Call<'_, '_> {
 
     /// Reads from a regular file, piece by piece: only what is really read becomes part of the write set.
     pub(super) fn read_file(&mut self, fd: i32, parts: &[GuestRange]) -> Result<u64, Errno> {
-        self.settle_writes(fd)?;
+        if let Some(foretold) = self.foretold(fd)? {
+            return self.read_foretold(fd, parts, None, &foretold);
+        }
         self.note_offset(fd);
         let mut bounce = std::mem::take(&mut self.thread.bounce);
         let mut total = 0;
@@ -301,7 +294,9 @@ impl Call<'_, '_> {
             self.commit_early(Early::PassThrough)?;
         } else if self.would_exceed_limit(len) {
             self.commit_early(Early::HoldLimit)?;
-        } else if self.in_domain() && !self.can_foretell(fd, &bytes, offset) {
+        } else if self.in_domain()
+            && (!self.can_foretell(fd, &bytes, offset) || self.is_mapped(fd, len, offset))
+        {
             self.commit_early(Early::External)?;
         }
         let Some(domain) = &mut self.state.domain else {
@@ -345,34 +340,14 @@ impl Call<'_, '_> {
         Ok(())
     }
 
-    /// Likewise, for the size and offset of the file through `fd`, as far as it was written through `fd`. A
-    /// log that is opened anew for each line asks for them each time, to no effect: it appends.
-    pub(super) fn settle_own_writes(&mut self, fd: i32) -> Result<(), Errno> {
-        if self.pending_writes().contains(&fd) {
-            self.commit_early(Early::External)?;
-        }
-        Ok(())
-    }
-
-    /// Likewise, for a call that looks at the file at `path`.
-    pub(super) fn settle_path(&mut self, dir: i32, path: u64, flags: i32) -> Result<(), Errno> {
-        let pending = self.pending_writes();
-        if pending.is_empty() {
-            return Ok(());
-        }
-        let path = self.read_path(path)?;
-        let file = host::identity_at(dir, path, flags & libc::AT_SYMLINK_NOFOLLOW).ok();
-        if file.is_some() && pending.iter().any(|to| host::identity(*to).ok() == file) {
-            self.commit_early(Early::External)?;
-        }
-        Ok(())
-    }
-
     /// Likewise, for a read from what is no file. The other end of a pipe has another number, but the same
     /// inode; an eventfd shares its inode with all others of its kind.
     pub(super) fn settle_event(&mut self, fd: i32) -> Result<(), Errno> {
         match self.state.files.kind(fd) {
-            Kind::Anonymous => self.settle_own_writes(fd),
+            Kind::Anonymous if self.pending_writes().contains(&fd) => {
+                self.commit_early(Early::External)
+            }
+            Kind::Anonymous => Ok(()),
             _ => self.settle_writes(fd),
         }
     }

@@ -147,6 +147,10 @@ fn extent(fd: i32, lock: &[u8; LOCK_SIZE]) -> Option<(i64, i64)> {
 pub fn record_lock(call: &mut Call) -> Result<u64, Errno> {
     let (fd, command, address) = (call.int(0), call.int(1), call.args[2]);
     let mut lock: [u8; LOCK_SIZE] = call.read(address)?;
+    if i32::from(i16::from_ne_bytes([lock[2], lock[3]])) != libc::SEEK_SET {
+        // It counts from the offset or the end of the file.
+        call.settle_writes(fd)?;
+    }
     let (kind, set, waits) = match command {
         libc::F_SETLK => (Kind::Process, libc::F_SETLK, false),
         libc::F_SETLKW => (Kind::Process, libc::F_SETLK, true),

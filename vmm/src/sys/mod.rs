@@ -16,11 +16,13 @@ mod futex;
 mod io;
 mod lock;
 mod memory;
-mod message;
 mod net;
 mod own_files;
+mod own_writes;
 mod process;
+mod receive;
 mod signal;
+mod stat_buffer;
 mod thread;
 mod timer;
 mod transfer;
@@ -161,7 +163,7 @@ impl Call<'_, '_> {
             .or_else(|| lock::handler(number))
             .or_else(|| watch::handler(number))
             .or_else(|| transfer::handler(number))
-            .or_else(|| message::handler(number))
+            .or_else(|| receive::handler(number))
             .or_else(|| file::handler(number))
             .or_else(|| net::handler(number))
             .or_else(|| event::handler(number))

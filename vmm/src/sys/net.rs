@@ -2,12 +2,12 @@
 
 use std::os::fd::OwnedFd;
 
-use guest_agentless::{Errno, GuestRange};
+use guest_agentless::Errno;
 use recovery::Origin;
 use recovery::event::Event;
 
 use super::wait::For;
-use super::{BOUNCE, Call, Handler, errno_of};
+use super::{Call, Handler, errno_of};
 use crate::host;
 use crate::memory::{first_reserved, reserved_copy, window};
 use crate::process::domain::Early;
@@ -21,10 +21,9 @@ pub fn handler(number: i64) -> Option<Handler> {
         libc::SYS_accept | libc::SYS_accept4 => accept,
         libc::SYS_listen => listen,
         libc::SYS_bind => bind,
-        libc::SYS_recvfrom => recvfrom,
-        libc::SYS_recvmsg => recvmsg,
         libc::SYS_sendto => sendto,
         libc::SYS_sendmsg => sendmsg,
+        libc::SYS_sendmmsg => sendmmsg,
         libc::SYS_shutdown => shutdown,
         libc::SYS_setsockopt => setsockopt,
         libc::SYS_getsockopt => getsockopt,
@@ -148,98 +147,18 @@ fn accept(call: &mut Call) -> Result<u64, Errno> {
 impl Call<'_, '_> {
     /// Writes a socket address and its length as the kernel does: cut to the room there is, with the full
     /// length.
-    fn write_address(&mut self, address: u64, len_address: u64, value: &[u8]) -> Result<(), Errno> {
+    pub(super) fn write_address(
+        &mut self,
+        address: u64,
+        len_address: u64,
+        value: &[u8],
+    ) -> Result<(), Errno> {
         if address == 0 || len_address == 0 {
             return Ok(());
         }
         let room = u32::from_ne_bytes(self.read(len_address)?) as usize;
         self.write(address, &value[..value.len().min(room)])?;
         self.write(len_address, &(value.len() as u32).to_ne_bytes())
-    }
-
-    /// Receives a datagram: it begins a request.
-    pub(super) fn receive_datagram(
-        &mut self,
-        fd: i32,
-        parts: &[GuestRange],
-        flags: i32,
-    ) -> Result<u64, Errno> {
-        self.receive_datagram_from(fd, parts, flags).map(|(n, _)| n)
-    }
-
-    fn receive_datagram_from(
-        &mut self,
-        fd: i32,
-        parts: &[GuestRange],
-        flags: i32,
-    ) -> Result<(u64, Vec<u8>), Errno> {
-        self.commit()?;
-        let room: u64 = parts.iter().map(|part| part.len()).sum();
-        let mut bounce = std::mem::take(&mut self.thread.bounce);
-        let result = self
-            .datagram(fd, &mut bounce, room, flags)
-            .and_then(|(n, full, peer)| {
-                if flags & libc::MSG_PEEK == 0 {
-                    self.begin(Origin::Datagram(fd))?;
-                    if let Some(domain) = &mut self.state.domain {
-                        domain.add_input(&bounce[..n]);
-                        domain.replay = Some(GivenBack::Datagram {
-                            bytes: bounce[..n].to_vec(),
-                            full,
-                            peer: peer.clone(),
-                        });
-                    }
-                }
-                self.scatter(parts, &bounce[..n])?;
-                Ok((
-                    if flags & libc::MSG_TRUNC != 0 {
-                        full
-                    } else {
-                        n as u64
-                    },
-                    peer,
-                ))
-            });
-        self.thread.bounce = bounce;
-        result
-    }
-
-    fn datagram(
-        &mut self,
-        fd: i32,
-        into: &mut [u8],
-        room: u64,
-        flags: i32,
-    ) -> Result<(usize, u64, Vec<u8>), Errno> {
-        let len = room.min(BOUNCE as u64) as usize;
-        if let Some(GivenBack::Datagram { bytes, full, peer }) =
-            self.state.files.take_given_back(fd)
-        {
-            let n = bytes.len().min(len);
-            into[..n].copy_from_slice(&bytes[..n]);
-            return Ok((n, full, peer));
-        }
-        let mut peer = vec![0u8; ADDRESS_MAX];
-        let mut peer_len = ADDRESS_MAX as u32;
-        let args = [
-            fd as u64,
-            into.as_mut_ptr() as u64,
-            len as u64,
-            (flags | libc::MSG_TRUNC) as u64,
-            peer.as_mut_ptr() as u64,
-            &raw mut peer_len as u64,
-        ];
-        let number = libc::SYS_recvfrom;
-        let wait = flags & libc::MSG_DONTWAIT == 0 && !self.is_nonblocking(fd)?;
-        let full = if !wait || host::is_readable(fd) {
-            // SAFETY: buffer, address and length are in the monitor and fit together.
-            unsafe { host::syscall(number as u64, args) }
-        } else {
-            // SAFETY: as above.
-            unsafe { self.block(number, args, For::Work) }
-        }?;
-        peer.truncate(peer_len as usize);
-        Ok((len.min(full as usize), full, peer))
     }
 
     /// Sends a datagram or record: when the domain commits.
@@ -345,49 +264,29 @@ impl Call<'_, '_> {
             }
         }
     }
-
-    fn receive_parts(
-        &mut self,
-        fd: i32,
-        parts: &[GuestRange],
-        flags: i32,
-    ) -> Result<(u64, Vec<u8>), Errno> {
-        match self.state.files.kind(fd) {
-            Kind::Stream => Ok((self.receive_stream(fd, parts, flags)?, Vec::new())),
-            Kind::Datagram => self.receive_datagram_from(fd, parts, flags),
-            Kind::Pipe => Ok((self.read_event(fd, parts, flags)?, Vec::new())),
-            Kind::Closed => Err(Errno::EBADF),
-            Kind::Listening => Err(Errno::ENOTCONN),
-            Kind::File | Kind::Anonymous => Err(Errno::ENOTSOCK),
-        }
-    }
-}
-
-fn recvfrom(call: &mut Call) -> Result<u64, Errno> {
-    if !call.protected() {
-        return call.pass_untracked();
-    }
-    let range = window::checked(call.args[1], call.args[2]).ok_or(Errno::EFAULT)?;
-    let (n, peer) = call.receive_parts(call.int(0), &[range], call.int(3))?;
-    call.write_address(call.args[4], call.args[5], &peer)?;
-    Ok(n)
 }
 
 /// The fields of a `struct msghdr`.
-struct Header {
-    name: u64,
-    name_len: u32,
-    vector: u64,
-    count: u64,
-    control: u64,
-    control_len: u64,
+pub(super) struct Header {
+    pub(super) name: u64,
+    pub(super) name_len: u32,
+    pub(super) vector: u64,
+    pub(super) count: u64,
+    pub(super) control: u64,
+    pub(super) control_len: u64,
 }
 
-const NAME_LEN: u64 = 8;
-const CONTROL_LEN: u64 = 40;
-const FLAGS: u64 = 48;
+pub(super) const NAME_LEN: u64 = 8;
+pub(super) const CONTROL_LEN: u64 = 40;
+pub(super) const FLAGS: u64 = 48;
 
-fn header(call: &mut Call, message: u64) -> Result<Header, Errno> {
+/// `struct mmsghdr`: a header, and the number of bytes.
+pub(super) const MESSAGE: u64 = 64;
+pub(super) const MESSAGE_LEN: u64 = 56;
+/// Messages in one call, at most, as in Linux.
+pub(super) const MESSAGES_MOST: u64 = 1024;
+
+pub(super) fn header(call: &mut Call, message: u64) -> Result<Header, Errno> {
     let bytes: [u8; 56] = call.read(message)?;
     let word = |i: usize| u64::from_ne_bytes(bytes[i..i + 8].try_into().unwrap_or([0; 8]));
     Ok(Header {
@@ -400,32 +299,7 @@ fn header(call: &mut Call, message: u64) -> Result<Header, Errno> {
     })
 }
 
-fn recvmsg(call: &mut Call) -> Result<u64, Errno> {
-    call.receive_message(call.int(0), call.args[1], call.int(2))
-}
-
 impl Call<'_, '_> {
-    /// Receives into the `struct msghdr` at `message`.
-    pub(super) fn receive_message(
-        &mut self,
-        fd: i32,
-        message: u64,
-        flags: i32,
-    ) -> Result<u64, Errno> {
-        let header = header(self, message)?;
-        let parts = self.vector(header.vector, header.count)?;
-        let (n, peer) = self.receive_parts(fd, &parts, flags)?;
-        if header.name != 0 {
-            let room = (header.name_len as usize).min(peer.len());
-            self.write(header.name, &peer[..room])?;
-            self.write(message + NAME_LEN, &(peer.len() as u32).to_ne_bytes())?;
-        }
-        // Ancillary data is not carried yet; the kernel would close descriptors that find no room.
-        self.write(message + CONTROL_LEN, &0u64.to_ne_bytes())?;
-        self.write(message + FLAGS, &0u32.to_ne_bytes())?;
-        Ok(n)
-    }
-
     /// Sends the `struct msghdr` at `message`.
     pub(super) fn send_message(&mut self, fd: i32, message: u64, flags: i32) -> Result<u64, Errno> {
         let header = header(self, message)?;
@@ -520,6 +394,24 @@ fn sendto(call: &mut Call) -> Result<u64, Errno> {
 
 fn sendmsg(call: &mut Call) -> Result<u64, Errno> {
     call.send_message(call.int(0), call.args[1], call.int(2))
+}
+
+fn sendmmsg(call: &mut Call) -> Result<u64, Errno> {
+    let (fd, first, flags) = (call.int(0), call.args[1], call.int(3));
+    let count = call.row.count(2, &call.args).min(MESSAGES_MOST);
+    for i in 0..count {
+        let message = first.checked_add(i * MESSAGE).ok_or(Errno::EFAULT)?;
+        let sent = call
+            .send_message(fd, message, flags)
+            .and_then(|n| call.write(message + MESSAGE_LEN, &(n as u32).to_ne_bytes()));
+        match sent {
+            Ok(()) => {}
+            // The call does not take place.
+            Err(error) if i == 0 || call.done.is_some() => return Err(error),
+            Err(_) => return Ok(i),
+        }
+    }
+    Ok(count)
 }
 
 fn shutdown(call: &mut Call) -> Result<u64, Errno> {

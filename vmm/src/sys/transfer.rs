@@ -35,14 +35,18 @@ fn sendfile(call: &mut Call) -> Result<u64, Errno> {
         call.commit_early(Early::External)?;
         return call.pass();
     }
-    call.settle_writes(from)?;
-    let offset = match offset_at {
-        0 => host::offset(from).ok_or(Errno::ESPIPE)?,
-        at => i64::from_ne_bytes(call.read(at)?),
+    let foretold = call.foretold(from)?;
+    let offset = match (offset_at, &foretold) {
+        (0, Some(foretold)) => foretold.position as i64,
+        (0, None) => host::offset(from).ok_or(Errno::ESPIPE)?,
+        (at, _) => i64::from_ne_bytes(call.read(at)?),
     };
     let at = u64::try_from(offset).map_err(|_| Errno::EINVAL)?;
     let mut bytes = vec![0u8; call.args[3].min(TRANSFER) as usize];
-    let n = host::read_at(from, &mut bytes, at).map_err(|e| errno_of(&e))?;
+    let n = match &foretold {
+        Some(foretold) => call.fill_foretold(from, &mut bytes, at, foretold)?,
+        None => host::read_at(from, &mut bytes, at).map_err(|e| errno_of(&e))?,
+    };
     bytes.truncate(n);
     if n == 0 {
         return Ok(0);
@@ -52,6 +56,8 @@ fn sendfile(call: &mut Call) -> Result<u64, Errno> {
     let end = offset.saturating_add(sent as i64);
     if offset_at != 0 {
         call.write(offset_at, &end.to_ne_bytes())?;
+    } else if let Some(foretold) = &foretold {
+        call.move_offset(from, foretold, end as u64)?;
     } else {
         call.compensate(Undo::Offset { fd: from, offset });
         host::seek(from, end).map_err(|e| errno_of(&e))?;
@@ -90,7 +96,14 @@ fn pwritev(call: &mut Call) -> Result<u64, Errno> {
 
 fn preadv2(call: &mut Call) -> Result<u64, Errno> {
     let fd = call.int(0);
-    if position(call).is_some() {
+    if let Some(at) = position(call) {
+        if call.int(5) == 0
+            && i64::try_from(at).is_ok()
+            && let Some(foretold) = call.foretold(fd)?
+        {
+            let parts = call.vector(call.args[1], call.args[2])?;
+            return call.read_foretold(fd, &parts, Some(at), &foretold);
+        }
         call.settle_writes(fd)?;
         return call.pass();
     }

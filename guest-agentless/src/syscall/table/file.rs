@@ -4,15 +4,16 @@ super::rows! {
     SYS_read(fd: Fd, buf: Out(Len(2)), count: Value) Origin Full
         "Origin on a stream socket. On pipes, stream socket pairs, eventfds, timerfds and files with an offset: \
          consuming. On inotify descriptors, terminals and socket pairs of other types: external, since there is \
-         no way to give back what was read. On a file, pending deferred writes are made real first.";
+         no way to give back what was read. A file is read as its deferred writes will leave it.";
     SYS_write(fd: Fd, buf: In(Len(2)), count: Value) Held Full
         "Held on sockets; deferred write on regular files; on an eventfd or a pipe: deferred. Where the result \
          cannot be foretold (a pipe or socket pair without room for all of it, a full eventfd, a file at its size \
-         limit), the domain commits first and the kernel answers.";
+         limit), or a shared mapping of the guest shows what is written, the domain commits first and the kernel \
+         answers.";
     SYS_readv(fd: Fd, iov: IovecOut { count: 2 }, iovcnt: Value) Origin Full "As read.";
     SYS_writev(fd: Fd, iov: IovecIn { count: 2 }, iovcnt: Value) Held Full "As write.";
     SYS_pread64(fd: Fd, buf: Out(Len(2)), count: Value, offset: Value) Pure Full
-        "Moves no offset. Pending deferred writes of the file are made real first.";
+        "Moves no offset. A file is read as its deferred writes will leave it.";
     SYS_pwrite64(fd: Fd, buf: In(Len(2)), count: Value, offset: Value) DeferredWrite Full "";
     SYS_preadv(fd: Fd, iov: IovecOut { count: 2 }, iovcnt: Value, pos_l: Value, pos_h: Value) Pure Full
         "As pread64.";
@@ -23,7 +24,8 @@ super::rows! {
         DeferredWrite Full "Position -1: as writev, which is held on a socket. With flags: external, since they change how \
         the kernel writes.";
     SYS_lseek(fd: Fd, offset: Value, whence: Value) Compensated Full
-        "The old offset is put back. Pending deferred writes of the file are made real first.";
+        "The old offset is put back. Deferred writes of the file count as done, and what they move is moved again \
+         behind them. SEEK_DATA and SEEK_HOLE make them real first.";
     SYS_close(fd: Fd) Deferred Full
         "The number stays taken until commit, but is EBADF for the guest from here on. A file that the domain has \
          opened itself is closed at once.";
@@ -56,7 +58,7 @@ super::rows! {
          the run token.";
     SYS_sendfile(out_fd: Fd, in_fd: Fd, offset: InOut(Fixed(8)), count: Value) Held Partial
         "From a file to a socket the data is read at once and held; without offset, the input's offset is put back \
-         at abandon. To anything else: external.";
+         at abandon. Deferred writes of the file count as done. To anything else: external.";
     SYS_copy_file_range(fd_in: Fd, off_in: InOut(Fixed(8)), fd_out: Fd, off_out: InOut(Fixed(8)), len: Value,
         flags: Value) External Full "";
     SYS_splice(fd_in: Fd, off_in: InOut(Fixed(8)), fd_out: Fd, off_out: InOut(Fixed(8)), len: Value, flags: Value)

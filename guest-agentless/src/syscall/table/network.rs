@@ -29,10 +29,13 @@ super::rows! {
         "As sendmsg. An array of 64-byte struct mmsghdr; the kernel writes msg_len, 4 bytes at offset 56 of each.";
     SYS_recvfrom(sockfd: Fd, buf: Out(Len(2)), len: Value, flags: Value, src_addr: Out(Pointee(5)),
         addrlen: InOut(Fixed(4))) Origin Full
-        "MSG_PEEK takes nothing away: pure. Without src_addr, addrlen is not used.";
-    SYS_recvmsg(sockfd: Fd, msg: MsgOut, flags: Value) Origin Partial
-        "As recvfrom. Ancillary data is not delivered.";
+        "MSG_PEEK takes nothing away: pure. MSG_ERRQUEUE: external. Without src_addr, addrlen is not used.";
+    SYS_recvmsg(sockfd: Fd, msg: MsgOut, flags: Value) Origin Full
+        "As recvfrom. Descriptors that came with an abandoned request are closed. On a stream or datagram socket the \
+         message goes with the request, and the sender is not told; on a stream socket pair it is given back, \
+         descriptors and all.";
     SYS_recvmmsg(sockfd: Fd, msgvec: Custom, vlen: Value, flags: Value, timeout: InOut(Fixed(16))) Origin Partial
-        "One message at a time, each a request of its own. An array of 64-byte struct mmsghdr, each like the message of recvmsg, with msg_len (4 bytes at offset 56) \
-         written as well.";
+        "As recvmsg. Returns the datagrams of one sender that are there, which are one request: those of others would \
+         be lost with it. Waits for the first one only; timeout is ignored. On a stream one message at a time. An array of 64-byte \
+         struct mmsghdr, each like the message of recvmsg, with msg_len (4 bytes at offset 56) written as well.";
 }

@@ -6,14 +6,15 @@ super::rows! {
     SYS_openat(dirfd: DirFd, pathname: Path, flags: Value, mode: Value) Compensated Full "As open.";
     SYS_openat2(dirfd: DirFd, pathname: Path, how: In(Len(3)), size: Value) Compensated Full "As open.";
     SYS_creat(pathname: Path, mode: Value) External Full "";
-    SYS_stat(pathname: Path, statbuf: Out(Fixed(144))) Pure Full "";
-    SYS_lstat(pathname: Path, statbuf: Out(Fixed(144))) Pure Full "";
+    SYS_stat(pathname: Path, statbuf: Out(Fixed(144))) Pure Full "As fstat.";
+    SYS_lstat(pathname: Path, statbuf: Out(Fixed(144))) Pure Full "As fstat.";
     SYS_fstat(fd: Fd, statbuf: Out(Fixed(144))) Pure Full
-        "Pending deferred writes of the file are made real first.";
+        "Size, blocks and times are those which deferred writes of the file will lead to. On file systems of which \
+         that is not known (procfs, NFS, FUSE) they are made real first.";
     SYS_newfstatat(dirfd: DirFd, pathname: Path, statbuf: Out(Fixed(144)), flags: Value) Pure Full
-        "As stat; with AT_EMPTY_PATH as fstat.";
+        "As fstat.";
     SYS_statx(dirfd: DirFd, pathname: Path, flags: Value, mask: Value, statxbuf: Out(Fixed(256))) Pure Full
-        "As newfstatat.";
+        "As fstat.";
     SYS_statfs(path: Path, buf: Out(Fixed(120))) Pure Full "";
     SYS_fstatfs(fd: Fd, buf: Out(Fixed(120))) Pure Full "";
     SYS_ustat(dev: Value, ubuf: Out(Fixed(32))) Pure Full "";

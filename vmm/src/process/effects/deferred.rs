@@ -26,6 +26,10 @@ pub enum Deferred {
         bytes: Vec<u8>,
         offset: Option<u64>,
     },
+    /// The offset of a file that a write before it moves.
+    Seek { fd: i32, at: u64 },
+    /// The time of the last change that the guest was told, in seconds and nanoseconds.
+    Stamp { fd: i32, time: (i64, i64) },
     /// `fsync` and its kin, of the file behind the descriptor if it is about one.
     Sync(HostCall),
     /// Another call that is put off, and what it does.
@@ -55,6 +59,8 @@ impl Deferred {
                 format!("datagram of {} bytes to socket {fd}", bytes.len())
             }
             Deferred::Write { fd, bytes, .. } => format!("write of {} bytes to {fd}", bytes.len()),
+            Deferred::Seek { fd, at } => format!("offset of {fd} to {at}"),
+            Deferred::Stamp { fd, .. } => format!("time of the last change of {fd}"),
             Deferred::Sync(call) => format!("sync of {}", call.args()[0] as i32),
             Deferred::Later { call, what } => format!("{what} ({})", call.args()[0] as i32),
             Deferred::Take { fd, len } => format!("{len} bytes read from socket {fd}"),

@@ -9,6 +9,12 @@ use super::{Deferred, State, Thread};
 use crate::host;
 use crate::process::files::Kind;
 
+/// What undoes one step.
+enum Done {
+    Written(Written),
+    Moved { fd: RawFd, offset: i64 },
+}
+
 /// What undoes one write.
 struct Written {
     fd: RawFd,
@@ -32,13 +38,19 @@ impl Thread {
         let files = &mut state.files;
         let effects = domain.journal.take_deferred(|effect| match effect {
             Deferred::Write { fd, .. } => files.kind(*fd) == Kind::File,
-            Deferred::Sync(_) => true,
+            Deferred::Seek { .. } | Deferred::Stamp { .. } | Deferred::Sync(_) => true,
             _ => false,
         });
         let mut done = Vec::with_capacity(effects.len());
         for effect in &effects {
             let outcome = match effect {
                 Deferred::Write { fd, bytes, offset } => write(*fd, bytes, *offset, &mut done),
+                Deferred::Seek { fd, at } => seek(*fd, *at, &mut done),
+                Deferred::Stamp { fd, time } => {
+                    // Only its owner may set a file's time; the difference is that of one request.
+                    let _ = host::set_changed(*fd, *time);
+                    Ok(())
+                }
                 Deferred::Sync(call) => call.make().map(drop),
                 _ => Ok(()),
             };
@@ -62,12 +74,7 @@ impl Thread {
     }
 }
 
-fn write(
-    fd: RawFd,
-    bytes: &[u8],
-    offset: Option<u64>,
-    done: &mut Vec<Written>,
-) -> Result<(), Errno> {
+fn write(fd: RawFd, bytes: &[u8], offset: Option<u64>, done: &mut Vec<Done>) -> Result<(), Errno> {
     let failed = |error: io::Error| host::errno_of(&error);
     let size = host::size(fd).map_err(failed)?;
     let position = host::offset(fd);
@@ -87,18 +94,29 @@ fn write(
         old.truncate(n);
     }
     let end = at.saturating_add(bytes.len() as u64);
-    done.push(Written {
+    done.push(Done::Written(Written {
         fd,
         at,
         old,
         sizes: (size, size.max(end)),
         offset: position.filter(|_| offset.is_none()),
-    });
+    }));
     host::write_all(fd, bytes, offset).map_err(failed)
 }
 
+fn seek(fd: RawFd, at: u64, done: &mut Vec<Done>) -> Result<(), Errno> {
+    if let Some(offset) = host::offset(fd) {
+        done.push(Done::Moved { fd, offset });
+    }
+    host::seek(fd, at as i64).map_err(|error| host::errno_of(&error))
+}
+
 /// Puts a file back, as long as nobody else has made it longer.
-fn take_back(written: Written) -> io::Result<()> {
+fn take_back(done: Done) -> io::Result<()> {
+    let written = match done {
+        Done::Written(written) => written,
+        Done::Moved { fd, offset } => return host::seek(fd, offset),
+    };
     let (before, after) = written.sizes;
     let size = host::size(written.fd)?;
     if size > after {

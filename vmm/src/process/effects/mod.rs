@@ -53,6 +53,8 @@ impl Thread {
                     self.process.stats.deferred.failed.inc();
                 }
             }
+            Deferred::Seek { fd, at } => drop(host::seek(fd, at as i64)),
+            Deferred::Stamp { fd, time } => drop(host::set_changed(fd, time)),
             Deferred::Sync(call) | Deferred::Later { call, .. } => {
                 if let Err(error) = call.make() {
                     log::error!("a deferred call ({}) failed: {error:?}", call.number());
@@ -85,7 +87,7 @@ impl Thread {
     /// `suspended` is what the domain had written when it was suspended.
     pub fn undo(&mut self, state: &mut State, suspended: &mut SuspendedPages, inverse: Undo) {
         let outcome: io::Result<()> = match inverse {
-            Undo::Close { fd } => {
+            Undo::Close { fd } | Undo::Received { fd } => {
                 state.files.close(fd);
                 Ok(())
             }

@@ -15,6 +15,8 @@ use crate::process::signals::Action;
 pub enum Undo {
     /// A descriptor was made.
     Close { fd: i32 },
+    /// A descriptor came with a message.
+    Received { fd: i32 },
     /// A connection was accepted.
     Reset { fd: i32 },
     /// A close was announced.
@@ -102,6 +104,7 @@ impl Undo {
         match self {
             Undo::Interest { epoll, fd, .. } => [*epoll, *fd],
             Undo::Close { fd }
+            | Undo::Received { fd }
             | Undo::Reset { fd }
             | Undo::Reopen { fd }
             | Undo::Fcntl { fd, .. }
@@ -134,6 +137,7 @@ impl Undo {
     pub fn describe(&self) -> String {
         match self {
             Undo::Close { fd } => format!("descriptor {fd} was opened"),
+            Undo::Received { fd } => format!("descriptor {fd} was received"),
             Undo::Reset { fd } => format!("connection {fd} was accepted"),
             Undo::Reopen { fd } => format!("descriptor {fd} was closed"),
             Undo::Interest { epoll, fd, .. } => format!("epoll {epoll}: interest in {fd} changed"),
