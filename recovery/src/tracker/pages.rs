@@ -179,6 +179,41 @@ impl PageMap {
             })
     }
 
+    /// The pages of `range` of which something is known, in ascending order.
+    pub fn known(&self, range: GuestRange) -> impl Iterator<Item = PageNumber> + use<'_> {
+        let (first, end) = (range.start() / 4096, range.end().div_ceil(4096));
+        self.regions_in(first, end)
+            .into_iter()
+            .flat_map(move |number| {
+                let base = number * REGION;
+                let from = first.saturating_sub(base).min(REGION);
+                let to = end.saturating_sub(base).min(REGION);
+                let known = move |slot: &u64| {
+                    let region = self.regions.get(&number);
+                    region.is_some_and(|region| region.states[*slot as usize].is_some())
+                };
+                (from..to)
+                    .filter(known)
+                    .map(move |slot| PageNumber(base + slot))
+            })
+    }
+
+    /// The numbers of the regions that exist among those that pages `first` to `end` lie in, ascending.
+    fn regions_in(&self, first: u64, end: u64) -> Vec<u64> {
+        let touched = first / REGION..end.div_ceil(REGION);
+        // Whichever is shorter: the regions of the range, or those that exist.
+        let mut numbers: Vec<u64> =
+            match touched.end.saturating_sub(touched.start) < self.regions.len() as u64 {
+                true => touched.filter(|n| self.regions.contains_key(n)).collect(),
+                false => {
+                    let known = self.regions.keys().copied();
+                    known.filter(|number| touched.contains(number)).collect()
+                }
+            };
+        numbers.sort_unstable();
+        numbers
+    }
+
     /// Nothing is known of `page` any more.
     pub fn clear(&mut self, page: PageNumber) {
         if let Some(region) = self.regions.get_mut(&(page.0 / REGION)) {
@@ -204,17 +239,7 @@ impl PageMap {
     pub fn remove(&mut self, range: GuestRange, epoch: u64) -> SavedPages {
         let mut pages = Vec::new();
         let (first, end) = (range.start() / 4096, range.end().div_ceil(4096));
-        let touched = first / REGION..end.div_ceil(REGION);
-        // Whichever is shorter: the regions of the range, or those that exist.
-        let numbers: Vec<u64> =
-            match touched.end.saturating_sub(touched.start) < self.regions.len() as u64 {
-                true => touched.collect(),
-                false => {
-                    let known = self.regions.keys().copied();
-                    known.filter(|number| touched.contains(number)).collect()
-                }
-            };
-        for number in numbers {
+        for number in self.regions_in(first, end) {
             let Some(region) = self.regions.get_mut(&number) else {
                 continue;
             };

@@ -61,6 +61,18 @@ pub struct RunArgs {
     /// Keep fault reports for DURATION, like `12h` or `90d`
     #[arg(long, value_name = "DURATION|off", default_value = "90d")]
     quarantine_age: TimeLimit,
+    /// Keep an ELF core with each fault report: registers, stack, and the memory that the request had written.
+    /// Cores hold what clients have sent, and whatever else is in memory
+    #[arg(
+        long,
+        value_name = "on|off",
+        default_value = "on",
+        hide_possible_values = true
+    )]
+    core: Switch,
+    /// Bytes of memory that a core may hold; they are copied while the server waits
+    #[arg(long, value_name = "BYTES|off", default_value = "4M")]
+    core_limit: ByteLimit,
     /// Recover from crashing requests; `off` runs under KVM without recovery, for comparison
     #[arg(
         long,
@@ -167,6 +179,10 @@ impl RunArgs {
             given.push(format!("--shadow-limit={limit}").into());
         }
         given.push(format!("--hold-limit={}", self.hold_limit).into());
+        given.push(format!("--core-limit={}", self.core_limit).into());
+        if self.core == Switch::Off {
+            given.push("--core=off".into());
+        }
         if self.protect == Switch::Off {
             given.push("--protect=off".into());
         }
@@ -354,6 +370,13 @@ fn start(arguments: RunArgs) -> Result<Thread, AnyError> {
                 .0
                 .map_or(usize::MAX, |bytes| bytes as usize),
             is_child: false,
+            core_limit: match arguments.core {
+                Switch::On => arguments
+                    .core_limit
+                    .0
+                    .map_or(usize::MAX, |bytes| bytes as usize),
+                Switch::Off => 0,
+            },
             audit: arguments.audit,
             restore_at_once: arguments.restore_at_once,
             stats: stats_path,
@@ -370,6 +393,7 @@ fn start(arguments: RunArgs) -> Result<Thread, AnyError> {
         reporter,
         program: path.display().to_string(),
         executable: loaded.executable.display().to_string(),
+        auxv: loaded.auxv,
         own_memory,
         state: State {
             space,

@@ -8,6 +8,7 @@
 //! a lie, and to keep them all would let a storm of faults eat the memory.
 
 mod compose;
+mod core;
 mod module;
 mod queue;
 mod symbolize;
@@ -25,6 +26,7 @@ use recovery::Origin;
 use recovery::event::{Event, EventLog, FaultKind, Outcome};
 use recovery::report::ReportStore;
 
+use super::quarantine::Quarantine;
 use queue::{Item, Queue};
 use symbolize::Symbolizer;
 use writer::Writer;
@@ -70,6 +72,10 @@ pub struct FaultRecord {
     pub stack: Vec<u8>,
     /// The guest's mappings.
     pub mappings: Vec<Vma>,
+    /// What its core is to be made of.
+    pub quarantine: Option<Box<Quarantine>>,
+    /// Why there will be none.
+    pub core_missing: Option<String>,
     /// Pages of the write set, and how many bytes of each had changed.
     pub written: Vec<(PageNumber, u32)>,
     /// Pages in the write set.
@@ -137,6 +143,13 @@ impl Reporter {
     /// touch the disk, but waits while the queue is full.
     pub fn fault(&self, record: FaultRecord) {
         self.hand_over(Item::Fault(Box::new(record)));
+    }
+
+    /// Room for the memory of a fault, empty; none if so much waits to be written that the server had better not
+    /// be made to wait for more, or if nothing is saved.
+    pub fn room_for_memory(&self) -> Option<Vec<u8>> {
+        let behind = self.queue.bytes() > queue::MAX_BYTES / 4;
+        (!behind && self.writer.saves()).then(|| self.writer.take_room())
     }
 
     /// Waits until all that was handed over is written, and ends the thread. What comes later is written by

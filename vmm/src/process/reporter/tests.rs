@@ -38,6 +38,8 @@ pub(super) fn record() -> FaultRecord {
         input: b"SET a 1\r\n".to_vec(),
         stack: Vec::new(),
         mappings: Vec::new(),
+        quarantine: None,
+        core_missing: None,
         written: vec![(PageNumber(1), 3)],
         pages_written: 1,
         pages_restored: 1,

@@ -6,14 +6,17 @@ use std::panic::{self, AssertUnwindSafe};
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
+use guest_agentless::Vma;
 use recovery::event::EventLog;
 use recovery::repeat::{Detail, Repeats};
 use recovery::report::{FaultReport, Frame, ReportId, ReportStore, SaveError, Tally};
 
 use super::FaultRecord;
 use super::compose;
+use super::core;
 use super::queue::Item;
 use super::symbolize::Symbolizer;
+use crate::process::quarantine::Quarantine;
 
 /// Where events and reports go.
 #[derive(Debug)]
@@ -23,6 +26,8 @@ pub(super) struct Writer {
     repeats: Mutex<Repeats>,
     /// The kinds of failure to save a report that were logged: each is logged once.
     logged: Mutex<Vec<io::ErrorKind>>,
+    /// Room for the memory of a fault, of a record that is done with: the host need not map it anew.
+    spare: Mutex<Vec<u8>>,
 }
 
 impl Writer {
@@ -33,6 +38,7 @@ impl Writer {
             store,
             repeats: Mutex::default(),
             logged: Mutex::default(),
+            spare: Mutex::default(),
         }
     }
 
@@ -40,10 +46,15 @@ impl Writer {
     pub(super) fn write(&self, symbolizer: &mut Symbolizer, item: Item) {
         match item {
             Item::Event(event) => self.events.emit(&event),
-            Item::Fault(record) => {
+            Item::Fault(mut record) => {
                 let frames = frames(symbolizer, &record);
+                let quarantine = record.quarantine.take();
+                let mappings = record.mappings.clone();
                 let mut report = compose::report(*record, frames);
-                let told = self.tell(&mut report);
+                let told = self.tell(&mut report, quarantine.as_deref(), &mappings);
+                if let Some(quarantine) = quarantine {
+                    self.give_room(quarantine.bytes);
+                }
                 self.events.emit(&report.to_event(told.as_ref()));
             }
         }
@@ -57,7 +68,12 @@ impl Writer {
     }
 
     /// Saves the report, or counts the fault in the first one of the same bug; says which report there is now.
-    fn tell(&self, report: &mut FaultReport) -> Option<ReportId> {
+    fn tell(
+        &self,
+        report: &mut FaultReport,
+        quarantine: Option<&Quarantine>,
+        mappings: &[Vma],
+    ) -> Option<ReportId> {
         let fault = report.identify();
         report.fault = fault.to_string();
         let mut repeats = self.repeats.lock().unwrap_or_else(PoisonError::into_inner);
@@ -75,6 +91,15 @@ impl Writer {
             }
             repeats.lost(fault, report.outcome);
         }
+        if let Some(quarantine) = quarantine {
+            match core::save(store, &report.id, quarantine, mappings) {
+                Ok(core) => report.core = Some(core),
+                Err(error) => {
+                    report.core_missing = error.source().map(ToString::to_string);
+                    self.log_once(&error);
+                }
+            }
+        }
         match store.save(report) {
             Ok(_) => {
                 repeats.saved(fault, report.outcome, &report.id);
@@ -85,6 +110,21 @@ impl Writer {
                 None
             }
         }
+    }
+
+    /// Whether reports are saved.
+    pub(super) fn saves(&self) -> bool {
+        self.store.is_some()
+    }
+
+    /// Room for the memory of a fault, empty.
+    pub(super) fn take_room(&self) -> Vec<u8> {
+        std::mem::take(&mut *self.spare.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn give_room(&self, mut bytes: Vec<u8>) {
+        bytes.clear();
+        *self.spare.lock().unwrap_or_else(PoisonError::into_inner) = bytes;
     }
 
     fn log_once(&self, error: &SaveError) {
