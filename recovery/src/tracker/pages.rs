@@ -182,20 +182,16 @@ impl PageMap {
     /// The pages of `range` of which something is known, in ascending order.
     pub fn known(&self, range: GuestRange) -> impl Iterator<Item = PageNumber> + use<'_> {
         let (first, end) = (range.start() / 4096, range.end().div_ceil(4096));
-        self.regions_in(first, end)
-            .into_iter()
-            .flat_map(move |number| {
-                let base = number * REGION;
-                let from = first.saturating_sub(base).min(REGION);
-                let to = end.saturating_sub(base).min(REGION);
-                let known = move |slot: &u64| {
-                    let region = self.regions.get(&number);
-                    region.is_some_and(|region| region.states[*slot as usize].is_some())
-                };
-                (from..to)
-                    .filter(known)
-                    .map(move |slot| PageNumber(base + slot))
-            })
+        let regions = self.regions_in(first, end).into_iter();
+        let regions =
+            regions.filter_map(|number| Some((number * REGION, self.regions.get(&number)?)));
+        regions.flat_map(move |(base, region)| {
+            let from = first.saturating_sub(base).min(REGION);
+            let to = end.saturating_sub(base).min(REGION);
+            (from..to)
+                .filter(|slot| region.states[*slot as usize].is_some())
+                .map(move |slot| PageNumber(base + slot))
+        })
     }
 
     /// The numbers of the regions that exist among those that pages `first` to `end` lie in, ascending.

@@ -2,7 +2,8 @@
 //!
 //! Everybody waits meanwhile, so memory is taken up to a limit, and what a debugger needs most comes first: the
 //! stack, the list of libraries, the other threads' stacks, what pointers on the stack point to, the program's
-//! variables; then the rest of what the request has written. What cannot change is left to the reporter.
+//! variables; then the rest of what the request has written. What does not change, or does not matter as much
+//! (variables of libraries), is left to the reporter, which reads it when everybody goes on.
 
 use std::collections::HashSet;
 use std::os::unix::fs::FileExt;
@@ -11,16 +12,19 @@ use guest_agentless::coredump::{ProcessState, ThreadState};
 use guest_agentless::{Backing, GuestRange, PAGE_SIZE, PageNumber, Protection, Vma, link_map};
 
 use recovery::Tracker;
+use recovery::tracker::PageContent;
 
 use super::State;
 use super::domain::Domain;
-use super::reporter::FaultRecord;
+use super::reporter::{FaultRecord, Room};
 use super::signals::SignalInfo;
 use super::thread::Thread;
 use crate::host;
 use crate::kvm::Registers;
 use crate::memory::{AddressSpace, copy, window};
 
+/// Pages that are often taken.
+const TAKEN_OFTEN: usize = 512;
 /// Bytes below the stack pointer that belong to the function (System V ABI, 3.2.2).
 const RED_ZONE: u64 = 128;
 /// Bytes of the stack of the thread that faulted, and of each other one.
@@ -32,7 +36,7 @@ const THREAD_BLOCK: u64 = 3 << 10;
 /// Other threads that are told.
 const THREADS_LIMIT: usize = 256;
 /// Bytes of the stack that are looked through for pointers, and bytes that are taken at each.
-const SCANNED: usize = 8 << 10;
+const SCANNED: usize = 4 << 10;
 const POINTEE: u64 = 1 << 10;
 /// Pages of modules that are told as changed at most.
 const CHANGED_LIMIT: usize = 1 << 14;
@@ -46,10 +50,10 @@ pub struct Quarantine {
     pub threads: Vec<ThreadState>,
     /// The signal of the fault, and its `siginfo_t`.
     pub signal: Option<(i32, [u8; 128])>,
-    /// The pages that were taken, and their contents one after the other.
+    /// The pages that were taken.
     pub pages: Vec<PageNumber>,
-    /// See there.
-    pub bytes: Vec<u8>,
+    /// Their contents, and then room that is not used.
+    pub contents: Vec<PageContent>,
     /// Mappings of files, and what belongs to them: apart from `changed`, they are as the files have them.
     pub modules: Vec<GuestRange>,
     /// Pages of `modules` that the guest may have changed, taken or not.
@@ -64,7 +68,7 @@ impl Quarantine {
     /// Bytes that it takes, about.
     pub fn size(&self) -> usize {
         size_of::<Quarantine>()
-            + self.bytes.capacity()
+            + self.contents.capacity() * PAGE_SIZE as usize
             + size_of_val(&*self.pages)
             + size_of_val(&*self.changed)
             + size_of_val(&*self.modules)
@@ -78,7 +82,7 @@ struct Collector<'a> {
     own_memory: &'a std::fs::File,
     taken: HashSet<PageNumber>,
     pages: Vec<PageNumber>,
-    bytes: Vec<u8>,
+    contents: Vec<PageContent>,
     limit: usize,
 }
 
@@ -93,17 +97,18 @@ impl Collector<'_> {
             return false;
         }
         let address = page.address().0;
-        let start = self.bytes.len();
-        self.bytes.resize(start + PAGE_SIZE as usize, 0);
-        let into = &mut self.bytes[start..];
+        if self.contents.len() == self.pages.len() {
+            self.contents.push(PageContent::zero().clone());
+        }
+        let Some(content) = self.contents.get_mut(self.pages.len()) else {
+            return false;
+        };
+        let into = content.bytes_mut();
         let done = copy::read(address, into).is_ok()
             || self.own_memory.read_exact_at(into, address).is_ok();
-        match done {
-            true => {
-                self.pages.push(page);
-                self.taken.insert(page);
-            }
-            false => self.bytes.truncate(start),
+        if done {
+            self.pages.push(page);
+            self.taken.insert(page);
         }
         done
     }
@@ -158,9 +163,14 @@ impl Thread {
         if core_limit == 0 {
             return;
         }
-        let Some(bytes) = self.process.reporter.room_for_memory() else {
-            record.core_missing = Some("earlier reports were still being written".into());
-            return;
+        // What gives the server up, or restarts it, is always worth a core.
+        let site = domain.map(|_| (record.rip, record.rsp));
+        let contents = match self.process.reporter.room_for_memory(site) {
+            Room::Given(contents) => contents,
+            Room::Refused(reason) => {
+                record.core_missing = Some(reason.into());
+                return;
+            }
         };
         let (tracker, mut memory) = state.tracking(&self.process, &mut self.vcpu);
         tracker.note_written(&mut memory);
@@ -181,15 +191,15 @@ impl Thread {
         let mut collector = Collector {
             space: &state.space,
             own_memory: &self.process.own_memory,
-            taken: HashSet::new(),
+            taken: HashSet::with_capacity(TAKEN_OFTEN),
             pages: Vec::new(),
-            bytes,
+            contents,
             limit: core_limit / PAGE_SIZE as usize,
         };
         let auxv = &self.process.auxv;
         collect_stacks(&mut collector, &threads, auxv);
         collect_pointees(&mut collector, &threads[0], &record.stack);
-        let (modules, changed) = collect_modules(&mut collector, state);
+        let (modules, changed) = collect_modules(&mut collector, state, auxv);
         let domain = domain.or(state.domain.as_ref());
         let (written, left_out) = collect_written(&mut collector, &state.tracker, domain);
         record.quarantine = Some(Box::new(Quarantine {
@@ -202,7 +212,7 @@ impl Thread {
             threads,
             signal: info.map(|info| (info.signal.raw(), info.to_bytes())),
             pages: collector.pages,
-            bytes: collector.bytes,
+            contents: collector.contents,
             modules,
             changed,
             written,
@@ -222,8 +232,7 @@ fn collect_stacks(collector: &mut Collector<'_>, threads: &[ThreadState], auxv: 
     if let Some(first) = threads.first() {
         collector.take_mapped(stack(first, STACK), limit, is_memory);
     }
-    let value_of = |kind| auxv.iter().find(|entry| entry.0 == kind).map_or(0, |e| e.1);
-    let headers = (value_of(libc::AT_PHDR), value_of(libc::AT_PHNUM));
+    let headers = (entry(auxv, libc::AT_PHDR), entry(auxv, libc::AT_PHNUM));
     let limit = collector.share(4);
     for range in link_map::memory(headers, &mut |at, into| copy::read(at, into).is_ok()) {
         collector.take_mapped(range, limit, is_memory);
@@ -247,6 +256,12 @@ fn collect_stacks(collector: &mut Collector<'_>, threads: &[ThreadState], auxv: 
     }
 }
 
+/// An entry of the auxiliary vector; 0 if it has none of the kind.
+fn entry(auxv: &[(u64, u64)], kind: u64) -> u64 {
+    let found = auxv.iter().find(|entry| entry.0 == kind);
+    found.map_or(0, |entry| entry.1)
+}
+
 /// What the registers and the innermost part of the stack point to.
 fn collect_pointees(collector: &mut Collector<'_>, thread: &ThreadState, stack: &[u8]) {
     let r = &thread.registers;
@@ -257,29 +272,33 @@ fn collect_pointees(collector: &mut Collector<'_>, thread: &ThreadState, stack: 
     let (words, _) = stack[..stack.len().min(SCANNED)].as_chunks::<8>();
     let words = words.iter().map(|word| u64::from_le_bytes(*word));
     let limit = collector.share(8);
-    let mut last = 0;
+    let mut seen = HashSet::with_capacity(TAKEN_OFTEN);
     for pointer in registers.into_iter().chain(words) {
-        // Pointers to the same page often follow each other.
-        let page = pointer / PAGE_SIZE;
-        if page == last || collector.pages.len() >= limit {
+        let Some(range) = window::checked(pointer, POINTEE) else {
             continue;
-        }
-        last = page;
-        if let Some(range) = window::checked(pointer, POINTEE) {
+        };
+        if seen.insert(pointer / POINTEE) && collector.pages.len() < limit {
             collector.take_mapped(range, limit, |vma| vma.protection.is_writable());
         }
     }
 }
 
-/// The variables of the program and its libraries. Returns where these are mapped, and which of their pages the
-/// guest may have changed.
+/// The variables of the program. Returns where it and its libraries are mapped, and which pages of them the guest
+/// may have changed.
 fn collect_modules(
     collector: &mut Collector<'_>,
     state: &State,
+    auxv: &[(u64, u64)],
 ) -> (Vec<GuestRange>, Vec<PageNumber>) {
     let limit = collector.share(4);
     let (mut modules, mut changed) = (Vec::new(), Vec::new());
-    let mut data_ends = 0;
+    let file_of = |vma: &Vma| match &vma.backing {
+        Backing::File(file) => Some((file.device, file.inode)),
+        _ => None,
+    };
+    let headers = state.space.vmas().find(entry(auxv, libc::AT_PHDR));
+    let program = headers.and_then(file_of);
+    let (mut data_ends, mut is_program) = (0, false);
     for vma in state.space.vmas().iter() {
         let is_file = matches!(vma.backing, Backing::File(_)) && !vma.shared;
         // The part of a program's data that no file has.
@@ -288,6 +307,9 @@ fn collect_modules(
             continue;
         }
         let writable = vma.protection.is_writable();
+        if is_file {
+            is_program = file_of(vma) == program;
+        }
         if is_file && writable {
             data_ends = vma.range.end();
         }
@@ -299,7 +321,7 @@ fn collect_modules(
             continue;
         }
         modules.push(vma.range);
-        if writable {
+        if writable && is_program {
             for page in &changed[before..] {
                 collector.take(*page, limit);
             }

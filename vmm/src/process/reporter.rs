@@ -25,6 +25,7 @@ use guest_agentless::{PageNumber, Vma};
 use recovery::Origin;
 use recovery::event::{Event, EventLog, FaultKind, Outcome};
 use recovery::report::ReportStore;
+use recovery::tracker::PageContent;
 
 use super::quarantine::Quarantine;
 use queue::{Item, Queue};
@@ -96,6 +97,14 @@ pub struct FaultRecord {
     pub program: String,
 }
 
+/// Whether the memory of a fault is to be kept.
+pub enum Room {
+    /// Here.
+    Given(Vec<PageContent>),
+    /// No, because of this.
+    Refused(&'static str),
+}
+
 /// How often reports are looked through for old ones while there is nothing to write.
 const PRUNE_PERIOD: Duration = Duration::from_secs(600);
 
@@ -145,11 +154,19 @@ impl Reporter {
         self.hand_over(Item::Fault(Box::new(record)));
     }
 
-    /// Room for the memory of a fault, empty; none if so much waits to be written that the server had better not
-    /// be made to wait for more, or if nothing is saved.
-    pub fn room_for_memory(&self) -> Option<Vec<u8>> {
-        let behind = self.queue.bytes() > queue::MAX_BYTES / 4;
-        (!behind && self.writer.saves()).then(|| self.writer.take_room())
+    /// Room for the memory of a fault at `site`: its instruction and stack pointer. None is given if nothing would
+    /// come of it, or if so much waits to be written that the server had better not be made to wait for more.
+    pub fn room_for_memory(&self, site: Option<(u64, u64)>) -> Room {
+        if !self.writer.saves() {
+            return Room::Refused("reports are not saved");
+        }
+        if site.is_some_and(|site| self.writer.is_told(site)) {
+            return Room::Refused("the first reports of a fault at this place have theirs");
+        }
+        if self.queue.bytes() > queue::MAX_BYTES / 4 {
+            return Room::Refused("earlier reports were still being written");
+        }
+        Room::Given(self.writer.take_room())
     }
 
     /// Waits until all that was handed over is written, and ends the thread. What comes later is written by
@@ -185,7 +202,9 @@ fn work(writer: &Writer, queue: &Queue) {
         log::warn!("the reporter shares the guest's descriptor numbers: {error}");
     }
     let mut symbolizer = Symbolizer::default();
+    writer.prepare_room();
     while let Some(item) = queue.pop_or(PRUNE_PERIOD, || writer.prune()) {
+        writer.prepare_room();
         writer.write(&mut symbolizer, item);
     }
 }

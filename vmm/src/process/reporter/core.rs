@@ -20,7 +20,7 @@ pub(super) fn save(
     mappings: &[Vma],
 ) -> Result<Core, SaveError> {
     let q = quarantine;
-    let contents = q.bytes.chunks_exact(PAGE_SIZE as usize);
+    let contents = q.contents.iter().map(|content| &content.bytes()[..]);
     let mut pages: BTreeMap<PageNumber, &[u8]> = q.pages.iter().copied().zip(contents).collect();
     let late = read_late(q, mappings, &pages);
     pages.extend(late.iter().map(|(page, content)| (*page, &content[..])));
@@ -46,8 +46,9 @@ pub(super) fn save(
     })
 }
 
-/// What the guest cannot change and need not be taken while it waits: the headers of mapped files, by which a
-/// debugger knows them again; the vDSO; and what the loader has relocated and then protected.
+/// What need not be taken while everybody waits: the headers of mapped files, by which a debugger knows them again;
+/// the vDSO; what the loader has relocated and then protected; and variables of libraries, which may have changed
+/// by now.
 fn read_late(
     q: &Quarantine,
     mappings: &[Vma],
@@ -62,14 +63,9 @@ fn read_late(
         Backing::Vdso => Some(vma.range),
         _ => None,
     });
-    let protected = q.changed.iter().filter(|page| {
-        let address = page.address().0;
-        let vma = mappings.iter().find(|vma| vma.range.contains(address));
-        vma.is_some_and(|vma| !vma.protection.is_writable())
-    });
     headers
         .flat_map(|range| range.pages())
-        .chain(protected.copied())
+        .chain(q.changed.iter().copied())
         .filter(|page| !taken.contains_key(page))
         .take(LATER_LIMIT)
         .filter_map(|page| {

@@ -1,5 +1,6 @@
 //! Writes events and saves reports.
 
+use std::collections::HashSet;
 use std::error::Error;
 use std::io;
 use std::panic::{self, AssertUnwindSafe};
@@ -10,6 +11,7 @@ use guest_agentless::Vma;
 use recovery::event::EventLog;
 use recovery::repeat::{Detail, Repeats};
 use recovery::report::{FaultReport, Frame, ReportId, ReportStore, SaveError, Tally};
+use recovery::tracker::PageContent;
 
 use super::FaultRecord;
 use super::compose;
@@ -17,6 +19,13 @@ use super::core;
 use super::queue::Item;
 use super::symbolize::Symbolizer;
 use crate::process::quarantine::Quarantine;
+
+/// Faults for whose memory room is kept, and pages that there is room for before the first.
+const SPARE_LIMIT: usize = 2;
+const SPARE_PAGES: usize = 256;
+
+/// Places that are remembered.
+const TOLD_LIMIT: usize = 1024;
 
 /// Where events and reports go.
 #[derive(Debug)]
@@ -26,8 +35,11 @@ pub(super) struct Writer {
     repeats: Mutex<Repeats>,
     /// The kinds of failure to save a report that were logged: each is logged once.
     logged: Mutex<Vec<io::ErrorKind>>,
-    /// Room for the memory of a fault, of a record that is done with: the host need not map it anew.
-    spare: Mutex<Vec<u8>>,
+    /// Room for the memory of faults, of records that are done with: for the host to map it anew would take
+    /// longer than to copy to it.
+    spare: Mutex<Vec<Vec<PageContent>>>,
+    /// Places (instruction and stack pointer) of faults that only counted up: no cores are made of them.
+    told: Mutex<HashSet<(u64, u64)>>,
 }
 
 impl Writer {
@@ -39,6 +51,7 @@ impl Writer {
             repeats: Mutex::default(),
             logged: Mutex::default(),
             spare: Mutex::default(),
+            told: Mutex::default(),
         }
     }
 
@@ -50,10 +63,12 @@ impl Writer {
                 let frames = frames(symbolizer, &record);
                 let quarantine = record.quarantine.take();
                 let mappings = record.mappings.clone();
+                let site = (record.rip, record.rsp);
                 let mut report = compose::report(*record, frames);
                 let told = self.tell(&mut report, quarantine.as_deref(), &mappings);
+                self.note_told(site, told.as_ref().is_some_and(|id| *id != report.id));
                 if let Some(quarantine) = quarantine {
-                    self.give_room(quarantine.bytes);
+                    self.give_room(quarantine.contents);
                 }
                 self.events.emit(&report.to_event(told.as_ref()));
             }
@@ -117,14 +132,46 @@ impl Writer {
         self.store.is_some()
     }
 
-    /// Room for the memory of a fault, empty.
-    pub(super) fn take_room(&self) -> Vec<u8> {
-        std::mem::take(&mut *self.spare.lock().unwrap_or_else(PoisonError::into_inner))
+    /// Whether the last fault at that place only counted up.
+    pub(super) fn is_told(&self, site: (u64, u64)) -> bool {
+        let told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        told.contains(&site)
     }
 
-    fn give_room(&self, mut bytes: Vec<u8>) {
-        bytes.clear();
-        *self.spare.lock().unwrap_or_else(PoisonError::into_inner) = bytes;
+    fn note_told(&self, site: (u64, u64), counted_up: bool) {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        if !counted_up {
+            told.remove(&site);
+            return;
+        }
+        if told.len() >= TOLD_LIMIT {
+            told.clear();
+        }
+        told.insert(site);
+    }
+
+    /// Makes sure that there is room for the memory of the next fault, and that the host has mapped it.
+    pub(super) fn prepare_room(&self) {
+        let is_empty = || {
+            let spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
+            spare.is_empty()
+        };
+        if self.saves() && is_empty() {
+            self.give_room(vec![PageContent::zero().clone(); SPARE_PAGES]);
+        }
+    }
+
+    /// Room for the memory of a fault.
+    pub(super) fn take_room(&self) -> Vec<PageContent> {
+        let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
+        spare.pop().unwrap_or_default()
+    }
+
+    fn give_room(&self, room: Vec<PageContent>) {
+        let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
+        if spare.len() < SPARE_LIMIT {
+            spare.push(room);
+        }
     }
 
     fn log_once(&self, error: &SaveError) {
