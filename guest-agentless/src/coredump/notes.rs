@@ -19,8 +19,8 @@ pub(super) fn notes(core: &CoreDump<'_>) -> Vec<u8> {
     let number = core.signal.map_or(0, |(number, _)| number);
     for (i, thread) in core.threads.iter().enumerate() {
         let first = i == 0;
-        let signal = if first { number } else { 0 };
-        notes.add(NT_PRSTATUS, &status(core.process, thread, signal).0);
+        // As Linux has it: every thread has the signal of the core.
+        notes.add(NT_PRSTATUS, &status(core.process, thread, number).0);
         if first {
             notes.add(NT_PRPSINFO, &process(core.process).0);
             if let Some((_, info)) = core.signal {

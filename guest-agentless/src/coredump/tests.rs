@@ -210,7 +210,7 @@ fn the_notes_say_who_and_where() {
     );
     assert_eq!((register(19), register(21)), (0x7000_0010, 0x7fff_0000));
     assert_eq!(half(status, 328), 1);
-    assert_eq!((half(&notes[6].1, 0), half(&notes[6].1, 32)), (0, 4242));
+    assert_eq!((half(&notes[6].1, 12), half(&notes[6].1, 32)), (11, 4242));
 
     let process = &notes[1].1;
     assert_eq!(process.len(), 136);

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use guest_agentless::{Signal, SignalSet};
+use guest_agentless::{PAGE_SIZE, Signal, SignalSet};
 use recovery::Tracker;
 use recovery::event::{Event, EventLog};
 use recovery::ladder::{DEFAULT_RESTART_LIMIT, DEFAULT_STORM_LIMIT, Ladder};
@@ -278,6 +278,10 @@ fn start(arguments: RunArgs) -> Result<Thread, AnyError> {
         None => loader::find_program(name, std::env::var_os("PATH").as_deref())?,
     };
     let given = arguments.given()?;
+    let core_limit = match arguments.core {
+        Switch::On => arguments.core_limit.0.unwrap_or(u64::MAX) as usize,
+        Switch::Off => 0,
+    };
     let limits = arguments.limits();
     let events = match &arguments.events {
         Some(path) => EventLog::append_options()
@@ -336,7 +340,7 @@ fn start(arguments: RunArgs) -> Result<Thread, AnyError> {
     // The keeper of the clock page runs for as long as the monitor does.
     std::mem::forget(clock);
 
-    let reporter = Reporter::start(events, store)?;
+    let reporter = Reporter::start(events, store, core_limit / PAGE_SIZE as usize)?;
     reporter.emit(Event::Started {
         pid: std::process::id(),
         program: path.display().to_string(),
@@ -370,13 +374,7 @@ fn start(arguments: RunArgs) -> Result<Thread, AnyError> {
                 .0
                 .map_or(usize::MAX, |bytes| bytes as usize),
             is_child: false,
-            core_limit: match arguments.core {
-                Switch::On => arguments
-                    .core_limit
-                    .0
-                    .map_or(usize::MAX, |bytes| bytes as usize),
-                Switch::Off => 0,
-            },
+            core_limit,
             audit: arguments.audit,
             restore_at_once: arguments.restore_at_once,
             stats: stats_path,

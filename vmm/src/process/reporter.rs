@@ -117,9 +117,14 @@ pub struct Reporter {
 }
 
 impl Reporter {
-    /// Starts the thread, which has every signal blocked. Without a `store` no reports are saved.
-    pub fn start(events: EventLog, store: Option<ReportStore>) -> io::Result<Reporter> {
-        let writer = Arc::new(Writer::new(events, store));
+    /// Starts the thread, which has every signal blocked. Without a `store` no reports are saved; their cores hold
+    /// `core_pages` pages of memory at most.
+    pub fn start(
+        events: EventLog,
+        store: Option<ReportStore>,
+        core_pages: usize,
+    ) -> io::Result<Reporter> {
+        let writer = Arc::new(Writer::new(events, store, core_pages));
         let queue = Arc::new(Queue::new());
         let (its_writer, its_queue) = (Arc::clone(&writer), Arc::clone(&queue));
         let thread = crate::host::with_signals_blocked(|| {
@@ -137,7 +142,7 @@ impl Reporter {
     /// A reporter that says nothing and has no thread, for a guest process that is not protected.
     pub fn silent() -> Reporter {
         Reporter {
-            writer: Arc::new(Writer::new(EventLog::disabled(), None)),
+            writer: Arc::new(Writer::new(EventLog::disabled(), None, 0)),
             queue: Arc::new(Queue::ended()),
             thread: Mutex::new(None),
         }

@@ -20,9 +20,9 @@ use super::queue::Item;
 use super::symbolize::Symbolizer;
 use crate::process::quarantine::Quarantine;
 
-/// Faults for whose memory room is kept, and pages that there is room for before the first.
+/// Faults for whose memory room is kept, and pages that are mapped in advance for one at most.
 const SPARE_LIMIT: usize = 2;
-const SPARE_PAGES: usize = 256;
+const MAPPED_LIMIT: usize = 1024;
 
 /// Places that are remembered.
 const TOLD_LIMIT: usize = 1024;
@@ -32,6 +32,8 @@ const TOLD_LIMIT: usize = 1024;
 pub(super) struct Writer {
     events: EventLog,
     store: Option<ReportStore>,
+    /// Pages of memory that a core may hold.
+    core_pages: usize,
     repeats: Mutex<Repeats>,
     /// The kinds of failure to save a report that were logged: each is logged once.
     logged: Mutex<Vec<io::ErrorKind>>,
@@ -43,11 +45,12 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    /// A writer to `events` and `store`.
-    pub(super) fn new(events: EventLog, store: Option<ReportStore>) -> Writer {
+    /// A writer to `events` and `store`, with cores of so many pages.
+    pub(super) fn new(events: EventLog, store: Option<ReportStore>, core_pages: usize) -> Writer {
         Writer {
             events,
             store,
+            core_pages,
             repeats: Mutex::default(),
             logged: Mutex::default(),
             spare: Mutex::default(),
@@ -152,12 +155,13 @@ impl Writer {
 
     /// Makes sure that there is room for the memory of the next fault, and that the host has mapped it.
     pub(super) fn prepare_room(&self) {
+        let pages = self.core_pages.min(MAPPED_LIMIT);
         let is_empty = || {
             let spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
             spare.is_empty()
         };
-        if self.saves() && is_empty() {
-            self.give_room(vec![PageContent::zero().clone(); SPARE_PAGES]);
+        if self.saves() && pages > 0 && is_empty() {
+            self.give_room(vec![PageContent::zero().clone(); pages]);
         }
     }
 
