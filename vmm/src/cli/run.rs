@@ -279,8 +279,8 @@ fn start(arguments: RunArgs) -> Result<Thread, AnyError> {
     };
     let given = arguments.given()?;
     let core_limit = match arguments.core {
-        Switch::On => arguments.core_limit.0.unwrap_or(u64::MAX) as usize,
-        Switch::Off => 0,
+        Switch::On if protect => arguments.core_limit.0.unwrap_or(u64::MAX) as usize,
+        _ => 0,
     };
     let limits = arguments.limits();
     let events = match &arguments.events {

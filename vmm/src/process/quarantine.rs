@@ -278,9 +278,18 @@ fn collect_pointees(collector: &mut Collector<'_>, thread: &ThreadState, stack: 
             continue;
         };
         if seen.insert(pointer / POINTEE) && collector.pages.len() < limit {
-            collector.take_mapped(range, limit, |vma| vma.protection.is_writable());
+            collector.take_mapped(range, limit, is_data);
         }
     }
+}
+
+/// Memory without a file, which can be read without waiting for anything.
+fn is_data(vma: &Vma) -> bool {
+    let anonymous = matches!(
+        vma.backing,
+        Backing::Anonymous | Backing::Heap | Backing::Stack
+    );
+    anonymous && vma.protection.is_writable()
 }
 
 /// The variables of the program. Returns where it and its libraries are mapped, and which pages of them the guest

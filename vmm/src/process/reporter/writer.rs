@@ -171,7 +171,10 @@ impl Writer {
         spare.pop().unwrap_or_default()
     }
 
-    fn give_room(&self, room: Vec<PageContent>) {
+    fn give_room(&self, mut room: Vec<PageContent>) {
+        // What a higher limit has needed once is not kept.
+        room.truncate(MAPPED_LIMIT);
+        room.shrink_to(MAPPED_LIMIT);
         let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
         if spare.len() < SPARE_LIMIT {
             spare.push(room);
