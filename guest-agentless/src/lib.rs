@@ -4,9 +4,11 @@
 #![forbid(unsafe_code)]
 
 pub mod address;
+pub mod coredump;
 pub mod elf;
 pub mod errno;
 pub mod heap;
+pub mod link_map;
 pub mod script;
 pub mod signal;
 pub mod symbols;

@@ -4,6 +4,7 @@
 //! directory that keeps the newest ones. Much of a report comes from the guest or its clients, so everything
 //! in it is bounded, and the text form escapes control characters.
 
+mod core;
 mod excerpt;
 mod id;
 mod retention;
@@ -15,6 +16,7 @@ use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
+pub use self::core::{CORE_NAME, Core};
 pub use self::excerpt::{EXCERPT_LIMIT, Excerpt};
 pub use self::id::ReportId;
 pub use self::store::{
@@ -102,6 +104,12 @@ pub struct FaultReport {
     /// Whether the client was sent the configured error reply.
     #[serde(default)]
     pub replied: bool,
+    /// The core beside the report, if there is one.
+    #[serde(default)]
+    pub core: Option<Core>,
+    /// Why there is none, although there was to be one.
+    #[serde(default)]
+    pub core_missing: Option<String>,
     /// The later faults that have no report of their own; the store keeps this beside the report.
     #[serde(default, skip_deserializing)]
     pub more: Option<Tally>,
@@ -196,6 +204,8 @@ impl FaultReport {
             fault: String::new(),
             repeat: 0,
             replied: false,
+            core: None,
+            core_missing: None,
             more: None,
         }
     }
@@ -263,7 +273,13 @@ impl FaultReport {
             &mut r.time,
             &mut r.fault,
         ];
-        let optional = [&mut r.reason, &mut r.symbol, &mut r.peer, &mut r.signal];
+        let optional = [
+            &mut r.reason,
+            &mut r.symbol,
+            &mut r.peer,
+            &mut r.signal,
+            &mut r.core_missing,
+        ];
         let frames = r
             .stack
             .iter_mut()

@@ -115,6 +115,11 @@ impl SuspendedPages {
         self.contended.iter().copied()
     }
 
+    /// Whether the domain has written `page` before it was suspended.
+    pub fn contains(&self, page: PageNumber) -> bool {
+        self.pages.contains_key(&page)
+    }
+
     /// Whether others have touched `page`.
     pub fn is_shared(&self, page: PageNumber) -> bool {
         self.pages.get(&page).is_some_and(|state| state.shared)

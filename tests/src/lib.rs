@@ -8,6 +8,7 @@ pub mod audit;
 pub mod error;
 pub mod event;
 pub mod faults;
+pub mod gdb;
 pub mod guest;
 pub mod heap;
 pub mod kvm;

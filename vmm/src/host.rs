@@ -122,6 +122,12 @@ pub fn user() -> u32 {
     unsafe { libc::getuid() }
 }
 
+/// The real group of the process.
+pub fn group() -> u32 {
+    // SAFETY: getgid has no preconditions.
+    unsafe { libc::getgid() }
+}
+
 /// Sets the name of the calling thread, cut to 15 bytes.
 pub fn set_thread_name(name: &[u8]) {
     let mut bytes = [0u8; 16];

@@ -27,6 +27,8 @@ pub(super) struct Retention {
     age: Duration,
     /// Saves since the last scan.
     saves: AtomicU64,
+    /// Bytes that they took.
+    saved: AtomicU64,
     /// The process that counted them.
     pid: AtomicU32,
 }
@@ -39,6 +41,7 @@ impl Retention {
             bytes: u64::MAX,
             age: Duration::MAX,
             saves: AtomicU64::new(0),
+            saved: AtomicU64::new(0),
             pid: AtomicU32::new(0),
         }
     }
@@ -59,9 +62,21 @@ impl Retention {
         let pid = std::process::id();
         let first = self.pid.swap(pid, Ordering::Relaxed) != pid;
         let saves = self.saves.fetch_add(1, Ordering::Relaxed) + 1;
-        if first || saves >= self.period() as u64 {
+        // With cores, few reports are much.
+        let bytes = self.size(archive, id);
+        let saved = self.saved.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        if first || saves >= self.period() as u64 || saved > self.bytes / 16 {
             self.saves.store(0, Ordering::Relaxed);
+            self.saved.store(0, Ordering::Relaxed);
             self.remove_oldest(archive, id);
+        }
+    }
+
+    /// Bytes of the report, if they matter.
+    fn size(&self, archive: &ReportArchive, id: &ReportId) -> u64 {
+        match self.bytes {
+            u64::MAX => 0,
+            _ => size(&archive.path(id)),
         }
     }
 
@@ -88,13 +103,11 @@ impl Retention {
         ids.sort_unstable_by(|a, b| b.cmp(a));
         let oldest = now.checked_sub(self.age).map(ReportId::earliest);
         // The newest one has its place, wherever it is in the order.
-        let (mut kept, mut bytes) = (usize::from(newest.is_some()), 0u64);
+        let mut kept = usize::from(newest.is_some());
+        let mut bytes = newest.map_or(0, |id| self.size(archive, id));
         let mut excess = Vec::new();
         for id in ids.iter().filter(|id| newest != Some(id)) {
-            bytes = bytes.saturating_add(match self.bytes {
-                u64::MAX => 0,
-                _ => size(&archive.path(id)),
-            });
+            bytes = bytes.saturating_add(self.size(archive, id));
             let too_old = oldest.as_ref().is_some_and(|oldest| id < oldest);
             let too_much = kept >= self.keep || bytes > self.bytes;
             match too_old || too_much {

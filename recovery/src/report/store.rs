@@ -1,4 +1,4 @@
-//! The directory of reports: `<dir>/<id>/report.json` and `report.txt`.
+//! The directory of reports: `<dir>/<id>/report.json` and `report.txt`, and `core` where there is one.
 //!
 //! `report.json` comes last and by renaming, so a directory without it is a report that is not finished, and
 //! is not listed. Whatever else lies in the directory is left alone, and so is everything inside a report's
@@ -7,11 +7,12 @@
 use std::env;
 use std::ffi::OsString;
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, BufWriter, ErrorKind, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use super::core::CORE_NAME;
 use super::retention::Retention;
 use super::{FaultReport, ReportId, Tally};
 
@@ -26,6 +27,9 @@ pub const DEFAULT_AGE: Duration = Duration::from_secs(90 * 24 * 3600);
 
 /// What a `report.json` is at most, so that a foreign file cannot make us read without end.
 const JSON_LIMIT: u64 = 16 << 20;
+
+/// Bytes of a core that are written at once.
+const CORE_BUFFER: usize = 64 << 10;
 
 /// Identifiers that an error message names.
 const NEAR_LIMIT: usize = 5;
@@ -202,6 +206,10 @@ impl ReportArchive {
         let mut report: FaultReport =
             serde_json::from_slice(&json).map_err(|source| LoadError::Corrupt { path, source })?;
         report.more = Tally::read(&self.path(id));
+        if let Some(core) = &mut report.core {
+            let path = self.path(id).join(CORE_NAME);
+            core.path = path.is_file().then(|| path.display().to_string());
+        }
         Ok(report)
     }
 
@@ -304,6 +312,31 @@ impl ReportStore {
         &self.archive
     }
 
+    /// Writes the core of the report `id`, which is saved afterwards; returns its path. If that fails nothing
+    /// is left of it.
+    pub fn save_core(
+        &self,
+        id: &ReportId,
+        write: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>,
+    ) -> Result<PathBuf, SaveError> {
+        let dir = self.archive.path(id);
+        let path = dir.join(CORE_NAME);
+        let written = make_private_dir(&dir)
+            .and_then(|()| create_private(&path))
+            .and_then(|file| {
+                let mut out = BufWriter::with_capacity(CORE_BUFFER, file);
+                write(&mut out)?;
+                out.flush()
+            });
+        match written {
+            Ok(()) => Ok(path),
+            Err(source) => {
+                let _ = fs::remove_file(&path);
+                Err(SaveError { path, source })
+            }
+        }
+    }
+
     /// Saves `report`, removes the oldest ones when it is time to, and returns the report's directory.
     ///
     /// Saving one again replaces its two files. It takes no lock, so it is safe in a forked child.
@@ -329,10 +362,7 @@ impl ReportStore {
 }
 
 fn write_report(path: &Path, report: &FaultReport) -> io::Result<()> {
-    match DirBuilder::new().mode(0o700).create(path) {
-        Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error),
-        _ => {}
-    }
+    make_private_dir(path)?;
     write_private(&path.join("report.txt"), report.to_text().as_bytes())?;
     let temporary = path.join("report.json.tmp");
     let mut json = serde_json::to_vec_pretty(report)?;
@@ -341,15 +371,21 @@ fn write_report(path: &Path, report: &FaultReport) -> io::Result<()> {
     fs::rename(temporary, path.join("report.json"))
 }
 
+fn make_private_dir(path: &Path) -> io::Result<()> {
+    match DirBuilder::new().mode(0o700).create(path) {
+        Err(error) if error.kind() != ErrorKind::AlreadyExists => Err(error),
+        _ => Ok(()),
+    }
+}
+
 pub(super) fn write_private(path: &Path, content: &[u8]) -> io::Result<()> {
+    create_private(path)?.write_all(content)
+}
+
+fn create_private(path: &Path) -> io::Result<File> {
     let mut options = OpenOptions::new();
-    let mut file = options
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(path)?;
-    file.write_all(content)
+    let options = options.write(true).create(true).truncate(true);
+    options.mode(0o600).open(path)
 }
 
 #[cfg(test)]

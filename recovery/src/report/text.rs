@@ -95,6 +95,8 @@ fn write_report(out: &mut String, r: &FaultReport) -> fmt::Result {
         }
     }
 
+    write_core(out, r)?;
+
     section_bytes(out, "Input of the request", &r.input)?;
     section(
         out,
@@ -128,6 +130,32 @@ fn write_report(out: &mut String, r: &FaultReport) -> fmt::Result {
         cells.join("  ")
     });
     section(out, "Registers", registers)
+}
+
+/// Where the core is and how to open it.
+fn write_core(out: &mut String, r: &FaultReport) -> fmt::Result {
+    if let Some(missing) = &r.core_missing {
+        writeln!(out, "Core      none: {}", line(missing))?;
+    }
+    let Some(core) = &r.core else {
+        return Ok(());
+    };
+    let Some((path, command)) = core.path.as_ref().zip(core.command()) else {
+        return writeln!(out, "Core      removed");
+    };
+    let kib = core.bytes.div_ceil(1024);
+    writeln!(out, "Core      {} ({kib} KiB)", line(path))?;
+    writeln!(out, "          {}", line(&command))?;
+    if core.pages_left_out > 0 {
+        let all = core.pages_written.saturating_add(core.pages_left_out);
+        let what = "the request had written are in it; --core-limit allows for more";
+        writeln!(
+            out,
+            "          {} of {all} pages that {what}",
+            core.pages_written
+        )?;
+    }
+    Ok(())
 }
 
 /// One sentence for who has not read the manual.
@@ -325,21 +353,50 @@ Registers
     }
 
     #[test]
+    fn the_core_is_told_with_its_command() {
+        let mut report = sample(UNIX_EPOCH);
+        report.core = Some(crate::report::Core {
+            bytes: 5000,
+            program: "/usr/bin/server".into(),
+            pages_written: 3,
+            pages_left_out: 0,
+            path: Some("/r/1-0/core".into()),
+        });
+        let text = render(&report);
+        let told = "\nCore      /r/1-0/core (5 KiB)\n          gdb /usr/bin/server /r/1-0/core\n\n";
+        assert!(text.contains(told), "{text}");
+        if let Some(core) = &mut report.core {
+            core.pages_left_out = 1000;
+        }
+        let left_out = "\n          3 of 1003 pages that the request had written are in it;";
+        assert!(render(&report).contains(left_out));
+        if let Some(core) = &mut report.core {
+            core.path = None;
+        }
+        assert!(render(&report).contains("\nCore      removed\n"));
+        report.core = None;
+        report.core_missing = Some("no room".into());
+        assert!(render(&report).contains("\nCore      none: no room\n"));
+    }
+
+    #[test]
     fn nothing_reaches_the_terminal_raw() {
         let mut report = sample(UNIX_EPOCH);
         let evil = "x\x1b[2J\r\ny\u{9b}".to_owned();
         report.thread_name = evil.clone();
         report.peer = Some(evil.clone());
         report.stack[0].symbol = Some(evil.clone());
+        report.core_missing = Some(evil.clone());
         report.undone = vec![evil];
         assert!(
             render(&report)
                 .chars()
                 .all(|c| c == '\n' || !c.is_control())
         );
+        // The line about the core is one more.
         assert_eq!(
             render(&report).lines().count(),
-            render(&sample(UNIX_EPOCH)).lines().count()
+            render(&sample(UNIX_EPOCH)).lines().count() + 1
         );
     }
 

@@ -23,6 +23,7 @@
 mod budget;
 mod changed;
 mod image;
+mod known;
 mod pages;
 mod postponed;
 mod shadow;
@@ -566,7 +567,7 @@ impl Tracker {
     }
 
     /// Pages of the write set, as far as they are known without a harvest.
-    pub fn active_pages(&self) -> impl Iterator<Item = PageNumber> {
+    pub fn active_pages(&self) -> impl DoubleEndedIterator<Item = PageNumber> {
         self.active.iter().map(|entry| entry.page)
     }
 

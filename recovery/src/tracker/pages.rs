@@ -179,6 +179,37 @@ impl PageMap {
             })
     }
 
+    /// The pages of `range` of which something is known, in ascending order.
+    pub fn known(&self, range: GuestRange) -> impl Iterator<Item = PageNumber> + use<'_> {
+        let (first, end) = (range.start() / 4096, range.end().div_ceil(4096));
+        let regions = self.regions_in(first, end).into_iter();
+        let regions =
+            regions.filter_map(|number| Some((number * REGION, self.regions.get(&number)?)));
+        regions.flat_map(move |(base, region)| {
+            let from = first.saturating_sub(base).min(REGION);
+            let to = end.saturating_sub(base).min(REGION);
+            (from..to)
+                .filter(|slot| region.states[*slot as usize].is_some())
+                .map(move |slot| PageNumber(base + slot))
+        })
+    }
+
+    /// The numbers of the regions that exist among those that pages `first` to `end` lie in, ascending.
+    fn regions_in(&self, first: u64, end: u64) -> Vec<u64> {
+        let touched = first / REGION..end.div_ceil(REGION);
+        // Whichever is shorter: the regions of the range, or those that exist.
+        let mut numbers: Vec<u64> =
+            match touched.end.saturating_sub(touched.start) < self.regions.len() as u64 {
+                true => touched.filter(|n| self.regions.contains_key(n)).collect(),
+                false => {
+                    let known = self.regions.keys().copied();
+                    known.filter(|number| touched.contains(number)).collect()
+                }
+            };
+        numbers.sort_unstable();
+        numbers
+    }
+
     /// Nothing is known of `page` any more.
     pub fn clear(&mut self, page: PageNumber) {
         if let Some(region) = self.regions.get_mut(&(page.0 / REGION)) {
@@ -204,17 +235,7 @@ impl PageMap {
     pub fn remove(&mut self, range: GuestRange, epoch: u64) -> SavedPages {
         let mut pages = Vec::new();
         let (first, end) = (range.start() / 4096, range.end().div_ceil(4096));
-        let touched = first / REGION..end.div_ceil(REGION);
-        // Whichever is shorter: the regions of the range, or those that exist.
-        let numbers: Vec<u64> =
-            match touched.end.saturating_sub(touched.start) < self.regions.len() as u64 {
-                true => touched.collect(),
-                false => {
-                    let known = self.regions.keys().copied();
-                    known.filter(|number| touched.contains(number)).collect()
-                }
-            };
-        for number in numbers {
+        for number in self.regions_in(first, end) {
             let Some(region) = self.regions.get_mut(&number) else {
                 continue;
             };

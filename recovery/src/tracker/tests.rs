@@ -410,6 +410,31 @@ fn a_large_write_set_is_trapped_rather_than_copied() {
 }
 
 #[test]
+fn pages_written_since_they_were_mapped_are_known() {
+    let mut machine = Simulated::new();
+    let mut tracker = Tracker::new();
+    // Before it is armed, between, and in the running domain.
+    guest_write(&mut tracker, &mut machine, 3 * STRIDE, 0, 1);
+    tracker.arm(&mut machine, pages(0, PAGES).map(PageNumber));
+    guest_write(&mut tracker, &mut machine, 7 * STRIDE, 0, 1);
+    tracker.commit(&mut machine);
+    guest_write(&mut tracker, &mut machine, 20 * STRIDE, 0, 1);
+    tracker.note_written(&mut machine);
+    let known = |tracker: &Tracker, from: u64, to: u64| -> Vec<u64> {
+        let range = GuestRange::from_bounds(from * STRIDE * 4096, to * STRIDE * 4096);
+        let pages = tracker.written_since_mapped(range);
+        pages.map(|page| page.0 / STRIDE).collect()
+    };
+    assert_eq!(known(&tracker, 0, 24), [3, 7, 20]);
+    assert_eq!(known(&tracker, 4, 20), [7]);
+    assert_eq!(known(&tracker, 0, u64::MAX / STRIDE / 4096), [3, 7, 20]);
+    let written = |page: u64| tracker.is_in_write_set(PageNumber(page * STRIDE));
+    assert_eq!([written(3), written(20)], [false, true]);
+    tracker.forget(&mut machine, one_page(7 * STRIDE));
+    assert_eq!(known(&tracker, 0, 24), [3, 20]);
+}
+
+#[test]
 fn forgetting_a_range_frees_its_shadows() {
     let mut machine = Simulated::new();
     let mut tracker = Tracker::new();

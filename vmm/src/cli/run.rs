@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use guest_agentless::{Signal, SignalSet};
+use guest_agentless::{PAGE_SIZE, Signal, SignalSet};
 use recovery::Tracker;
 use recovery::event::{Event, EventLog};
 use recovery::ladder::{DEFAULT_RESTART_LIMIT, DEFAULT_STORM_LIMIT, Ladder};
@@ -61,6 +61,18 @@ pub struct RunArgs {
     /// Keep fault reports for DURATION, like `12h` or `90d`
     #[arg(long, value_name = "DURATION|off", default_value = "90d")]
     quarantine_age: TimeLimit,
+    /// Keep an ELF core with each fault report: registers, stack, and the memory that the request had written.
+    /// Cores hold what clients have sent, and whatever else is in memory
+    #[arg(
+        long,
+        value_name = "on|off",
+        default_value = "on",
+        hide_possible_values = true
+    )]
+    core: Switch,
+    /// Bytes of memory that a core may hold; they are copied while the server waits
+    #[arg(long, value_name = "BYTES|off", default_value = "4M")]
+    core_limit: ByteLimit,
     /// Recover from crashing requests; `off` runs under KVM without recovery, for comparison
     #[arg(
         long,
@@ -167,6 +179,10 @@ impl RunArgs {
             given.push(format!("--shadow-limit={limit}").into());
         }
         given.push(format!("--hold-limit={}", self.hold_limit).into());
+        given.push(format!("--core-limit={}", self.core_limit).into());
+        if self.core == Switch::Off {
+            given.push("--core=off".into());
+        }
         if self.protect == Switch::Off {
             given.push("--protect=off".into());
         }
@@ -262,6 +278,10 @@ fn start(arguments: RunArgs) -> Result<Thread, AnyError> {
         None => loader::find_program(name, std::env::var_os("PATH").as_deref())?,
     };
     let given = arguments.given()?;
+    let core_limit = match arguments.core {
+        Switch::On if protect => arguments.core_limit.0.unwrap_or(u64::MAX) as usize,
+        _ => 0,
+    };
     let limits = arguments.limits();
     let events = match &arguments.events {
         Some(path) => EventLog::append_options()
@@ -320,7 +340,7 @@ fn start(arguments: RunArgs) -> Result<Thread, AnyError> {
     // The keeper of the clock page runs for as long as the monitor does.
     std::mem::forget(clock);
 
-    let reporter = Reporter::start(events, store)?;
+    let reporter = Reporter::start(events, store, core_limit / PAGE_SIZE as usize)?;
     reporter.emit(Event::Started {
         pid: std::process::id(),
         program: path.display().to_string(),
@@ -354,6 +374,7 @@ fn start(arguments: RunArgs) -> Result<Thread, AnyError> {
                 .0
                 .map_or(usize::MAX, |bytes| bytes as usize),
             is_child: false,
+            core_limit,
             audit: arguments.audit,
             restore_at_once: arguments.restore_at_once,
             stats: stats_path,
@@ -370,6 +391,7 @@ fn start(arguments: RunArgs) -> Result<Thread, AnyError> {
         reporter,
         program: path.display().to_string(),
         executable: loaded.executable.display().to_string(),
+        auxv: loaded.auxv,
         own_memory,
         state: State {
             space,

@@ -60,6 +60,8 @@ pub struct Loaded {
     pub stack_pointer: u64,
     /// What `/proc/self/exe` refers to, without symbolic links. For a script it is the interpreter.
     pub executable: PathBuf,
+    /// The auxiliary vector, without what points into the stack.
+    pub auxv: Vec<(u64, u64)>,
     /// The name of the first thread (`comm`). For a script it is the script's.
     pub name: CString,
     /// Guest memory that the loader wrote or zeroed; everything else is as the files have it, or zero.
@@ -126,11 +128,12 @@ pub fn load(
             .map_or(0, |interpreter| interpreter.bias),
         entry,
     };
+    let auxv = auxv.entries();
     let contents = Contents {
         args: &target.args,
         environment: program.environment,
         file_name: program.path.as_os_str(),
-        auxv: &auxv.entries(),
+        auxv: &auxv,
         random: stack::random_bytes().map_err(LoadError::monitor("get random bytes"))?,
     };
     let filled = stack::fill(stack, &contents)?;
@@ -139,6 +142,7 @@ pub fn load(
         entry: interpreter.map_or(entry, |interpreter| interpreter.entry),
         stack_pointer: filled.start(),
         executable: target.file.into_path(),
+        auxv,
         name: thread_name(program.path),
         written,
     })

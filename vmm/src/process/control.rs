@@ -12,6 +12,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError};
 
+use guest_agentless::coredump::ThreadState;
 use guest_agentless::{Errno, Signal, SignalSet};
 
 use super::image::Parked;
@@ -44,6 +45,8 @@ pub struct ThreadControl {
     accepted: AtomicI32,
     /// Where the thread would go on from, while no image of the process has been taken.
     pub parked: Mutex<Option<Arc<Parked>>>,
+    /// The thread's registers when it last gave the run token up.
+    shown: Mutex<Option<ThreadState>>,
     kicker: Kicker,
 }
 
@@ -83,6 +86,7 @@ impl ThreadControl {
             phase: AtomicU8::new(AT_TOKEN),
             accepted: AtomicI32::new(-1),
             parked: Mutex::new(None),
+            shown: Mutex::new(None),
             kicker,
         }))
     }
@@ -165,6 +169,17 @@ impl ThreadControl {
     /// Whether something has asked for attention since the last call.
     pub fn take_attention(&self) -> bool {
         self.attention.swap(0, Ordering::SeqCst) != 0
+    }
+
+    /// Leaves word of the registers, for cores.
+    pub fn show(&self, state: ThreadState) {
+        *self.shown.lock().unwrap_or_else(PoisonError::into_inner) = Some(state);
+    }
+
+    /// The registers of a thread that does not hold the run token.
+    pub fn shown(&self) -> Option<ThreadState> {
+        let shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
+        shown.clone()
     }
 
     /// The signals that were sent to this thread and not delivered yet.

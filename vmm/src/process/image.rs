@@ -146,6 +146,7 @@ impl Thread {
     /// Says where the thread would go on if it were to start over from here; `in_call`, by making its system
     /// call again.
     pub fn park(&mut self, in_call: bool) {
+        self.show_registers();
         let options = &self.process.options;
         if !options.protect
             || options.restart == RestartMode::Off

@@ -15,6 +15,7 @@ pub mod image;
 pub mod limits;
 mod offenders;
 mod overflow;
+pub mod quarantine;
 pub mod recover;
 pub mod reporter;
 pub mod rerun;
@@ -69,6 +70,8 @@ pub struct Options {
     pub limits: limits::Limits,
     /// What clients are told when their request is abandoned.
     pub error_reply: Option<error_reply::ErrorReply>,
+    /// Bytes of memory that the core of a fault may hold; 0: there are no cores.
+    pub core_limit: usize,
     /// Bytes of output that a domain may hold back before it is committed early.
     pub hold_limit: usize,
     /// Restart the process in place when nothing lesser helps.
@@ -145,6 +148,8 @@ pub struct Process {
     pub program: String,
     /// Path of the program file, as `/proc/self/exe` shows it.
     pub executable: String,
+    /// The auxiliary vector that it began with.
+    pub auxv: Vec<(u64, u64)>,
     /// A page of `/proc/self/mem` of the monitor: reaches guest memory whatever its protection.
     pub own_memory: std::fs::File,
     /// Finds requests that run for too long.
@@ -181,6 +186,8 @@ pub struct Parts {
     pub program: String,
     /// See [`Process::executable`].
     pub executable: String,
+    /// See [`Process::auxv`].
+    pub auxv: Vec<(u64, u64)>,
     /// See [`Process::own_memory`].
     pub own_memory: std::fs::File,
     /// The state at the first instruction.
@@ -198,6 +205,7 @@ impl Process {
             reporter: parts.reporter,
             program: parts.program,
             executable: parts.executable,
+            auxv: parts.auxv,
             own_memory: parts.own_memory,
             watchdog: watchdog::Watchdog::default(),
             state: FairMutex::new(parts.state),

@@ -163,6 +163,18 @@ impl Fault {
         Fault::without_signal(FaultKind::Memory, Course::GoesOn)
     }
 
+    /// What `siginfo_t` says of its signal.
+    pub(super) fn info(&self) -> Option<SignalInfo> {
+        let Course::Signal(signal) = self.course else {
+            return None;
+        };
+        Some(SignalInfo {
+            code: self.code,
+            address: self.address,
+            ..SignalInfo::from_process(signal, std::process::id() as i32, host::user())
+        })
+    }
+
     fn without_signal(kind: FaultKind, course: Course) -> Fault {
         Fault {
             course,
@@ -257,6 +269,7 @@ impl Thread {
         let written = (self.written + state.tracker.written_bytes()) / PAGE_SIZE;
         self.end_limits();
         let mut record = self.describe(state, fault, domain.origin);
+        self.quarantine(state, &mut record, fault.info(), Some(&domain));
         record.rung = rung.name();
         let teaches = domain.whole_input().is_some();
         record.input = std::mem::take(&mut domain.input);
@@ -414,6 +427,7 @@ impl Thread {
         let origin = turn.domain.as_ref().map_or(Origin::Internal, |d| d.origin);
         if self.process.options.protect {
             let mut record = self.describe(turn, fault, origin);
+            self.quarantine(turn, &mut record, fault.info(), None);
             record.outcome = Outcome::Escalated;
             record.reason = Some(reason);
             if let Some(domain) = &turn.domain {
@@ -437,11 +451,9 @@ impl Thread {
             }
             Course::GoesOn => return self.waive_limits(),
         };
-        let info = SignalInfo {
-            code: fault.code,
-            address: fault.address,
-            ..SignalInfo::from_process(signal, std::process::id() as i32, host::user())
-        };
+        let info = fault.info().unwrap_or_else(|| {
+            SignalInfo::from_process(signal, std::process::id() as i32, host::user())
+        });
         // A blocked or ignored signal that the CPU raised ends the process, as on Linux.
         let ignored = turn.dispositions.delivery(signal) == super::signals::Delivery::Ignore;
         if self.blocked.contains(signal) || ignored {
@@ -479,6 +491,8 @@ impl Thread {
             input: Vec::new(),
             stack,
             mappings: state.space.vmas().iter().cloned().collect::<Vec<Vma>>(),
+            quarantine: None,
+            core_missing: None,
             written: Vec::new(),
             pages_written: 0,
             pages_restored: 0,

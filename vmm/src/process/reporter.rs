@@ -8,6 +8,7 @@
 //! a lie, and to keep them all would let a storm of faults eat the memory.
 
 mod compose;
+mod core;
 mod module;
 mod queue;
 mod symbolize;
@@ -24,7 +25,9 @@ use guest_agentless::{PageNumber, Vma};
 use recovery::Origin;
 use recovery::event::{Event, EventLog, FaultKind, Outcome};
 use recovery::report::ReportStore;
+use recovery::tracker::PageContent;
 
+use super::quarantine::Quarantine;
 use queue::{Item, Queue};
 use symbolize::Symbolizer;
 use writer::Writer;
@@ -70,6 +73,10 @@ pub struct FaultRecord {
     pub stack: Vec<u8>,
     /// The guest's mappings.
     pub mappings: Vec<Vma>,
+    /// What its core is to be made of.
+    pub quarantine: Option<Box<Quarantine>>,
+    /// Why there will be none.
+    pub core_missing: Option<String>,
     /// Pages of the write set, and how many bytes of each had changed.
     pub written: Vec<(PageNumber, u32)>,
     /// Pages in the write set.
@@ -90,6 +97,14 @@ pub struct FaultRecord {
     pub program: String,
 }
 
+/// Whether the memory of a fault is to be kept.
+pub enum Room {
+    /// Here.
+    Given(Vec<PageContent>),
+    /// No, because of this.
+    Refused(&'static str),
+}
+
 /// How often reports are looked through for old ones while there is nothing to write.
 const PRUNE_PERIOD: Duration = Duration::from_secs(600);
 
@@ -102,9 +117,14 @@ pub struct Reporter {
 }
 
 impl Reporter {
-    /// Starts the thread, which has every signal blocked. Without a `store` no reports are saved.
-    pub fn start(events: EventLog, store: Option<ReportStore>) -> io::Result<Reporter> {
-        let writer = Arc::new(Writer::new(events, store));
+    /// Starts the thread, which has every signal blocked. Without a `store` no reports are saved; their cores hold
+    /// `core_pages` pages of memory at most.
+    pub fn start(
+        events: EventLog,
+        store: Option<ReportStore>,
+        core_pages: usize,
+    ) -> io::Result<Reporter> {
+        let writer = Arc::new(Writer::new(events, store, core_pages));
         let queue = Arc::new(Queue::new());
         let (its_writer, its_queue) = (Arc::clone(&writer), Arc::clone(&queue));
         let thread = crate::host::with_signals_blocked(|| {
@@ -122,7 +142,7 @@ impl Reporter {
     /// A reporter that says nothing and has no thread, for a guest process that is not protected.
     pub fn silent() -> Reporter {
         Reporter {
-            writer: Arc::new(Writer::new(EventLog::disabled(), None)),
+            writer: Arc::new(Writer::new(EventLog::disabled(), None, 0)),
             queue: Arc::new(Queue::ended()),
             thread: Mutex::new(None),
         }
@@ -137,6 +157,21 @@ impl Reporter {
     /// touch the disk, but waits while the queue is full.
     pub fn fault(&self, record: FaultRecord) {
         self.hand_over(Item::Fault(Box::new(record)));
+    }
+
+    /// Room for the memory of a fault at `site`: its instruction and stack pointer. None is given if nothing would
+    /// come of it, or if so much waits to be written that the server had better not be made to wait for more.
+    pub fn room_for_memory(&self, site: Option<(u64, u64)>) -> Room {
+        if !self.writer.saves() {
+            return Room::Refused("reports are not saved");
+        }
+        if site.is_some_and(|site| self.writer.is_told(site)) {
+            return Room::Refused("the first reports of a fault at this place have theirs");
+        }
+        if self.queue.bytes() > queue::MAX_BYTES / 4 {
+            return Room::Refused("earlier reports were still being written");
+        }
+        Room::Given(self.writer.take_room())
     }
 
     /// Waits until all that was handed over is written, and ends the thread. What comes later is written by
@@ -172,7 +207,9 @@ fn work(writer: &Writer, queue: &Queue) {
         log::warn!("the reporter shares the guest's descriptor numbers: {error}");
     }
     let mut symbolizer = Symbolizer::default();
+    writer.prepare_room();
     while let Some(item) = queue.pop_or(PRUNE_PERIOD, || writer.prune()) {
+        writer.prepare_room();
         writer.write(&mut symbolizer, item);
     }
 }

@@ -87,6 +87,7 @@ impl Thread {
         }
         let origin = turn.domain.as_ref().map_or(Origin::Internal, |d| d.origin);
         let mut record = self.describe(turn, fault, origin);
+        self.quarantine(turn, &mut record, fault.info(), None);
         record.rung = "restart";
         record.outcome = Outcome::Escalated;
         record.peer = origin.fd().and_then(host::peer_name);

@@ -167,6 +167,7 @@ fn become_child(call: &mut Call, start: Start) -> Result<Thread, KvmError> {
         reporter: Reporter::silent(),
         program: parent.program.clone(),
         executable: parent.executable.clone(),
+        auxv: parent.auxv.clone(),
         own_memory: own_memory.into(),
         state,
     });

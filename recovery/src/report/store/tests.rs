@@ -258,3 +258,80 @@ fn later_faults_count_up_in_the_first_report() {
     .unwrap();
     assert_eq!(store.archive().read(&report.id).unwrap().more, None);
 }
+
+fn with_core(store: &ReportStore, seconds: u64, bytes: usize) -> FaultReport {
+    let mut report = sample(at(seconds));
+    let path = store
+        .save_core(&report.id, |out| out.write_all(&vec![7; bytes]))
+        .unwrap();
+    report.core = Some(crate::report::Core {
+        bytes: bytes as u64,
+        program: "/usr/bin/server".into(),
+        pages_written: 1,
+        pages_left_out: 0,
+        path: Some(path.display().to_string()),
+    });
+    store.save(&report).unwrap();
+    report
+}
+
+#[test]
+fn a_core_is_private_and_known_to_its_report() {
+    let (_dir, store) = store();
+    let report = with_core(&store, 1, 5000);
+    let dir = store.archive().path(&report.id);
+    let core = fs::metadata(dir.join("core")).unwrap();
+    assert_eq!(
+        (core.len(), core.permissions().mode() & 0o777),
+        (5000, 0o600)
+    );
+    assert_eq!(
+        fs::metadata(&dir).unwrap().permissions().mode() & 0o777,
+        0o700
+    );
+    assert_eq!(store.archive().load("last").unwrap(), report);
+    // Somebody has removed it to have more room.
+    fs::remove_file(dir.join("core")).unwrap();
+    let loaded = store.archive().load("last").unwrap();
+    assert_eq!(loaded.core.unwrap().path, None);
+}
+
+#[test]
+fn of_a_core_that_cannot_be_written_nothing_is_left() {
+    let (_dir, store) = store();
+    let report = sample(at(1));
+    let error = store.save_core(&report.id, |out| {
+        out.write_all(&[7; 200 << 10])?;
+        Err(ErrorKind::StorageFull.into())
+    });
+    assert!(error.is_err());
+    store.save(&report).unwrap();
+    let dir = store.archive().path(&report.id);
+    assert_eq!(fs::read_dir(dir).unwrap().count(), 2);
+}
+
+#[test]
+fn cores_count_as_bytes_of_their_reports() {
+    let (_dir, store) = store();
+    const LIMIT: u64 = 1 << 20;
+    const CORE: u64 = 200 << 10;
+    let store = store.with_limits(LIMIT, Duration::MAX);
+    for second in 0..40 {
+        with_core(&store, 100 + second, CORE as usize);
+        let ids = store.archive().entries().unwrap();
+        // At every moment, not only now and then.
+        assert!(ids.len() as u64 * CORE <= LIMIT + CORE, "{}", ids.len());
+    }
+    let reports = store.archive().list().unwrap();
+    assert_eq!(reports.len(), 5);
+    assert!(store.archive().path(&reports[0]).join("core").is_file());
+}
+
+#[test]
+fn cores_become_too_old_with_their_reports() {
+    let (_dir, store) = store();
+    let store = store.with_limits(u64::MAX, Duration::from_secs(3600));
+    let old = with_core(&store, 100, 10);
+    store.prune();
+    assert!(!store.archive().path(&old.id).exists());
+}

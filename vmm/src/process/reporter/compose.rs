@@ -32,6 +32,7 @@ pub(super) fn report(record: FaultRecord, stack: Vec<Frame>) -> FaultReport {
         undone: r.undone,
         dropped_output: Excerpt::new(&r.dropped_output),
         kept: r.kept,
+        core_missing: r.core_missing,
         replied: r.replied,
         pause_us: stats::micros(r.pause),
         ..FaultReport::new(

@@ -120,6 +120,11 @@ impl Queue {
         }
     }
 
+    /// Bytes of what waits.
+    pub(super) fn bytes(&self) -> usize {
+        self.lock().bytes
+    }
+
     /// Takes no more items.
     pub(super) fn close(&self) {
         let mut state = self.lock();
@@ -169,6 +174,7 @@ impl Item {
             Item::Fault(record) => {
                 size_of::<FaultRecord>()
                     + record.stack.capacity()
+                    + record.quarantine.as_ref().map_or(0, |q| q.size())
                     + record.input.capacity()
                     + record.dropped_output.capacity()
                     + record.mappings.capacity() * size_of::<Vma>()

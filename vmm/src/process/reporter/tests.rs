@@ -38,6 +38,8 @@ pub(super) fn record() -> FaultRecord {
         input: b"SET a 1\r\n".to_vec(),
         stack: Vec::new(),
         mappings: Vec::new(),
+        quarantine: None,
+        core_missing: None,
         written: vec![(PageNumber(1), 3)],
         pages_written: 1,
         pages_restored: 1,
@@ -157,7 +159,7 @@ impl Fixture {
         let dir = tempfile::tempdir().unwrap();
         let events = event_log(&dir.path().join("events"));
         let store = ReportStore::open(Some(dir.path().join("reports"))).unwrap();
-        let reporter = Reporter::start(events, Some(store)).unwrap();
+        let reporter = Reporter::start(events, Some(store), 0).unwrap();
         Fixture { dir, reporter }
     }
 
@@ -356,11 +358,80 @@ fn a_report_that_cannot_be_saved_still_has_its_event() {
     assert_eq!(events[1]["reason"], "again at the same place");
 }
 
+fn quarantine() -> Option<Box<Quarantine>> {
+    Some(Box::new(Quarantine {
+        pages: vec![PageNumber(0x40_0000)],
+        // One more than is used.
+        contents: vec![PageContent::zero().clone(); 2],
+        written: 1,
+        left_out: 2,
+        ..Quarantine::default()
+    }))
+}
+
+#[test]
+fn the_core_lies_beside_the_report_until_the_bug_is_known() {
+    let fixture = Fixture::new();
+    let site = Some((0, 0));
+    for n in 0..5 {
+        assert!(
+            matches!(fixture.reporter.room_for_memory(site), Room::Given(_)),
+            "{n}"
+        );
+        fixture.reporter.fault(FaultRecord {
+            quarantine: quarantine(),
+            ..record()
+        });
+        if n < 3 {
+            continue;
+        }
+        // The fourth only counts up, and there need not be memory of the next one.
+        let begin = std::time::Instant::now();
+        while matches!(fixture.reporter.room_for_memory(site), Room::Given(_)) {
+            assert!(begin.elapsed() < Duration::from_secs(30));
+            thread::sleep(Duration::from_millis(1));
+        }
+        break;
+    }
+    assert!(matches!(
+        fixture.reporter.room_for_memory(None),
+        Room::Given(_)
+    ));
+    fixture.reporter.finish();
+    let archive = ReportArchive::new(Some(fixture.reports())).unwrap();
+    let ids = archive.list().unwrap();
+    assert_eq!(ids.len(), 3);
+    for id in ids {
+        let core = archive.read(&id).unwrap().core.unwrap();
+        let path = core.path.unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().len(), core.bytes);
+        assert_eq!((core.pages_written, core.pages_left_out), (1, 2));
+        assert!(fs::read(&path).unwrap().starts_with(b"\x7fELF"));
+    }
+}
+
+#[test]
+fn while_much_waits_no_memory_is_taken() {
+    let fixture = Fixture::new();
+    // The reporter is made to wait for the first one, so that the others stay in the queue.
+    let mut big = record();
+    big.stack = vec![0; queue::MAX_BYTES / 2];
+    big.mappings = own_mappings();
+    for _ in 0..2 {
+        fixture.reporter.fault(big.clone());
+    }
+    let refused = (0..1000).any(|_| {
+        fixture.reporter.fault(big.clone());
+        matches!(fixture.reporter.room_for_memory(None), Room::Refused(_))
+    });
+    assert!(refused);
+}
+
 #[test]
 fn without_a_store_there_are_events_only() {
     let dir = tempfile::tempdir().unwrap();
     let events = event_log(&dir.path().join("events"));
-    let reporter = Reporter::start(events, None).unwrap();
+    let reporter = Reporter::start(events, None, 0).unwrap();
     reporter.fault(record());
     drop(reporter);
     let text = fs::read_to_string(dir.path().join("events")).unwrap();

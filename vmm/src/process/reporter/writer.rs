@@ -1,38 +1,60 @@
 //! Writes events and saves reports.
 
+use std::collections::HashSet;
 use std::error::Error;
 use std::io;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
+use guest_agentless::Vma;
 use recovery::event::EventLog;
 use recovery::repeat::{Detail, Repeats};
 use recovery::report::{FaultReport, Frame, ReportId, ReportStore, SaveError, Tally};
+use recovery::tracker::PageContent;
 
 use super::FaultRecord;
 use super::compose;
+use super::core;
 use super::queue::Item;
 use super::symbolize::Symbolizer;
+use crate::process::quarantine::Quarantine;
+
+/// Faults for whose memory room is kept, and pages that are mapped in advance for one at most.
+const SPARE_LIMIT: usize = 2;
+const MAPPED_LIMIT: usize = 1024;
+
+/// Places that are remembered.
+const TOLD_LIMIT: usize = 1024;
 
 /// Where events and reports go.
 #[derive(Debug)]
 pub(super) struct Writer {
     events: EventLog,
     store: Option<ReportStore>,
+    /// Pages of memory that a core may hold.
+    core_pages: usize,
     repeats: Mutex<Repeats>,
     /// The kinds of failure to save a report that were logged: each is logged once.
     logged: Mutex<Vec<io::ErrorKind>>,
+    /// Room for the memory of faults, of records that are done with: for the host to map it anew would take
+    /// longer than to copy to it.
+    spare: Mutex<Vec<Vec<PageContent>>>,
+    /// Places (instruction and stack pointer) of faults that only counted up: no cores are made of them.
+    told: Mutex<HashSet<(u64, u64)>>,
 }
 
 impl Writer {
-    /// A writer to `events` and `store`.
-    pub(super) fn new(events: EventLog, store: Option<ReportStore>) -> Writer {
+    /// A writer to `events` and `store`, with cores of so many pages.
+    pub(super) fn new(events: EventLog, store: Option<ReportStore>, core_pages: usize) -> Writer {
         Writer {
             events,
             store,
+            core_pages,
             repeats: Mutex::default(),
             logged: Mutex::default(),
+            spare: Mutex::default(),
+            told: Mutex::default(),
         }
     }
 
@@ -40,10 +62,17 @@ impl Writer {
     pub(super) fn write(&self, symbolizer: &mut Symbolizer, item: Item) {
         match item {
             Item::Event(event) => self.events.emit(&event),
-            Item::Fault(record) => {
+            Item::Fault(mut record) => {
                 let frames = frames(symbolizer, &record);
+                let quarantine = record.quarantine.take();
+                let mappings = record.mappings.clone();
+                let site = (record.rip, record.rsp);
                 let mut report = compose::report(*record, frames);
-                let told = self.tell(&mut report);
+                let told = self.tell(&mut report, quarantine.as_deref(), &mappings);
+                self.note_told(site, told.as_ref().is_some_and(|id| *id != report.id));
+                if let Some(quarantine) = quarantine {
+                    self.give_room(quarantine.contents);
+                }
                 self.events.emit(&report.to_event(told.as_ref()));
             }
         }
@@ -57,7 +86,12 @@ impl Writer {
     }
 
     /// Saves the report, or counts the fault in the first one of the same bug; says which report there is now.
-    fn tell(&self, report: &mut FaultReport) -> Option<ReportId> {
+    fn tell(
+        &self,
+        report: &mut FaultReport,
+        quarantine: Option<&Quarantine>,
+        mappings: &[Vma],
+    ) -> Option<ReportId> {
         let fault = report.identify();
         report.fault = fault.to_string();
         let mut repeats = self.repeats.lock().unwrap_or_else(PoisonError::into_inner);
@@ -75,6 +109,15 @@ impl Writer {
             }
             repeats.lost(fault, report.outcome);
         }
+        if let Some(quarantine) = quarantine {
+            match core::save(store, &report.id, quarantine, mappings) {
+                Ok(core) => report.core = Some(core),
+                Err(error) => {
+                    report.core_missing = error.source().map(ToString::to_string);
+                    self.log_once(&error);
+                }
+            }
+        }
         match store.save(report) {
             Ok(_) => {
                 repeats.saved(fault, report.outcome, &report.id);
@@ -84,6 +127,57 @@ impl Writer {
                 self.log_once(&error);
                 None
             }
+        }
+    }
+
+    /// Whether reports are saved.
+    pub(super) fn saves(&self) -> bool {
+        self.store.is_some()
+    }
+
+    /// Whether the last fault at that place only counted up.
+    pub(super) fn is_told(&self, site: (u64, u64)) -> bool {
+        let told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        told.contains(&site)
+    }
+
+    fn note_told(&self, site: (u64, u64), counted_up: bool) {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        if !counted_up {
+            told.remove(&site);
+            return;
+        }
+        if told.len() >= TOLD_LIMIT {
+            told.clear();
+        }
+        told.insert(site);
+    }
+
+    /// Makes sure that there is room for the memory of the next fault, and that the host has mapped it.
+    pub(super) fn prepare_room(&self) {
+        let pages = self.core_pages.min(MAPPED_LIMIT);
+        let is_empty = || {
+            let spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
+            spare.is_empty()
+        };
+        if self.saves() && pages > 0 && is_empty() {
+            self.give_room(vec![PageContent::zero().clone(); pages]);
+        }
+    }
+
+    /// Room for the memory of a fault.
+    pub(super) fn take_room(&self) -> Vec<PageContent> {
+        let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
+        spare.pop().unwrap_or_default()
+    }
+
+    fn give_room(&self, mut room: Vec<PageContent>) {
+        // What a higher limit has needed once is not kept.
+        room.truncate(MAPPED_LIMIT);
+        room.shrink_to(MAPPED_LIMIT);
+        let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
+        if spare.len() < SPARE_LIMIT {
+            spare.push(room);
         }
     }
 
