@@ -379,6 +379,7 @@ fn start(arguments: RunArgs) -> Result<Thread, AnyError> {
             suspended: Default::default(),
             wait_words: Default::default(),
             dispositions: inherited_dispositions(),
+            handoffs: Default::default(),
             ladder: Ladder::new(DEFAULT_STORM_LIMIT, arguments.storm_limit),
             restart: Default::default(),
             offenders: arguments

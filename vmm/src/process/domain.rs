@@ -225,6 +225,7 @@ impl Thread {
         if !self.process.options.protect {
             return Committed::Done;
         }
+        self.following_ended();
         let (tracker, mut memory) = state.tracking(&self.process, &mut self.vcpu);
         if !tracker.is_armed() {
             tracker.note_written(&mut memory);
@@ -241,13 +242,10 @@ impl Thread {
             return Committed::Done;
         };
         self.request_succeeded(state, &domain);
-        if domain.delivered.is_some() {
-            self.wakeup = domain.delivered.take();
-        }
         let stats = std::sync::Arc::clone(&self.process.stats);
         let (deferred, undo) = domain.journal.commit();
-        let (tracker, mut memory) = state.tracking(&self.process, &mut self.vcpu);
-        let done = tracker.commit(&mut memory);
+        let done = self.commit_memory(state, &domain);
+        let tracker = &state.tracker;
         stats.pages.dirty_harvested.add(done.harvested);
         stats.pages.compared.add(done.compared);
         stats.pages.copied.add(done.copied);

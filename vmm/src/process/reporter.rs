@@ -25,6 +25,7 @@ use recovery::Origin;
 use recovery::event::{Event, EventLog, FaultKind, Outcome};
 use recovery::report::ReportStore;
 
+pub(super) use module::read as read_module;
 use queue::{Item, Queue};
 use symbolize::Symbolizer;
 use writer::Writer;

@@ -10,6 +10,7 @@ use recovery::event::FaultKind;
 
 use super::control::{self, KICK_SIGNAL, ThreadControl};
 use super::domain::{Continuation, Domain};
+use super::handoff::Following;
 use super::overflow::is_stack_overflow;
 use super::recover::Fault;
 use super::signals::{self, Action, AlternateStack, Delivery, Interrupted, SignalInfo};
@@ -53,6 +54,8 @@ pub struct Thread {
     pub next_origin: Origin,
     /// The events that the next domain begins with.
     pub delivered: Option<super::domain::Delivered>,
+    /// The events of the last wake-up that have not been read yet.
+    pub wakeup: Option<super::domain::Delivered>,
     /// The rest of a domain that was committed early.
     pub continues: Option<Continuation>,
     /// Likewise, until the handler that has interrupted it returns.
@@ -69,6 +72,8 @@ pub struct Thread {
     pub restart: Option<u64>,
     /// CPU time of the thread when it was first asked to yield in this domain.
     pub asked_at: Option<Duration>,
+    /// What is followed after a fault in work that was handed over.
+    pub following: Following,
     /// The next domain of this origin does not put off its effects.
     pub pass_through: Option<Origin>,
     /// Signals wait for the end of the request.
@@ -78,8 +83,6 @@ pub struct Thread {
     /// Bytes that the running request had written when it was suspended or committed early.
     pub written: u64,
     pub(super) last_fault: (u64, u32),
-    /// What the last wake-up was about.
-    pub wakeup: Option<super::domain::Delivered>,
     /// Which life of the process the thread is in (see [`super::restart`]).
     pub epoch: u64,
 }
@@ -97,6 +100,7 @@ impl Thread {
             alternate_stack: AlternateStack::default(),
             next_origin: Origin::Internal,
             delivered: None,
+            wakeup: None,
             continues: None,
             interrupted: None,
             suspects: Vec::new(),
@@ -105,12 +109,12 @@ impl Thread {
             bounce: vec![0; sys::BOUNCE],
             restart: None,
             asked_at: None,
+            following: Following::default(),
             pass_through: None,
             signals_postponed: false,
             memory_waived: false,
             written: 0,
             last_fault: (0, 0),
-            wakeup: None,
             epoch: 0,
         }
     }
@@ -118,6 +122,12 @@ impl Thread {
     /// The thread's ID.
     pub fn tid(&self) -> i32 {
         self.control.tid.load(Ordering::Relaxed)
+    }
+
+    /// The thread has been woken by these events.
+    pub fn woken_by(&mut self, delivered: super::domain::Delivered) {
+        self.wakeup = Some(delivered.clone());
+        self.delivered = Some(delivered);
     }
 
     /// Runs the guest thread on the calling host thread until it ends. `started` is called once its ID is
@@ -130,6 +140,8 @@ impl Thread {
         started(tid);
         let process = Arc::clone(&self.process);
         let mut turn = Turn::take(&process, tid);
+        // It may be given work before anybody has had to wake it.
+        self.note_handoff(&mut turn);
         loop {
             match self.step(&mut turn) {
                 Ok(Flow::Continue) => {}
@@ -162,6 +174,12 @@ impl Thread {
         self.ensure_domain(turn)?;
         self.vcpu.set_root(turn.space.root())?;
         let exit = self.vcpu.run()?;
+        if matches!(exit, Exit::Interrupted | Exit::RingFull) {
+            self.rewind_breakpoint();
+        }
+        if matches!(exit, Exit::Syscall) {
+            self.breakpoints_settled();
+        }
         let stats = &self.process.stats;
         match exit {
             Exit::Syscall => {
@@ -181,6 +199,10 @@ impl Thread {
                 vector, error_code, ..
             } => {
                 stats.exits.other_exception.inc();
+                if matches!(vector, 1 | 3) && self.debug_exception(turn, vector)? {
+                    self.breakpoints_settled();
+                    return Ok(Flow::Continue);
+                }
                 let rip = self.vcpu.registers().rip;
                 self.fault(turn, Fault::from_exception(vector, error_code, rip))
             }
@@ -274,7 +296,9 @@ impl Thread {
     fn give_way(&mut self, turn: &mut Turn<'_>) {
         let now = host::thread_cpu_time();
         let used = now.saturating_sub(*self.asked_at.get_or_insert(now));
-        let in_request = turn.domain.as_ref().is_some_and(Domain::is_request);
+        // Where threads hand work over, internal work is a client's too.
+        let in_request = turn.domain.as_ref().is_some_and(Domain::is_request)
+            || turn.handoffs.provenance.is_recording();
         if used < if in_request { REQUEST_SLICE } else { SLICE } {
             return;
         }

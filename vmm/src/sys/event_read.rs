@@ -1,6 +1,6 @@
 //! Reads from what is no file and no client's connection: pipes, socket pairs, eventfds, timerfds. Outside of a
 //! request such a read is a wake-up by the server itself; inside of one, what was read is given back at
-//! abandon.
+//! abandon. The read of what the thread was woken for ends the request before it.
 
 use guest_agentless::{Errno, GuestRange};
 
@@ -61,6 +61,16 @@ impl Call<'_, '_> {
     ) -> Result<u64, Errno> {
         let room: u64 = parts.iter().map(|part| part.len()).sum();
         let len = room.min(BOUNCE as u64) as usize;
+        let mut wakeup = self.thread.wakeup.clone();
+        if wakeup
+            .as_mut()
+            .is_some_and(|events| self.state.files.take_event(events, fd))
+        {
+            // The thread has come to the next event of its loop: what follows is no part of a request, and may
+            // be about other clients.
+            self.commit()?;
+            self.thread.wakeup = wakeup;
+        }
         self.settle_event(fd)?;
         let source = match self.in_request() {
             true => source(fd, self.state.files.kind(fd)),

@@ -147,6 +147,7 @@ fn become_child(call: &mut Call, start: Start) -> Result<Thread, KvmError> {
         wait_words: Default::default(),
         dispositions: std::mem::take(&mut state.dispositions),
         ladder: Ladder::default(),
+        handoffs: Default::default(),
         restart: Default::default(),
         offenders: None,
         descriptor_limit: state.descriptor_limit,

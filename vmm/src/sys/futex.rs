@@ -28,7 +28,13 @@ fn futex(call: &mut Call) -> Result<u64, Errno> {
     let mut args = [word, operation, value, fourth, 0, value3];
     match command {
         libc::FUTEX_WAIT | libc::FUTEX_WAIT_BITSET => {}
-        libc::FUTEX_WAKE | libc::FUTEX_WAKE_BITSET => return host_futex(args),
+        libc::FUTEX_WAKE | libc::FUTEX_WAKE_BITSET => {
+            let woken = host_futex(args)?;
+            if woken > 0 {
+                call.thread.note_handoff(call.state);
+            }
+            return Ok(woken);
+        }
         libc::FUTEX_REQUEUE | libc::FUTEX_CMP_REQUEUE => {
             // A requeued waiter could not be put back, so all are woken.
             window::checked(word2, 4).ok_or(Errno::EFAULT)?;
@@ -77,7 +83,12 @@ fn futex(call: &mut Call) -> Result<u64, Errno> {
     if let Some(domain) = &mut call.state.domain {
         domain.waits.end();
     }
-    result
+    match result {
+        // Others run while the host looks at the word, and may just be guarding its page, which the guest is
+        // not to notice. If the page is really gone, the guest finds out when it looks at the word again.
+        Err(Errno::EFAULT) => Err(Errno::EAGAIN),
+        other => other,
+    }
 }
 
 fn current(call: &mut Call, word: u64) -> Result<u32, Errno> {

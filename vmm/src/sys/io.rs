@@ -99,6 +99,10 @@ impl Call<'_, '_> {
                 domain.add_input(bytes);
                 domain.keep_for_replay(bytes);
             }
+            if let Some(fd) = origin.fd() {
+                self.thread
+                    .note_received(self.state, fd, parts, bytes.len() as u64);
+            }
         }
         self.scatter(parts, bytes)?;
         Ok(bytes.len() as u64)
@@ -154,6 +158,14 @@ impl Call<'_, '_> {
         let len = bytes.len();
         if self.state.files.is_poisoned(fd) {
             return Err(Errno::ECONNRESET);
+        }
+        if self
+            .state
+            .files
+            .reader(fd)
+            .is_some_and(|tid| tid != self.thread.tid())
+        {
+            self.thread.note_handoff(self.state);
         }
         if self.is_shut(fd) {
             return Err(Errno::EPIPE);
@@ -309,6 +321,9 @@ impl Call<'_, '_> {
         };
         domain.held_bytes += len;
         domain.journal.defer(Deferred::Write { fd, bytes, offset });
+        if matches!(self.state.files.kind(fd), Kind::Pipe | Kind::Anonymous) {
+            self.thread.note_handoff(self.state);
+        }
         Ok(len as u64)
     }
 
