@@ -542,7 +542,18 @@ impl Files {
             .collect()
     }
 
-    /// Whether a wake-up was about `fd`; the next time it is not.
+    /// Whether a wake-up was about `fd`.
+    pub fn was_event(&self, wakeup: &Delivered, fd: i32) -> bool {
+        match wakeup {
+            Delivered::Descriptors(fds) => fds.contains(&fd),
+            Delivered::Events { epoll, data } => self
+                .interests
+                .get(&(fd, *epoll))
+                .is_some_and(|event| data.contains(&{ event.u64 })),
+        }
+    }
+
+    /// Likewise; the next time it is not.
     pub fn take_event(&self, wakeup: &mut Delivered, fd: i32) -> bool {
         match wakeup {
             Delivered::Descriptors(fds) => take_out(fds, fd),

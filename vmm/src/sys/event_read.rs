@@ -1,6 +1,6 @@
 //! Reads from what is no file and no client's connection: pipes, socket pairs, eventfds, timerfds. Outside of a
 //! request such a read is a wake-up by the server itself; inside of one, what was read is given back at
-//! abandon. The read of what the thread was woken for ends the request before it.
+//! abandon. The read of what the thread was woken for together with a request ends that request.
 
 use guest_agentless::{Errno, GuestRange};
 
@@ -61,15 +61,8 @@ impl Call<'_, '_> {
     ) -> Result<u64, Errno> {
         let room: u64 = parts.iter().map(|part| part.len()).sum();
         let len = room.min(BOUNCE as u64) as usize;
-        let mut wakeup = self.thread.wakeup.clone();
-        if wakeup
-            .as_mut()
-            .is_some_and(|events| self.state.files.take_event(events, fd))
-        {
-            // The thread has come to the next event of its loop: what follows is no part of a request, and may
-            // be about other clients.
+        if self.is_next_event(fd) {
             self.commit()?;
-            self.thread.wakeup = wakeup;
         }
         self.settle_event(fd)?;
         let source = match self.in_request() {
@@ -99,6 +92,20 @@ impl Call<'_, '_> {
         });
         self.thread.bounce = bounce;
         done
+    }
+
+    /// Whether the thread has come to the next event of its loop: the wake-up that was about the connection of the
+    /// running request was about `fd` too. What follows is no part of the request, and may be about other
+    /// clients. What the thread has looked at in another request does not count.
+    fn is_next_event(&mut self, fd: i32) -> bool {
+        let domain = self.state.domain.as_ref();
+        let (Some(request), Some(wakeup)) =
+            (domain.and_then(|d| d.origin.fd()), &mut self.thread.wakeup)
+        else {
+            return false;
+        };
+        let files = &self.state.files;
+        files.was_event(wakeup, request) && files.take_event(wakeup, fd)
     }
 
     fn note_taken(&mut self, source: Source, fd: i32, bytes: &[u8]) {
