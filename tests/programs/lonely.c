@@ -66,8 +66,10 @@ int main(int argc, char **argv) {
     epoll_ctl(epoll, EPOLL_CTL_ADD, listener, &event);
     for (;;) {
         int n = epoll_wait(epoll, &event, 1, 20);
-        if (reload && is("reload-loop")) crash();
-        reload = 0;
+        if (reload) {
+            reload = 0;
+            if (is("reload-loop")) crash();
+        }
         if (n == 0 && armed && is("timer")) crash();
         if (n != 1) continue;
         if (event.data.fd == listener) {

@@ -15,7 +15,7 @@ use std::{
     time::Duration,
 };
 
-use vmsrs_tests::{Launch, Monitored, free_port, kvm_case};
+use vmsrs_tests::{Event, Launch, Monitored, free_port, guest, kvm_case};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 const WORKERS: &str = "4";
@@ -201,4 +201,41 @@ fn several_crashing_tasks_of_one_client() {
     server.terminate().unwrap();
     assert!(server.events_of("recovered").unwrap().len() >= 20);
     assert_eq!(server.events_of("escalated").unwrap(), []);
+}
+
+/// Workers that read and answer themselves: a request ends with its answer, not with the worker's next task.
+#[test]
+fn a_worker_that_waits_for_its_next_task_has_answered() {
+    kvm_case("a_worker_that_waits_for_its_next_task_has_answered");
+    for idle in ["condvar", "semaphore", "timed", "futex"] {
+        let port = free_port().unwrap();
+        let program = guest::program("worker_pool").unwrap();
+        let command = [program.to_str().unwrap(), &port.to_string(), "3", idle].map(str::to_owned);
+        let launch = Launch::monitored(command).unwrap().patience(PATIENCE);
+        let mut server = launch.start(port).unwrap();
+        let mut culprits = Vec::new();
+        for round in 0..4 {
+            for request in ["ask", "notify"] {
+                let mut answer = String::new();
+                let mut stream = connect(port);
+                stream.write_all(request.as_bytes()).unwrap();
+                let read = stream.read_to_string(&mut answer);
+                assert_eq!(
+                    (read.ok(), &*answer),
+                    (Some(2), "ok"),
+                    "{idle}: {request} {round}"
+                );
+            }
+            culprits.push(crash(port, "crash"));
+        }
+        server.terminate().unwrap();
+        let events = server.events().unwrap();
+        let faults: Vec<&Event> = events.iter().filter(|e| e.get("fault").is_some()).collect();
+        let charged: Vec<&str> = faults.iter().filter_map(|e| e.text("peer")).collect();
+        assert_eq!(charged, culprits, "{idle}: {faults:#?}");
+        assert!(
+            faults.iter().all(|e| e.event == "recovered"),
+            "{idle}: {faults:#?}"
+        );
+    }
 }

@@ -80,6 +80,17 @@ impl Domain {
         !matches!(self.origin, Origin::Internal | Origin::Timer)
     }
 
+    /// Whether it has answered its client, or hung up.
+    pub fn has_answered(&self) -> bool {
+        let client = self.origin.fd();
+        self.journal.deferred().iter().any(|effect| match effect {
+            Deferred::Send { fd, .. } | Deferred::SendTo { fd, .. } | Deferred::Close { fd } => {
+                Some(*fd) == client
+            }
+            _ => false,
+        })
+    }
+
     /// Whether it has output or other effects that wait for its commit.
     pub fn has_deferred(&self) -> bool {
         !self.journal.deferred().is_empty()

@@ -9,7 +9,7 @@ use recovery::Origin;
 use recovery::event::FaultKind;
 
 use super::control::{self, KICK_SIGNAL, ThreadControl};
-use super::domain::{Continuation, Domain};
+use super::domain::{Continuation, Domain, Early};
 use super::handoff::Following;
 use super::overflow::is_stack_overflow;
 use super::recover::Fault;
@@ -303,8 +303,12 @@ impl Thread {
             return;
         }
         self.asked_at = None;
-        // Put back or not, it goes on where its registers say.
-        let _ = self.suspend(turn);
+        // Put back or not, it goes on where its registers say. What it has to say to others is not kept back while
+        // it computes, or waits for its next task without a call.
+        let _ = match turn.domain.as_ref().is_some_and(Domain::has_deferred) {
+            true => self.commit_early(turn, Early::Suspended),
+            false => self.suspend(turn),
+        };
         self.park(false);
         turn.released(|| ());
         self.resume(turn);
@@ -374,7 +378,8 @@ impl Thread {
         // A domain that is put back meets the handler at its checkpoint.
         let _ = self.commit(turn);
         // The handler is not the client's: what it does (it may well exit) is not charged to the request
-        // that it has interrupted.
+        // that it has interrupted, nor to a timer that has run out at the same time.
+        self.next_origin = Origin::Internal;
         self.interrupted = self.continues.take().or(self.interrupted.take());
         self.run_handler(turn, info, action, trap);
     }
@@ -455,35 +460,34 @@ impl Thread {
     }
 }
 
+/// Whether the monitor catches `signal` for the guest. Others are its own, or the host's default stays.
+pub fn is_caught(signal: Signal) -> bool {
+    !matches!(
+        signal.raw(),
+        libc::SIGKILL
+            | libc::SIGSTOP
+            | libc::SIGSEGV
+            | libc::SIGBUS
+            | libc::SIGILL
+            | libc::SIGFPE
+            | libc::SIGABRT
+            | libc::SIGTRAP
+            | libc::SIGPIPE
+            | libc::SIGTSTP
+            | libc::SIGTTIN
+            | libc::SIGTTOU
+            | libc::SIGCONT
+            | 32
+            | 33
+    )
+}
+
 /// Catches the signals that the guest may get from outside, and the monitor's own kick.
 pub fn install_signal_handlers() -> std::io::Result<()> {
-    for number in 1..=64 {
-        let Some(signal) = Signal::new(number) else {
-            continue;
-        };
-        let own = number as i32 == KICK_SIGNAL;
-        let skip = matches!(
-            signal.raw(),
-            libc::SIGKILL
-                | libc::SIGSTOP
-                | libc::SIGSEGV
-                | libc::SIGBUS
-                | libc::SIGILL
-                | libc::SIGFPE
-                | libc::SIGABRT
-                | libc::SIGTRAP
-                | libc::SIGTSTP
-                | libc::SIGTTIN
-                | libc::SIGTTOU
-                | libc::SIGCONT
-                | 32
-                | 33
-        );
-        if own || !skip {
-            // Whether the guest starts with it ignored is inherited, as through exec.
-            if !own && inherited_ignored(signal) {
-                continue;
-            }
+    for signal in (1..=64).filter_map(Signal::new) {
+        let own = signal.raw() == KICK_SIGNAL;
+        // Whether the guest starts with it ignored is inherited, as through exec.
+        if own || is_caught(signal) && !inherited_ignored(signal) {
             control::set_host_action(signal, control::HostAction::Catch)?;
         }
     }

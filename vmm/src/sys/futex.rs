@@ -11,6 +11,9 @@ use crate::memory::window;
 use crate::process::domain::Early;
 use crate::process::recover::Fault;
 
+/// How long what a request has to say waits while the request waits for a lock: 20 ms, as a `timespec`.
+static PATIENCE: [i64; 2] = [0, 20_000_000];
+
 /// Futexes of which the process remembers that somebody has waited for them.
 const WAIT_WORDS_LIMIT: usize = 4096;
 
@@ -75,20 +78,33 @@ fn futex(call: &mut Call) -> Result<u64, Errno> {
     if !plain && call.state.wait_words.len() < WAIT_WORDS_LIMIT {
         call.state.wait_words.insert(word);
     }
-    if let Some(domain) = &mut call.state.domain {
-        domain.waits.begin(word, plain);
+    if call.has_effects() {
+        if fourth == 0 && (plain || !call.has_answered() && value3 as u32 == u32::MAX) {
+            // Most locks are free soon.
+            let private = operation & libc::FUTEX_PRIVATE_FLAG as u64;
+            let wait = libc::FUTEX_WAIT as u64 | private;
+            let patience = PATIENCE.as_ptr() as u64;
+            match wait_for(call, [word, wait, value, patience, 0, 0], plain) {
+                Err(Errno::ETIMEDOUT) => {}
+                other => return other,
+            }
+        }
+        // Somebody may wait for them, maybe the one who is to wake this thread.
+        call.let_go()?;
     }
-    // SAFETY: the word is in a guest window, of which the host reads it; the timeout is a copy.
+    wait_for(call, args, plain)
+}
+
+fn wait_for(call: &mut Call, args: [u64; 6], plain: bool) -> Result<u64, Errno> {
+    if let Some(domain) = &mut call.state.domain {
+        domain.waits.begin(args[0], plain);
+    }
+    // SAFETY: the word is in a guest window, of which the host reads it; the timeout is the monitor's.
     let result = unsafe { call.block(libc::SYS_futex, args, For::Midway) };
     if let Some(domain) = &mut call.state.domain {
         domain.waits.end();
     }
-    match result {
-        // Others run while the host looks at the word, and may just be guarding its page, which the guest is
-        // not to notice. If the page is really gone, the guest finds out when it looks at the word again.
-        Err(Errno::EFAULT) => Err(Errno::EAGAIN),
-        other => other,
-    }
+    result
 }
 
 fn current(call: &mut Call, word: u64) -> Result<u32, Errno> {
