@@ -56,6 +56,8 @@ pub struct Domain {
     pub delivered: Option<Delivered>,
     /// What it had written when it was suspended last, if it was.
     pub pages: SuspendedPages,
+    /// Time slices that it has used up.
+    pub slices: u32,
     /// The futexes that it has waited for.
     pub waits: Waits,
     /// What it was given, to be given again if it has to run again.
@@ -222,6 +224,7 @@ impl Thread {
             cramped: false,
             delivered: self.delivered.take(),
             pages: SuspendedPages::default(),
+            slices: 0,
             waits: Waits::default(),
             replay: None,
             pass_through: self.pass_through.take_if(|of| *of == origin).is_some(),
@@ -291,8 +294,12 @@ impl Thread {
         if request {
             self.count_written(state);
         }
+        let used = self.used();
         if self.commit(state) == Committed::PutBack {
             return Committed::PutBack;
+        }
+        if request {
+            self.still_used(used);
         }
         self.pass_through = pass_through.then_some(origin);
         if request {

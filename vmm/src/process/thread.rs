@@ -21,6 +21,8 @@ use crate::{host, sys};
 
 /// CPU time that a client's request may use while others wait, before it is suspended.
 const REQUEST_SLICE: Duration = Duration::from_millis(50);
+/// Slices after which what it has to say to others is said.
+const SILENT_SLICES: u32 = 4;
 /// Likewise for everything else, before it gives way. CPU time and not wall time, so that a thread is not
 /// stopped in the middle of a critical section only because the machine is busy.
 const SLICE: Duration = Duration::from_millis(5);
@@ -74,6 +76,8 @@ pub struct Thread {
     pub asked_at: Option<Duration>,
     /// What is followed after a fault in work that was handed over.
     pub following: Following,
+    /// The thread has answered a request that another thread has read.
+    pub answers_for_others: bool,
     /// The next domain of this origin does not put off its effects.
     pub pass_through: Option<Origin>,
     /// Signals wait for the end of the request.
@@ -110,6 +114,7 @@ impl Thread {
             restart: None,
             asked_at: None,
             following: Following::default(),
+            answers_for_others: false,
             pass_through: None,
             signals_postponed: false,
             memory_waived: false,
@@ -303,11 +308,15 @@ impl Thread {
             return;
         }
         self.asked_at = None;
-        // Put back or not, it goes on where its registers say. What it has to say to others is not kept back while
-        // it computes, or waits for its next task without a call.
-        let _ = match turn.domain.as_ref().is_some_and(Domain::has_deferred) {
-            true => self.commit_early(turn, Early::Suspended),
-            false => self.suspend(turn),
+        // Put back or not, it goes on where its registers say. What it has to say to others is not kept back for
+        // ever: it may be looking for its next task.
+        let says_something = |domain: &mut Domain| {
+            domain.slices += 1;
+            domain.slices >= SILENT_SLICES && domain.has_deferred()
+        };
+        let _ = match turn.domain.as_mut().is_some_and(says_something) {
+            true if !self.answers_for_others => self.commit_early(turn, Early::Suspended),
+            _ => self.suspend(turn),
         };
         self.park(false);
         turn.released(|| ());

@@ -11,8 +11,11 @@ use crate::memory::window;
 use crate::process::domain::Early;
 use crate::process::recover::Fault;
 
-/// How long what a request has to say waits while the request waits for a lock: 20 ms, as a `timespec`.
-static PATIENCE: [i64; 2] = [0, 20_000_000];
+/// How long what a request has to say waits while the request waits for a lock: 50 ms, as a `timespec`.
+static PATIENCE: [i64; 2] = [0, 50_000_000];
+
+/// The value of a mutex of glibc for which a thread waits.
+const LOCKED_AND_WAITED_FOR: u32 = 2;
 
 /// Futexes of which the process remembers that somebody has waited for them.
 const WAIT_WORDS_LIMIT: usize = 4096;
@@ -78,7 +81,10 @@ fn futex(call: &mut Call) -> Result<u64, Errno> {
     if !plain && call.state.wait_words.len() < WAIT_WORDS_LIMIT {
         call.state.wait_words.insert(word);
     }
-    if call.has_effects() {
+    // A single thread waits for itself, and for ever.
+    if call.has_effects() && call.thread.process.threads().len() > 1 {
+        // Only the mutexes of glibc wait like this.
+        let is_mutex = plain && value as u32 == LOCKED_AND_WAITED_FOR;
         if fourth == 0 && (plain || !call.has_answered() && value3 as u32 == u32::MAX) {
             // Most locks are free soon.
             let private = operation & libc::FUTEX_PRIVATE_FLAG as u64;
@@ -90,7 +96,7 @@ fn futex(call: &mut Call) -> Result<u64, Errno> {
             }
         }
         // Somebody may wait for them, maybe the one who is to wake this thread.
-        call.let_go()?;
+        call.let_go(!is_mutex)?;
     }
     wait_for(call, args, plain)
 }

@@ -159,13 +159,10 @@ impl Call<'_, '_> {
         if self.state.files.is_poisoned(fd) {
             return Err(Errno::ECONNRESET);
         }
-        if self
-            .state
-            .files
-            .reader(fd)
-            .is_some_and(|tid| tid != self.thread.tid())
-        {
+        let reader = self.state.files.reader(fd);
+        if reader.is_some_and(|tid| tid != self.thread.tid()) {
             self.thread.note_handoff(self.state);
+            self.thread.answers_for_others |= self.state.files.is_owing(fd);
         }
         if self.is_shut(fd) {
             return Err(Errno::EPIPE);

@@ -115,9 +115,10 @@ impl Call<'_, '_> {
         self.state.domain.as_ref().is_some_and(Domain::has_answered)
     }
 
-    /// The effects of the running request take place: it has ended if it has answered, and goes on otherwise.
-    pub(super) fn let_go(&mut self) -> Result<(), Errno> {
-        if self.has_answered() {
+    /// The effects of the running request take place. If it has answered and now waits for what may be its next
+    /// task, it has ended; otherwise it goes on.
+    pub(super) fn let_go(&mut self, maybe_for_work: bool) -> Result<(), Errno> {
+        if maybe_for_work && self.has_answered() {
             // What comes is not about the events that it was woken for.
             self.thread.wakeup = None;
             return self.commit();
