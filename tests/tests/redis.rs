@@ -11,9 +11,10 @@ use std::{
 };
 
 use vmsrs_tests::{
-    Launch, Monitored, free_port, kvm_case,
+    Event, Launch, Monitored, free_port, kvm_case,
+    load::Load,
     net::{self, Address},
-    redis::{self, Client, CrashScenario, Reply, encode},
+    redis::{self, Client, CrashScenario, Healthy, Reply, encode},
 };
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -132,6 +133,32 @@ fn others_do_not_notice_crashes_with_io_threads() {
         },
         server,
     );
+}
+
+/// The threads read and parse, the main thread executes all that they have read, after a read of its own.
+#[test]
+fn others_do_not_notice_crashes_where_io_threads_read() {
+    kvm_case("others_do_not_notice_crashes_where_io_threads_read");
+    let mut server = start(&["--io-threads", "4", "--io-threads-do-reads", "yes"]);
+    // The main thread spins while the others read, so each batch takes it a time slice or more.
+    let patience = Duration::from_secs(30);
+    let load = Load::start::<Healthy>(server.address(), 16, patience);
+    thread::sleep(Duration::from_secs(2));
+    for _ in 0..3 {
+        crash(server.address(), "SEGFAULT");
+        thread::sleep(Duration::from_millis(300));
+    }
+    let outcome = load.finish();
+    assert_eq!(outcome.problems, Vec::<String>::new());
+    assert!(outcome.requests > 0);
+    assert_eq!(server.terminate().unwrap().code(), Some(0));
+    let events = server.events().unwrap();
+    let faults: Vec<&Event> = events.iter().filter(|e| e.get("fault").is_some()).collect();
+    assert!(faults.len() >= 3, "{faults:#?}");
+    for fault in faults {
+        assert_eq!(fault.event, "recovered", "{fault:#?}");
+        assert!(fault.text("peer").is_some(), "{fault:#?}");
+    }
 }
 
 #[test]

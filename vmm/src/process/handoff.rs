@@ -178,7 +178,7 @@ pub struct Following {
 }
 
 impl Thread {
-    /// A thread has begun, has woken another, or used what another has read: they may hand work to each other.
+    /// A thread has made or woken another, or used what another has read: they may hand work to each other.
     pub fn note_handoff(&self, state: &mut State) {
         if self.process.threads().len() > 1 {
             state.handoffs.provenance.handed_off();

@@ -76,6 +76,8 @@ pub struct Thread {
     pub asked_at: Option<Duration>,
     /// What is followed after a fault in work that was handed over.
     pub following: Following,
+    /// The thread has used up a time slice, and made no system call since.
+    sliced: bool,
     /// The thread has answered a request that another thread has read.
     pub answers_for_others: bool,
     /// The next domain of this origin does not put off its effects.
@@ -114,6 +116,7 @@ impl Thread {
             restart: None,
             asked_at: None,
             following: Following::default(),
+            sliced: false,
             answers_for_others: false,
             pass_through: None,
             signals_postponed: false,
@@ -145,8 +148,6 @@ impl Thread {
         started(tid);
         let process = Arc::clone(&self.process);
         let mut turn = Turn::take(&process, tid);
-        // It may be given work before anybody has had to wake it.
-        self.note_handoff(&mut turn);
         loop {
             match self.step(&mut turn) {
                 Ok(Flow::Continue) => {}
@@ -190,6 +191,7 @@ impl Thread {
             Exit::Syscall => {
                 stats.exits.syscall.inc();
                 self.last_fault = (0, 0);
+                self.sliced = false;
                 sys::serve(self, turn)
             }
             Exit::Exception {
@@ -301,9 +303,9 @@ impl Thread {
     fn give_way(&mut self, turn: &mut Turn<'_>) {
         let now = host::thread_cpu_time();
         let used = now.saturating_sub(*self.asked_at.get_or_insert(now));
-        // Where threads hand work over, internal work is a client's too.
+        // Where threads hand work over, internal work is a client's too, unless it only spins.
         let in_request = turn.domain.as_ref().is_some_and(Domain::is_request)
-            || turn.handoffs.provenance.is_recording();
+            || turn.handoffs.provenance.is_recording() && !self.sliced;
         if used < if in_request { REQUEST_SLICE } else { SLICE } {
             return;
         }
@@ -318,6 +320,7 @@ impl Thread {
             true if !self.answers_for_others => self.commit_early(turn, Early::Suspended),
             _ => self.suspend(turn),
         };
+        self.sliced = true;
         self.park(false);
         turn.released(|| ());
         self.resume(turn);
