@@ -79,7 +79,11 @@ fn append_only(dir: &Path) -> [String; 6] {
 
 /// Sends `DEBUG fault`, which must reset this connection.
 fn crash(address: &Address, fault: &str) {
-    let mut client = Client::connect(address, PATIENCE).unwrap();
+    crash_within(address, fault, PATIENCE);
+}
+
+fn crash_within(address: &Address, fault: &str, patience: Duration) {
+    let mut client = Client::connect(address, patience).unwrap();
     client.send(&encode(&["DEBUG", fault])).unwrap();
     match client.reply() {
         Err(error) if net::is_reset(address, &error) => {}
@@ -142,11 +146,10 @@ fn others_do_not_notice_crashes_where_io_threads_read() {
     let mut server = start(&["--io-threads", "4", "--io-threads-do-reads", "yes"]);
     // The main thread spins while the others read, so each batch takes it a time slice or more.
     let patience = Duration::from_secs(30);
-    let load = Load::start::<Healthy>(server.address(), 16, patience);
-    thread::sleep(Duration::from_secs(2));
+    let load = Load::start::<Healthy>(server.address(), 12, patience);
+    thread::sleep(Duration::from_secs(1));
     for _ in 0..3 {
-        crash(server.address(), "SEGFAULT");
-        thread::sleep(Duration::from_millis(300));
+        crash_within(server.address(), "SEGFAULT", patience);
     }
     let outcome = load.finish();
     assert_eq!(outcome.problems, Vec::<String>::new());
