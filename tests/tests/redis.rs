@@ -147,7 +147,7 @@ fn others_do_not_notice_crashes_where_io_threads_read() {
     // The main thread spins while the others read, so each batch takes it a time slice or more.
     let patience = Duration::from_secs(30);
     let load = Load::start::<Healthy>(server.address(), 12, patience);
-    thread::sleep(Duration::from_secs(1));
+    thread::sleep(Duration::from_secs(3));
     for _ in 0..3 {
         crash_within(server.address(), "SEGFAULT", patience);
     }
