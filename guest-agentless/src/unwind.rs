@@ -37,22 +37,45 @@ pub struct Registers {
     pub rbp: u64,
 }
 
-/// The call stack, innermost frame first: `rip` itself, then return addresses. A return address points
-/// behind its call; look up what is called for one byte before it.
-///
-/// `stack` is a copy of the memory from `rsp` upwards. `unwind_info` gives the unwind information of a mapped
-/// file, and is asked only for the files that the walk comes through.
+/// One frame of a call stack.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct StackFrame {
+    /// The faulting instruction, or the return address into this frame.
+    pub address: u64,
+    /// The stack pointer there: in a caller's frame, what it is when the call has returned.
+    pub rsp: u64,
+}
+
+/// The addresses of [`frames`]: `rip` itself, then return addresses. A return address points behind its call;
+/// look up what is called for one byte before it.
 pub fn unwind(
     from: Registers,
     stack: &[u8],
     mappings: &[Vma],
     unwind_info: &mut dyn FnMut(&FileBacking) -> Option<Arc<UnwindInfo>>,
 ) -> Vec<u64> {
+    let frames = frames(from, stack, mappings, unwind_info);
+    frames.into_iter().map(|frame| frame.address).collect()
+}
+
+/// The call stack, innermost frame first.
+///
+/// `stack` is a copy of the memory from `rsp` upwards. `unwind_info` gives the unwind information of a mapped
+/// file, and is asked only for the files that the walk comes through.
+pub fn frames(
+    from: Registers,
+    stack: &[u8],
+    mappings: &[Vma],
+    unwind_info: &mut dyn FnMut(&FileBacking) -> Option<Arc<UnwindInfo>>,
+) -> Vec<StackFrame> {
     let is_code = |address| executable(mappings, address).is_some();
     let is_return_address = |address: &u64| address.checked_sub(1).is_some_and(is_code);
     let mut read_stack = |address| read(stack, from.rsp, address).ok_or(());
 
-    let mut frames = vec![from.rip];
+    let mut frames = vec![StackFrame {
+        address: from.rip,
+        rsp: from.rsp,
+    }];
     let mut address = FrameAddress::from_instruction_pointer(from.rip);
     let mut registers = UnwindRegsX86_64::new(from.rip, from.rsp, from.rbp);
     if !is_code(from.rip)
@@ -60,9 +83,13 @@ pub fn unwind(
         && let Some(caller_address) = FrameAddress::from_return_address(caller)
     {
         // A call through a bad pointer: all that happened at `rip` is the push of the return address.
-        frames.push(caller);
+        let rsp = from.rsp.wrapping_add(8);
+        frames.push(StackFrame {
+            address: caller,
+            rsp,
+        });
         address = caller_address;
-        registers = UnwindRegsX86_64::new(caller, from.rsp.wrapping_add(8), from.rbp);
+        registers = UnwindRegsX86_64::new(caller, rsp, from.rbp);
     }
 
     let mut unwinder = UnwinderX86_64::<Arc<[u8]>>::new();
@@ -85,7 +112,10 @@ pub fn unwind(
         let Some(caller_address) = FrameAddress::from_return_address(caller) else {
             break;
         };
-        frames.push(caller);
+        frames.push(StackFrame {
+            address: caller,
+            rsp: registers.sp(),
+        });
         address = caller_address;
     }
     frames

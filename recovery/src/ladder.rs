@@ -40,6 +40,9 @@ pub enum Rung {
     Rerun,
     /// Undo the domain and complete its origin with an error: connection reset, packet dropped.
     Abandon,
+    /// Undo the domain and run it again without the call that faulted, at the expense of the connection whose
+    /// bytes led to it. Where no connection is found, the next rung is to be tried at once.
+    Handoff,
     /// Undo the domain, reset every connection that was delivered in the wake-up it began with, and run it
     /// again.
     ResetDelivered,
@@ -55,6 +58,7 @@ impl Rung {
         match self {
             Self::Rerun => "rerun",
             Self::Abandon => "abandon",
+            Self::Handoff => "handoff",
             Self::ResetDelivered => "reset-delivered",
             Self::Restart => "restart",
             Self::GiveUp(_) => "give-up",
@@ -280,14 +284,20 @@ impl Ladder {
 
 /// The rungs that exist for an origin, in ascending order; giving up comes after the last.
 ///
-/// Internal work and timers have no client to whom a failure could be reported, so they cannot be abandoned.
+/// Internal work and timers have no client to whom a failure could be reported, unless they were handed
+/// over by one, so they cannot be abandoned as a whole.
 fn rungs(origin: OriginKind) -> &'static [Rung] {
     match origin {
         OriginKind::Stream | OriginKind::Accept | OriginKind::Datagram => {
             &[Rung::Abandon, Rung::ResetDelivered, Rung::Restart]
         }
-        OriginKind::Internal => &[Rung::Rerun, Rung::ResetDelivered, Rung::Restart],
-        OriginKind::Timer => &[Rung::Rerun, Rung::Restart],
+        OriginKind::Internal | OriginKind::Handoff => &[
+            Rung::Rerun,
+            Rung::Handoff,
+            Rung::ResetDelivered,
+            Rung::Restart,
+        ],
+        OriginKind::Timer => &[Rung::Rerun, Rung::Handoff, Rung::Restart],
     }
 }
 

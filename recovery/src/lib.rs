@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 pub mod event;
+pub mod handoff;
 pub mod journal;
 pub mod ladder;
 pub mod learn;

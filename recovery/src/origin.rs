@@ -15,6 +15,8 @@ pub enum Origin {
     Accept(i32),
     /// A packet of a datagram socket.
     Datagram(i32),
+    /// Bytes of a connection that another thread has read (see [`crate::handoff`]).
+    Handoff(i32),
     /// A wake-up by the server itself: pipe, eventfd, futex, signal.
     Internal,
     /// A time-out or an expired timer.
@@ -28,6 +30,7 @@ impl Origin {
             Self::Stream(_) => OriginKind::Stream,
             Self::Accept(_) => OriginKind::Accept,
             Self::Datagram(_) => OriginKind::Datagram,
+            Self::Handoff(_) => OriginKind::Handoff,
             Self::Internal => OriginKind::Internal,
             Self::Timer => OriginKind::Timer,
         }
@@ -36,7 +39,9 @@ impl Origin {
     /// The guest descriptor that delivered the work, if a descriptor did.
     pub fn fd(self) -> Option<i32> {
         match self {
-            Self::Stream(fd) | Self::Accept(fd) | Self::Datagram(fd) => Some(fd),
+            Self::Stream(fd) | Self::Accept(fd) | Self::Datagram(fd) | Self::Handoff(fd) => {
+                Some(fd)
+            }
             Self::Internal | Self::Timer => None,
         }
     }
@@ -61,6 +66,8 @@ pub enum OriginKind {
     Accept,
     /// See [`Origin::Datagram`].
     Datagram,
+    /// See [`Origin::Handoff`].
+    Handoff,
     /// See [`Origin::Internal`].
     Internal,
     /// See [`Origin::Timer`].
@@ -73,6 +80,7 @@ impl fmt::Display for OriginKind {
             Self::Stream => "stream",
             Self::Accept => "accept",
             Self::Datagram => "datagram",
+            Self::Handoff => "handoff",
             Self::Internal => "internal",
             Self::Timer => "timer",
         })
@@ -88,6 +96,7 @@ mod tests {
         assert_eq!(Origin::Stream(7).to_string(), "stream:7");
         assert_eq!(Origin::Accept(3).to_string(), "accept:3");
         assert_eq!(Origin::Datagram(9).to_string(), "datagram:9");
+        assert_eq!(Origin::Handoff(7).to_string(), "handoff:7");
         assert_eq!(Origin::Internal.to_string(), "internal");
         assert_eq!(Origin::Timer.to_string(), "timer");
     }

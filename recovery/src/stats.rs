@@ -14,7 +14,7 @@
 //! | `syscalls` | system calls by name; those without a name as `syscall_N`, numbers past the table as `out_of_range` |
 //! | `unsupported` | likewise, calls answered with ENOSYS |
 //! | `domains` | `committed`, `abandoned`, `rerun`, `suspended`; `early_committed` by reason |
-//! | `ladder` | faults by rung: `rerun`, `abandon`, `reset_delivered`, `restart`, `give_up` |
+//! | `ladder` | faults by rung: `rerun`, `abandon`, `handoff`, `reset_delivered`, `restart`, `give_up` |
 //! | `restart` | `pause_us` of restarts in place as `recovery_pause_us`; `image_bytes_peak`, the most that the image took |
 //! | `pages` | see [`PageCounters`] |
 //! | `held` | `bytes_sent`, `bytes_dropped` |
@@ -24,6 +24,7 @@
 //! | `shadow_bytes_peak` | the most memory that shadow pages ever took |
 //! | `shadow_evicted` | shadow pages that were evicted to stay within the limit |
 //! | `run_token_waits` | how often a thread had to wait for the run token |
+//! | `handoff` | see [`HandoffCounters`] |
 //! | `verify_heap` | see [`HeapCounters`] |
 //! | `offenders` | with `--learn`: inputs `refused` |
 //! | `error_replies` | clients that were sent the configured error reply |
@@ -84,6 +85,8 @@ counter::counters! {
         rerun,
         /// Undone, and the origin completed with an error.
         abandon,
+        /// Undone, and run again without the call that faulted.
+        handoff,
         /// Undone, and the connections of the wake-up reset.
         reset_delivered,
         /// The process was restarted in place.
@@ -99,6 +102,7 @@ impl LadderCounters {
         match rung {
             Rung::Rerun => self.rerun.inc(),
             Rung::Abandon => self.abandon.inc(),
+            Rung::Handoff => self.handoff.inc(),
             Rung::ResetDelivered => self.reset_delivered.inc(),
             Rung::Restart => self.restart.inc(),
             Rung::GiveUp(_) => self.give_up.inc(),
@@ -145,6 +149,18 @@ counter::counters! {
         forgotten,
         /// Failed at a commit, after the guest was told that they had succeeded.
         failed,
+    }
+}
+
+counter::counters! {
+    /// Work that one thread hands to another.
+    HandoffCounters {
+        /// Words recorded as written by a request.
+        words,
+        /// Calls watched in reruns.
+        watched,
+        /// Calls skipped.
+        skipped,
     }
 }
 
@@ -251,6 +267,8 @@ pub struct Stats {
     pub shadow_evicted: Peak,
     /// Times a thread had to wait for the run token.
     pub run_token_waits: Counter,
+    /// Hand-offs between threads.
+    pub handoff: HandoffCounters,
     /// Checks of the heap.
     pub verify_heap: HeapCounters,
     /// Self-checks.
@@ -289,6 +307,7 @@ impl Stats {
             shadow_bytes: Peak::default(),
             shadow_evicted: Peak::default(),
             run_token_waits: Counter::default(),
+            handoff: HandoffCounters::default(),
             verify_heap: HeapCounters::default(),
             audit: AuditCounters::default(),
             offenders: OffenderCounters::default(),
@@ -342,6 +361,7 @@ impl Stats {
             "shadow_bytes_peak": self.shadow_bytes.get(),
             "shadow_evicted": self.shadow_evicted.get(),
             "run_token_waits": self.run_token_waits.get(),
+            "handoff": self.handoff.to_json(),
             "verify_heap": self.verify_heap.to_json(),
             "audit": self.audit.to_json(),
             "offenders": self.offenders.to_json(),
@@ -429,6 +449,7 @@ mod tests {
             "domains",
             "error_replies",
             "exits",
+            "handoff",
             "held",
             "ladder",
             "offenders",

@@ -59,15 +59,22 @@ int main(int argc, char **argv) {
     sigaction(SIGHUP, &action, NULL);
     sigaction(SIGTERM, &action, NULL);
     wake_up = eventfd(0, 0);
+    /* Signals are for the main loop. */
+    sigset_t all, none;
+    sigfillset(&all);
+    pthread_sigmask(SIG_BLOCK, &all, &none);
     pthread_t thread;
     pthread_create(&thread, NULL, background, NULL);
+    pthread_sigmask(SIG_SETMASK, &none, NULL);
     int epoll = epoll_create1(0);
     struct epoll_event event = {.events = EPOLLIN, .data.fd = listener};
     epoll_ctl(epoll, EPOLL_CTL_ADD, listener, &event);
     for (;;) {
         int n = epoll_wait(epoll, &event, 1, 20);
-        if (reload && is("reload-loop")) crash();
-        reload = 0;
+        if (reload) {
+            reload = 0;
+            if (is("reload-loop")) crash();
+        }
         if (n == 0 && armed && is("timer")) crash();
         if (n != 1) continue;
         if (event.data.fd == listener) {

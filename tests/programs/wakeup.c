@@ -1,16 +1,18 @@
 // A server that crashes between a wake-up and the first read: a connection that has sent "arm" is a
-// time bomb for the loop that looks at it next. usage: wakeup PORT epoll|poll|select
+// time bomb for the loop that looks at it next. "slow" is answered late, "look" asks whether there is something
+// in an eventfd, and "take" reads it and crashes. usage: wakeup PORT epoll|poll|select
 #include <netinet/in.h>
 #include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/eventfd.h>
 #include <sys/select.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
 static char armed[FD_SETSIZE], open_fds[FD_SETSIZE];
-static int listener, epoll = -1;
+static int listener, epoll = -1, counter;
 
 static void forget(int fd)
 {
@@ -40,6 +42,14 @@ static void serve(int fd)
     }
     if (n >= 3 && memcmp(line, "arm", 3) == 0)
         armed[fd] = 1;
+    if (n >= 4 && memcmp(line, "slow", 4) == 0)
+        usleep(300000);
+    struct pollfd entry = { .fd = counter, .events = POLLIN };
+    if (n >= 4 && memcmp(line, "look", 4) == 0 && poll(&entry, 1, 0) != 1)
+        return;
+    unsigned long long count;
+    if (n >= 4 && memcmp(line, "take", 4) == 0 && read(counter, &count, sizeof count) > 0)
+        *(volatile int *)8 = 1;
     if (write(fd, "ok\n", 3) < 0)
         forget(fd);
 }
@@ -90,6 +100,7 @@ int main(int argc, char **argv)
     if (bind(listener, (struct sockaddr *)&address, sizeof address) || listen(listener, 16))
         return 1;
     open_fds[listener] = 1;
+    counter = eventfd(1, 0);
     if (strcmp(argv[2], "epoll") == 0) {
         epoll = epoll_create1(0);
         struct epoll_event event = { .events = EPOLLIN, .data.fd = listener };

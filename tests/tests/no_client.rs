@@ -9,7 +9,7 @@ use std::{
 };
 
 use vmsrs_tests::{
-    Event, Launch, Monitored, free_port, guest, kvm_case, net,
+    Event, Launch, Monitored, free_port, guest, kvm_case, net, paths,
     run::{self, Ended},
     web::PATIENCE,
 };
@@ -92,6 +92,24 @@ fn a_reload() {
         server.signal(libc::SIGHUP).unwrap();
         check_end(server, "internal");
     }
+}
+
+/// `nohup` and the like: the signal was ignored when the monitor was started, until the server wants to know of it.
+#[test]
+fn a_reload_where_its_signal_was_ignored() {
+    kvm_case("a_reload_where_its_signal_was_ignored");
+    let port = free_port().unwrap();
+    let program = guest::program("lonely").unwrap();
+    let ignoring = format!(
+        "trap '' HUP; exec {} run --restart off -- {} {port} reload-loop",
+        paths::vmsrs().unwrap().display(),
+        program.display()
+    );
+    let mut server = Launch::native(["sh", "-c", &ignoring]).start(port).unwrap();
+    let _client = client(&server);
+    server.signal(libc::SIGHUP).unwrap();
+    let status = server.wait().unwrap().expect("it goes on");
+    assert_eq!(status.code(), Some(SEGFAULT), "{}", server.output_tail());
 }
 
 #[test]

@@ -11,9 +11,10 @@ use std::{
 };
 
 use vmsrs_tests::{
-    Launch, Monitored, free_port, kvm_case,
+    Event, Launch, Monitored, free_port, kvm_case,
+    load::Load,
     net::{self, Address},
-    redis::{self, Client, CrashScenario, Reply, encode},
+    redis::{self, Client, CrashScenario, Healthy, Reply, encode},
 };
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -78,7 +79,11 @@ fn append_only(dir: &Path) -> [String; 6] {
 
 /// Sends `DEBUG fault`, which must reset this connection.
 fn crash(address: &Address, fault: &str) {
-    let mut client = Client::connect(address, PATIENCE).unwrap();
+    crash_within(address, fault, PATIENCE);
+}
+
+fn crash_within(address: &Address, fault: &str, patience: Duration) {
+    let mut client = Client::connect(address, patience).unwrap();
     client.send(&encode(&["DEBUG", fault])).unwrap();
     match client.reply() {
         Err(error) if net::is_reset(address, &error) => {}
@@ -132,6 +137,31 @@ fn others_do_not_notice_crashes_with_io_threads() {
         },
         server,
     );
+}
+
+/// The threads read and parse, the main thread executes all that they have read, after a read of its own.
+#[test]
+fn others_do_not_notice_crashes_where_io_threads_read() {
+    kvm_case("others_do_not_notice_crashes_where_io_threads_read");
+    let mut server = start(&["--io-threads", "4", "--io-threads-do-reads", "yes"]);
+    // The main thread spins while the others read, so each batch takes it a time slice or more.
+    let patience = Duration::from_secs(30);
+    let load = Load::start::<Healthy>(server.address(), 12, patience);
+    thread::sleep(Duration::from_secs(3));
+    for _ in 0..3 {
+        crash_within(server.address(), "SEGFAULT", patience);
+    }
+    let outcome = load.finish();
+    assert_eq!(outcome.problems, Vec::<String>::new());
+    assert!(outcome.requests > 0);
+    assert_eq!(server.terminate().unwrap().code(), Some(0));
+    let events = server.events().unwrap();
+    let faults: Vec<&Event> = events.iter().filter(|e| e.get("fault").is_some()).collect();
+    assert!(faults.len() >= 3, "{faults:#?}");
+    for fault in faults {
+        assert_eq!(fault.event, "recovered", "{fault:#?}");
+        assert!(fault.text("peer").is_some(), "{fault:#?}");
+    }
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use framehop::{ExplicitModuleSectionInfo, Module};
+use gimli::{BaseAddresses, EhFrame, EhFrameHdr, UnwindSection};
 use object::LittleEndian;
 use object::elf;
 use object::read::elf::{FileHeader, SectionHeader};
@@ -42,6 +43,37 @@ impl UnwindInfo {
     pub fn size(&self) -> usize {
         let index = self.eh_frame_hdr.as_ref().map_or(0, |hdr| hdr.bytes.len());
         self.eh_frame.bytes.len() + index
+    }
+
+    /// Where the function begins that holds `address`, or the part of it that has unwind information of its
+    /// own. `vma` is a mapping of this file that holds the address.
+    pub fn function_start(&self, vma: &Vma, address: u64) -> Option<u64> {
+        let offset = vma.file_offset(address)?;
+        let vaddr = self.segments.iter().find_map(|s| s.vaddr_of(offset))?;
+        let mut bases = BaseAddresses::default().set_eh_frame(self.eh_frame.vaddr);
+        let entries = EhFrame::new(&self.eh_frame.bytes, gimli::LittleEndian);
+        let entry = match &self.eh_frame_hdr {
+            Some(hdr) => {
+                bases = bases.set_eh_frame_hdr(hdr.vaddr);
+                let hdr = EhFrameHdr::new(&hdr.bytes, gimli::LittleEndian);
+                let hdr = hdr.parse(&bases, 8).ok()?;
+                let cie = EhFrame::cie_from_offset;
+                hdr.table()?
+                    .fde_for_address(&entries, &bases, vaddr, cie)
+                    .ok()?
+            }
+            None => entries
+                .fde_for_address(&bases, vaddr, EhFrame::cie_from_offset)
+                .ok()?,
+        };
+        let before = vaddr.checked_sub(entry.initial_address())?;
+        address.checked_sub(before)
+    }
+
+    /// As a linker makes it that writes no index.
+    #[cfg(test)]
+    pub(super) fn forget_index(&mut self) {
+        self.eh_frame_hdr = None;
     }
 
     /// The module that the unwinder knows for `vma`, a mapping of this file that holds `address`.

@@ -104,6 +104,34 @@ fn a_walk_is_bounded() {
 }
 
 #[test]
+fn a_caller_has_the_stack_pointer_of_after_the_return() {
+    let (main, caller) = (function("main"), ANONYMOUS + 9);
+    let stack: Vec<u8> = [caller, 7].iter().flat_map(|w| w.to_le_bytes()).collect();
+    let from = Registers {
+        rip: main,
+        rsp: STACK,
+        rbp: 0,
+    };
+    let frames = frames(from, &stack, &mappings(), &mut |_| Some(Arc::clone(&INFO)));
+    let expected = [(main, STACK), (caller, STACK + 8)];
+    let expected = expected.map(|(address, rsp)| StackFrame { address, rsp });
+    assert_eq!(frames, expected);
+}
+
+#[test]
+fn the_start_of_a_function_is_found_from_its_middle() {
+    let main = function("main");
+    let mappings = mappings();
+    let vma = executable(&mappings, main).unwrap();
+    assert_eq!(INFO.function_start(vma, main + 1), Some(main));
+    assert_eq!(INFO.function_start(vma, main), Some(main));
+    assert_eq!(INFO.function_start(&mappings[1], ANONYMOUS), None);
+    let mut unindexed = (**INFO).clone();
+    unindexed.forget_index();
+    assert_eq!(unindexed.function_start(vma, main + 1), Some(main));
+}
+
+#[test]
 fn lines_are_found() {
     let lines = LineTable::load(&OWN).unwrap();
     // The program is mapped first, and from its beginning.

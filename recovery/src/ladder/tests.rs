@@ -2,12 +2,13 @@ use super::*;
 use proptest::prelude::*;
 
 /// Rungs of the kind of origin that has most.
-const LONGEST_CLIMB: usize = 3;
+const LONGEST_CLIMB: usize = 4;
 
-const KINDS: [OriginKind; 5] = [
+const KINDS: [OriginKind; 6] = [
     OriginKind::Stream,
     OriginKind::Accept,
     OriginKind::Datagram,
+    OriginKind::Handoff,
     OriginKind::Internal,
     OriginKind::Timer,
 ];
@@ -26,6 +27,10 @@ fn all(_: Rung) -> bool {
 
 fn no_restart(rung: Rung) -> bool {
     rung != Rung::Restart
+}
+
+fn no_handoff(rung: Rung) -> bool {
+    rung != Rung::Handoff
 }
 
 /// Asks for the next rung until it is to give up; at most 100 times.
@@ -59,11 +64,17 @@ fn the_same_site_climbs_rung_by_rung() {
         ),
         (
             OriginKind::Internal,
-            vec![Rung::Rerun, Rung::ResetDelivered, Rung::Restart, REPEATED],
+            vec![
+                Rung::Rerun,
+                Rung::Handoff,
+                Rung::ResetDelivered,
+                Rung::Restart,
+                REPEATED,
+            ],
         ),
         (
             OriginKind::Timer,
-            vec![Rung::Rerun, Rung::Restart, REPEATED],
+            vec![Rung::Rerun, Rung::Handoff, Rung::Restart, REPEATED],
         ),
     ];
     for (kind, expected) in climbs {
@@ -204,8 +215,8 @@ fn restarts_are_limited_in_a_minute_even_with_progress_in_between() {
     let mut ladder = Ladder::new(DEFAULT_STORM_LIMIT, 3);
     let timer = site(1, 0x10, OriginKind::Timer);
     let mut fault_twice = |at| {
-        assert_eq!(ladder.next(timer, at, all), Rung::Rerun);
-        let rung = ladder.next(timer, at, all);
+        assert_eq!(ladder.next(timer, at, no_handoff), Rung::Rerun);
+        let rung = ladder.next(timer, at, no_handoff);
         ladder.progress(1);
         rung
     };
@@ -236,13 +247,14 @@ fn a_reused_tid_starts_over() {
 proptest! {
     /// Without progress, a thread is given up after a bounded number of faults, whatever is available when.
     #[test]
-    fn every_climb_ends(faults in prop::collection::vec((0u64..64, 0usize..5, any::<[bool; 2]>()), 300)) {
+    fn every_climb_ends(faults in prop::collection::vec((0u64..64, 0usize..6, any::<[bool; 3]>()), 300)) {
         let now = Instant::now();
         let mut ladder = Ladder::default();
         let helped = faults
             .iter()
-            .filter(|(rip, kind, [delivered, image])| {
+            .filter(|(rip, kind, [handed_over, delivered, image])| {
                 let available = |rung| match rung {
+                    Rung::Handoff => *handed_over,
                     Rung::ResetDelivered => *delivered,
                     Rung::Restart => *image,
                     _ => true,
@@ -257,12 +269,13 @@ proptest! {
 
     /// At one site the rungs only ascend until it is given up.
     #[test]
-    fn a_climb_ascends(kind in 0usize..5, available in prop::collection::vec(any::<[bool; 2]>(), 10)) {
+    fn a_climb_ascends(kind in 0usize..6, available in prop::collection::vec(any::<[bool; 3]>(), 10)) {
         let now = Instant::now();
         let mut ladder = Ladder::default();
         let mut last = None;
-        for [delivered, image] in available {
+        for [handed_over, delivered, image] in available {
             let rung = ladder.next(site(1, 0x10, KINDS[kind]), now, |rung| match rung {
+                Rung::Handoff => handed_over,
                 Rung::ResetDelivered => delivered,
                 Rung::Restart => image,
                 _ => true,

@@ -309,6 +309,16 @@ impl Tracker {
 
     /// The running domain ended well: what memory holds now is the base of the next one.
     pub fn commit(&mut self, machine: &mut impl Machine) -> Committed {
+        self.commit_examined(machine, |_, _, _| {})
+    }
+
+    /// Likewise. `examine` sees each page that has changed, before and after; not those of a write set past
+    /// the limit.
+    pub fn commit_examined(
+        &mut self,
+        machine: &mut impl Machine,
+        mut examine: impl FnMut(PageNumber, &PageContent, &PageContent),
+    ) -> Committed {
         if !self.armed {
             return Committed::default();
         }
@@ -331,6 +341,7 @@ impl Tracker {
                 changes.iter_mut().for_each(|list| list.push(entry.page));
                 continue;
             }
+            let was_zero = entry.frame.is_none();
             let frame = *entry.frame.get_or_insert_with(|| {
                 let frame = self.shadows.allocate(entry.page);
                 self.pages.set_base(entry.page, Base::Shadow(frame));
@@ -339,6 +350,11 @@ impl Tracker {
             let shadow = self.shadows.get_mut(frame);
             let readable = machine.read(entry.page, &mut self.scratch);
             if readable && self.scratch.bytes() != shadow.bytes() {
+                let before = match was_zero {
+                    true => PageContent::zero(),
+                    false => &*shadow,
+                };
+                examine(entry.page, before, &self.scratch);
                 shadow.clone_from(&self.scratch);
                 copied += 1;
                 changes.iter_mut().for_each(|list| list.push(entry.page));

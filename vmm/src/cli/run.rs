@@ -402,6 +402,7 @@ fn start(arguments: RunArgs) -> Result<Thread, AnyError> {
             wait_words: Default::default(),
             left_reads: Vec::new(),
             dispositions: inherited_dispositions(),
+            handoffs: Default::default(),
             ladder: Ladder::new(DEFAULT_STORM_LIMIT, arguments.storm_limit),
             restart: Default::default(),
             offenders: arguments

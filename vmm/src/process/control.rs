@@ -18,6 +18,7 @@ use guest_agentless::{Errno, Signal, SignalSet};
 use super::image::Parked;
 use super::limits::RequestNumber;
 use super::signals::{Delivery, SignalInfo};
+use super::thread::{inherited_ignored, is_caught};
 use crate::kvm::Kicker;
 
 /// Sent between threads of the monitor; the guest's own use of it is emulated.
@@ -292,12 +293,16 @@ pub fn set_host_action(signal: Signal, action: HostAction) -> io::Result<()> {
 }
 
 /// Stop signals keep the host's default unless the guest handles or ignores them; all others are caught
-/// from the start.
+/// from the start, or as soon as the guest does not ignore what was ignored then.
 pub fn mirror(signal: Signal, delivery: Delivery) {
-    if !matches!(
+    let stops = matches!(
         signal,
         Signal::SIGTSTP | Signal::SIGTTIN | Signal::SIGTTOU | Signal::SIGCONT
-    ) {
+    );
+    if !stops {
+        if delivery != Delivery::Ignore && is_caught(signal) && inherited_ignored(signal) {
+            set_or_say(signal, HostAction::Catch);
+        }
         return;
     }
     let action = match delivery {
@@ -306,6 +311,10 @@ pub fn mirror(signal: Signal, delivery: Delivery) {
         _ if signal == Signal::SIGCONT => HostAction::Default,
         _ => HostAction::Ignore,
     };
+    set_or_say(signal, action);
+}
+
+fn set_or_say(signal: Signal, action: HostAction) {
     if let Err(error) = set_host_action(signal, action) {
         log::error!("cannot set the host's action for {signal:?}: {error}");
     }

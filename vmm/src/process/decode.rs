@@ -1,6 +1,6 @@
 //! Which address an instruction was about to access, where KVM does not say.
 
-use iced_x86::{Decoder, DecoderOptions, OpKind, Register};
+use iced_x86::{Decoder, DecoderOptions, Mnemonic, OpKind, Register};
 
 use crate::kvm::Registers;
 use crate::memory::copy;
@@ -31,6 +31,27 @@ pub fn inaccessible_operand(registers: &Registers) -> Option<u64> {
             instruction.virtual_address(operand, 0, |register, _, _| value(registers, register))
         })
         .find(|address| copy::read(*address, &mut [0]).is_err())
+}
+
+/// Where the call instruction `code` at RIP leads to. `read` reads eight bytes of guest memory.
+pub fn call_target(
+    code: &[u8],
+    registers: &Registers,
+    read: impl FnOnce(u64) -> Option<[u8; 8]>,
+) -> Option<u64> {
+    let call = Decoder::with_ip(64, code, registers.rip, DecoderOptions::NONE).decode();
+    if call.mnemonic() != Mnemonic::Call || call.op_count() != 1 || call.is_call_far() {
+        return None;
+    }
+    match call.op0_kind() {
+        OpKind::NearBranch64 => Some(call.near_branch_target()),
+        OpKind::Register => value(registers, call.op0_register()),
+        OpKind::Memory => {
+            let at = call.virtual_address(0, 0, |register, _, _| value(registers, register))?;
+            read(at).map(u64::from_le_bytes)
+        }
+        _ => None,
+    }
 }
 
 /// Whether the instruction at `rip` is `int n`.

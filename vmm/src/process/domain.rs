@@ -56,6 +56,8 @@ pub struct Domain {
     pub delivered: Option<Delivered>,
     /// What it had written when it was suspended last, if it was.
     pub pages: SuspendedPages,
+    /// Time slices that it has used up.
+    pub slices: u32,
     /// The futexes that it has waited for.
     pub waits: Waits,
     /// What it was given, to be given again if it has to run again.
@@ -78,6 +80,17 @@ impl Domain {
     /// Whether it is charged to a client.
     pub fn is_request(&self) -> bool {
         !matches!(self.origin, Origin::Internal | Origin::Timer)
+    }
+
+    /// Whether it has answered its client, or hung up.
+    pub fn has_answered(&self) -> bool {
+        let client = self.origin.fd();
+        self.journal.deferred().iter().any(|effect| match effect {
+            Deferred::Send { fd, .. } | Deferred::SendTo { fd, .. } | Deferred::Close { fd } => {
+                Some(*fd) == client
+            }
+            _ => false,
+        })
     }
 
     /// Whether it has output or other effects that wait for its commit.
@@ -211,6 +224,7 @@ impl Thread {
             cramped: false,
             delivered: self.delivered.take(),
             pages: SuspendedPages::default(),
+            slices: 0,
             waits: Waits::default(),
             replay: None,
             pass_through: self.pass_through.take_if(|of| *of == origin).is_some(),
@@ -225,6 +239,7 @@ impl Thread {
         if !self.process.options.protect {
             return Committed::Done;
         }
+        self.following_ended();
         let (tracker, mut memory) = state.tracking(&self.process, &mut self.vcpu);
         if !tracker.is_armed() {
             tracker.note_written(&mut memory);
@@ -241,13 +256,10 @@ impl Thread {
             return Committed::Done;
         };
         self.request_succeeded(state, &domain);
-        if domain.delivered.is_some() {
-            self.wakeup = domain.delivered.take();
-        }
         let stats = std::sync::Arc::clone(&self.process.stats);
         let (deferred, undo) = domain.journal.commit();
-        let (tracker, mut memory) = state.tracking(&self.process, &mut self.vcpu);
-        let done = tracker.commit(&mut memory);
+        let done = self.commit_memory(state, &domain);
+        let tracker = &state.tracker;
         stats.pages.dirty_harvested.add(done.harvested);
         stats.pages.compared.add(done.compared);
         stats.pages.copied.add(done.copied);
@@ -282,8 +294,12 @@ impl Thread {
         if request {
             self.count_written(state);
         }
+        let used = self.used();
         if self.commit(state) == Committed::PutBack {
             return Committed::PutBack;
+        }
+        if request {
+            self.still_used(used);
         }
         self.pass_through = pass_through.then_some(origin);
         if request {

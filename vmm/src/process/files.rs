@@ -10,6 +10,9 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
+use recovery::Origin;
+use recovery::handoff::Producer;
+
 use super::domain::Delivered;
 use super::ending::Endings;
 use crate::host::{self, Envelope};
@@ -110,6 +113,7 @@ pub struct Replaced {
     kept: OwnedFd,
     flags: i32,
     known: Option<Known>,
+    connection: Option<Connection>,
     interests: Vec<((i32, i32), libc::epoll_event)>,
 }
 
@@ -148,6 +152,8 @@ pub struct Files {
     known: HashMap<i32, Known>,
     /// By member and epoll descriptor.
     interests: BTreeMap<(i32, i32), libc::epoll_event>,
+    connections: HashMap<i32, Connection>,
+    last_generation: u64,
     backlog: BTreeMap<i32, Waiting>,
     given_back: BTreeMap<i32, GivenBack>,
     endings: Arc<Endings>,
@@ -157,6 +163,14 @@ pub struct Files {
     /// What a restart goes back to.
     image: Option<Box<image::FilesImage>>,
     image_lost: Option<String>,
+}
+
+/// What is known of a connection whose work may be handed from thread to thread.
+struct Connection {
+    generation: u64,
+    peer: Option<String>,
+    /// The thread (TID) that last read from it.
+    reader: i32,
 }
 
 impl Files {
@@ -194,6 +208,63 @@ impl Files {
         }
     }
 
+    /// A number for what is open at `fd` now, that nothing opened there later has.
+    pub fn generation(&mut self, fd: i32) -> u64 {
+        self.connection(fd).generation
+    }
+
+    /// The address of the peer.
+    pub fn peer(&mut self, fd: i32) -> Option<String> {
+        self.connection(fd).peer.clone()
+    }
+
+    /// The thread that reads from `fd`.
+    pub fn set_reader(&mut self, fd: i32, tid: i32) {
+        self.connection(fd).reader = tid;
+    }
+
+    /// The thread that has read from `fd`, if one has.
+    pub fn reader(&self, fd: i32) -> Option<i32> {
+        let reader = self.connections.get(&fd)?.reader;
+        (reader != 0).then_some(reader)
+    }
+
+    /// Whether what is open at the descriptor is still the same connection.
+    pub fn is_open(&self, producer: Producer) -> bool {
+        let connection = producer
+            .origin
+            .fd()
+            .and_then(|fd| self.connections.get(&fd));
+        connection.is_some_and(|c| c.generation == producer.generation)
+    }
+
+    /// The connections that have been read from, by what the guest wants to be told with their events.
+    pub fn by_event_data(&self) -> HashMap<u64, Producer> {
+        let known = self.interests.iter().filter_map(|((fd, _), event)| {
+            let producer = Producer {
+                origin: Origin::Stream(*fd),
+                generation: self
+                    .connections
+                    .get(fd)
+                    .filter(|c| c.reader != 0)?
+                    .generation,
+            };
+            Some((event.u64, producer))
+        });
+        known.collect()
+    }
+
+    fn connection(&mut self, fd: i32) -> &mut Connection {
+        self.connections.entry(fd).or_insert_with(|| {
+            self.last_generation += 1;
+            Connection {
+                generation: self.last_generation,
+                peer: host::peer_name(fd),
+                reader: 0,
+            }
+        })
+    }
+
     /// The process has accepted a connection.
     pub fn set_serves(&mut self) {
         self.serves = true;
@@ -206,6 +277,7 @@ impl Files {
 
     /// The descriptor is new or has changed its meaning (`connect`, `listen`, `dup2`): look again.
     pub fn forget(&mut self, fd: i32) {
+        self.connections.remove(&fd);
         self.known.remove(&fd);
         if self.image.is_some() {
             self.opened.insert(fd);
@@ -302,6 +374,7 @@ impl Files {
             .collect();
         self.interests.retain(|key, _| !mine(key));
         let known = self.known.remove(&fd);
+        let connection = self.connections.remove(&fd);
         // For a restart the number is not what it was.
         self.forget(fd);
         Ok(Replaced {
@@ -309,6 +382,7 @@ impl Files {
             kept,
             flags,
             known,
+            connection,
             interests,
         })
     }
@@ -323,6 +397,10 @@ impl Files {
         match replaced.known {
             Some(known) => self.known.insert(fd, known),
             None => self.known.remove(&fd),
+        };
+        match replaced.connection {
+            Some(connection) => self.connections.insert(fd, connection),
+            None => self.connections.remove(&fd),
         };
         Ok(())
     }
@@ -344,6 +422,7 @@ impl Files {
         }
         self.leave(fd);
         self.given_back.remove(&fd);
+        self.connections.remove(&fd);
         self.known.remove(&fd);
         self.opened.remove(&fd);
         self.interests
@@ -485,6 +564,28 @@ impl Files {
             .collect()
     }
 
+    /// Whether a wake-up was about `fd`.
+    pub fn was_event(&self, wakeup: &Delivered, fd: i32) -> bool {
+        match wakeup {
+            Delivered::Descriptors(fds) => fds.contains(&fd),
+            Delivered::Events { epoll, data } => self
+                .interests
+                .get(&(fd, *epoll))
+                .is_some_and(|event| data.contains(&{ event.u64 })),
+        }
+    }
+
+    /// Likewise; the next time it is not.
+    pub fn take_event(&self, wakeup: &mut Delivered, fd: i32) -> bool {
+        match wakeup {
+            Delivered::Descriptors(fds) => take_out(fds, fd),
+            Delivered::Events { epoll, data } => self
+                .interests
+                .get(&(fd, *epoll))
+                .is_some_and(|event| take_out(data, event.u64)),
+        }
+    }
+
     /// Puts the interest of `epoll` in `fd` back to `event`.
     pub fn restore_interest(
         &mut self,
@@ -501,6 +602,11 @@ impl Files {
         };
         self.change_interest(epoll, operation, fd, event).map(drop)
     }
+}
+
+fn take_out<T: PartialEq>(from: &mut Vec<T>, item: T) -> bool {
+    let position = from.iter().position(|other| *other == item);
+    position.map(|at| from.swap_remove(at)).is_some()
 }
 
 fn epoll_ctl(

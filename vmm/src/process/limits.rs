@@ -60,6 +60,11 @@ impl RequestNumber {
         self.current.store((last + 1) & !1, Ordering::Release);
     }
 
+    /// Request `number` has not ended after all.
+    pub fn goes_on(&self, number: u64) {
+        self.current.store(number, Ordering::SeqCst);
+    }
+
     /// The number of the running request.
     pub fn running(&self) -> Option<u64> {
         let number = self.current.load(Ordering::SeqCst);
@@ -101,6 +106,24 @@ impl Thread {
         self.control.request.end();
         self.written = 0;
         self.memory_waived = false;
+    }
+
+    /// What the running request has used of its limits, for [`Thread::still_used`].
+    pub fn used(&self) -> (Option<u64>, u64, bool) {
+        (
+            self.control.request.running(),
+            self.written,
+            self.memory_waived,
+        )
+    }
+
+    /// What was committed early goes on with the limits that it had.
+    pub fn still_used(&mut self, used: (Option<u64>, u64, bool)) {
+        if let Some(number) = used.0 {
+            self.control.request.goes_on(number);
+            self.process.watchdog.notice();
+        }
+        (self.written, self.memory_waived) = (used.1, used.2);
     }
 
     /// Whether the running request has written more than it may. `harvest` looks at what the machine has to

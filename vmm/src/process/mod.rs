@@ -1,5 +1,6 @@
 //! The guest process: what its threads share, and who may touch it when.
 
+mod breakpoint;
 pub mod budget;
 mod cleaner;
 pub mod control;
@@ -10,6 +11,7 @@ mod ending;
 pub mod error_reply;
 pub mod files;
 mod flusher;
+pub mod handoff;
 pub mod heap;
 pub mod image;
 pub mod limits;
@@ -49,6 +51,7 @@ use crate::memory::{AddressSpace, LockedPages};
 use control::ThreadControl;
 use domain::Domain;
 use files::Files;
+use handoff::Handoffs;
 use reporter::Reporter;
 use signals::Dispositions;
 pub use turn::Turn;
@@ -120,6 +123,8 @@ pub struct State {
     pub dispositions: Dispositions,
     /// Which recovery strategy comes next.
     pub ladder: Ladder,
+    /// Whose bytes led to what.
+    pub handoffs: Handoffs,
     /// The image of the process, to restart it from.
     pub restart: image::RestartState,
     /// The inputs that have crashed the server, where they are to be refused.

@@ -49,7 +49,9 @@ impl State {
 impl Thread {
     /// The domain is about to commit.
     pub fn request_succeeded(&self, state: &mut State, domain: &Domain) {
-        let matters = state.offenders.is_some() || self.process.options.error_reply.is_some();
+        let matters = state.offenders.is_some()
+            || self.process.options.error_reply.is_some()
+            || state.handoffs.provenance.is_recording();
         let (Origin::Stream(fd), true) = (domain.origin, matters) else {
             return;
         };

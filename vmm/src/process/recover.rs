@@ -190,6 +190,7 @@ impl Thread {
     /// The guest thread has faulted.
     pub fn fault(&mut self, turn: &mut Turn<'_>, fault: Fault) -> Result<Flow, KvmError> {
         let begun = Instant::now();
+        self.clear_breakpoints();
         let registers = *self.vcpu.registers();
         if self.continues.is_some() {
             self.ensure_domain(turn)?;
@@ -211,19 +212,37 @@ impl Thread {
             rip: registers.rip,
             origin: origin.kind(),
         };
+        // Work without a client of its own may have been handed over by one.
+        let mut may_be_handed_over = matches!(
+            origin,
+            Origin::Internal | Origin::Timer | Origin::Handoff(_)
+        );
         let delivered = domain.delivered.clone().or_else(|| self.wakeup.clone());
         let obstacle = self.restart_obstacle(turn);
         let mut suspects = Vec::new();
         let rung = loop {
             let rung = turn.ladder.next(site, begun, |rung| match rung {
-                Rung::ResetDelivered => delivered.is_some(),
+                Rung::Handoff => may_be_handed_over,
+                Rung::ResetDelivered => may_be_handed_over || delivered.is_some(),
                 // What has only used too much is let go on rather than everybody thrown out.
                 Rung::Restart => obstacle.is_none() && fault.course != Course::GoesOn,
                 _ => true,
             });
-            match (&delivered, rung) {
-                (Some(delivered), Rung::ResetDelivered) => {
-                    suspects = turn.files.connections(delivered);
+            // To find the call to skip may take more than one rerun, so it is looked for once more before
+            // everybody is reset.
+            if matches!(rung, Rung::Handoff | Rung::ResetDelivered)
+                && std::mem::take(&mut may_be_handed_over)
+                && self.find_culprit(turn)
+            {
+                break Rung::Handoff;
+            }
+            match rung {
+                // Nobody was found.
+                Rung::Handoff => {}
+                Rung::ResetDelivered => {
+                    if let Some(delivered) = &delivered {
+                        suspects = turn.files.connections(delivered);
+                    }
                     // Otherwise there was nobody to reset.
                     if !suspects.is_empty() {
                         break rung;
@@ -244,8 +263,11 @@ impl Thread {
                 return Ok(Flow::Continue);
             }
             Rung::Restart => return self.restart(turn, fault, begun),
-            Rung::Rerun => self.process.stats.domains.rerun.inc(),
-            Rung::Abandon => self.process.stats.domains.abandoned.inc(),
+            Rung::Rerun => {
+                self.process.stats.domains.rerun.inc();
+                self.watch_rerun();
+            }
+            Rung::Handoff | Rung::Abandon => self.process.stats.domains.abandoned.inc(),
             Rung::ResetDelivered => {
                 self.process.stats.domains.abandoned.inc();
                 self.suspects = suspects;
@@ -346,7 +368,7 @@ impl Thread {
             }
             Origin::Accept(_) => Some(Errno::ECONNABORTED),
             Origin::Datagram(_) => Some(Errno::EAGAIN),
-            Origin::Internal | Origin::Timer => {
+            Origin::Handoff(_) | Origin::Internal | Origin::Timer => {
                 // The same work again, with the same results delivered.
                 self.next_origin = domain.origin;
                 self.delivered = domain.delivered;
@@ -387,7 +409,7 @@ impl Thread {
             .stats
             .recovery_pause_us
             .record(stats::micros(record.pause));
-        self.process.reporter.fault(record);
+        self.conclude(state, record);
         Ok(Flow::Continue)
     }
 
@@ -520,7 +542,8 @@ impl Thread {
     }
 }
 
-fn read_up_to(address: u64, into: &mut [u8]) -> usize {
+/// Copies guest memory as far as it can be read; returns how many bytes there were.
+pub fn read_up_to(address: u64, into: &mut [u8]) -> usize {
     use crate::memory::window;
     let window = window::windows().into_iter().find(|w| w.contains(address));
     let Some(window) = window else { return 0 };

@@ -28,6 +28,7 @@ use recovery::report::ReportStore;
 use recovery::tracker::PageContent;
 
 use super::quarantine::Quarantine;
+pub(super) use module::read as read_module;
 use queue::{Item, Queue};
 use symbolize::Symbolizer;
 use writer::Writer;

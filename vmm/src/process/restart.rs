@@ -241,6 +241,7 @@ impl Thread {
         if let Some(image) = &state.restart.image {
             state.dispositions.clone_from(&image.dispositions);
             state.descriptor_limit = image.descriptor_limit;
+            state.handoffs.forget();
             for signal in (1..=64).filter_map(Signal::new) {
                 super::control::mirror(signal, state.dispositions.delivery(signal));
             }
@@ -287,6 +288,7 @@ impl Thread {
     /// The process was restarted: the thread goes on where the image has it, or ends.
     pub fn rejoin(&mut self, state: &State) -> Result<Flow, KvmError> {
         self.epoch = state.restart.epoch;
+        self.forget_following();
         self.mask_after_handler = None;
         self.next_origin = Origin::Internal;
         self.delivered = None;

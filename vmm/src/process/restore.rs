@@ -40,6 +40,14 @@ impl State {
         }
         before - self.tracker.waiting_pages()
     }
+
+    /// The monitor is about to read `range` for a purpose of its own: what waits there is restored. Nobody has
+    /// touched what is guarded there.
+    pub(super) fn restore_in(&mut self, process: &Process, range: GuestRange) {
+        for region in self.space.hidden_in(range) {
+            self.restore(process, region);
+        }
+    }
 }
 
 impl Thread {

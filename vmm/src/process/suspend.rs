@@ -2,7 +2,8 @@
 //!
 //! A request that has to give up the run token before it has ended keeps everything that is needed to undo it.
 //! The pages that it has written are guarded meanwhile: whoever touches one makes it shared
-//! ([`recovery::suspended`]). Work that belongs to no client is committed instead.
+//! ([`recovery::suspended`]). Work that belongs to no client is committed instead, and so is what a thread does
+//! that executes requests which others have read: it may have waited for them.
 
 use std::collections::BTreeMap;
 
@@ -44,6 +45,10 @@ impl Thread {
         let in_request = state.domain.as_ref().is_some_and(Domain::is_request);
         if !in_request {
             return self.commit_early(state, Early::Suspended);
+        }
+        // Whose request it goes on with is not known.
+        if self.answers_for_others {
+            return self.commit(state);
         }
         // Nobody is there to run meanwhile.
         if self.process.threads().len() <= 1 {

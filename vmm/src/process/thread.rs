@@ -9,7 +9,8 @@ use recovery::Origin;
 use recovery::event::FaultKind;
 
 use super::control::{self, KICK_SIGNAL, ThreadControl};
-use super::domain::{Continuation, Domain};
+use super::domain::{Continuation, Domain, Early};
+use super::handoff::Following;
 use super::overflow::is_stack_overflow;
 use super::recover::Fault;
 use super::signals::{self, Action, AlternateStack, Delivery, Interrupted, SignalInfo};
@@ -20,6 +21,8 @@ use crate::{host, sys};
 
 /// CPU time that a client's request may use while others wait, before it is suspended.
 const REQUEST_SLICE: Duration = Duration::from_millis(50);
+/// Slices after which what it has to say to others is said.
+const SILENT_SLICES: u32 = 4;
 /// Likewise for everything else, before it gives way. CPU time and not wall time, so that a thread is not
 /// stopped in the middle of a critical section only because the machine is busy.
 const SLICE: Duration = Duration::from_millis(5);
@@ -53,6 +56,8 @@ pub struct Thread {
     pub next_origin: Origin,
     /// The events that the next domain begins with.
     pub delivered: Option<super::domain::Delivered>,
+    /// The events of the last wake-up that have not been read yet.
+    pub wakeup: Option<super::domain::Delivered>,
     /// The rest of a domain that was committed early.
     pub continues: Option<Continuation>,
     /// Likewise, until the handler that has interrupted it returns.
@@ -69,6 +74,12 @@ pub struct Thread {
     pub restart: Option<u64>,
     /// CPU time of the thread when it was first asked to yield in this domain.
     pub asked_at: Option<Duration>,
+    /// What is followed after a fault in work that was handed over.
+    pub following: Following,
+    /// The thread has used up a time slice, and made no system call since.
+    sliced: bool,
+    /// The thread has answered a request that another thread has read.
+    pub answers_for_others: bool,
     /// The next domain of this origin does not put off its effects.
     pub pass_through: Option<Origin>,
     /// Signals wait for the end of the request.
@@ -78,8 +89,6 @@ pub struct Thread {
     /// Bytes that the running request had written when it was suspended or committed early.
     pub written: u64,
     pub(super) last_fault: (u64, u32),
-    /// What the last wake-up was about.
-    pub wakeup: Option<super::domain::Delivered>,
     /// Which life of the process the thread is in (see [`super::restart`]).
     pub epoch: u64,
 }
@@ -97,6 +106,7 @@ impl Thread {
             alternate_stack: AlternateStack::default(),
             next_origin: Origin::Internal,
             delivered: None,
+            wakeup: None,
             continues: None,
             interrupted: None,
             suspects: Vec::new(),
@@ -105,12 +115,14 @@ impl Thread {
             bounce: vec![0; sys::BOUNCE],
             restart: None,
             asked_at: None,
+            following: Following::default(),
+            sliced: false,
+            answers_for_others: false,
             pass_through: None,
             signals_postponed: false,
             memory_waived: false,
             written: 0,
             last_fault: (0, 0),
-            wakeup: None,
             epoch: 0,
         }
     }
@@ -118,6 +130,12 @@ impl Thread {
     /// The thread's ID.
     pub fn tid(&self) -> i32 {
         self.control.tid.load(Ordering::Relaxed)
+    }
+
+    /// The thread has been woken by these events.
+    pub fn woken_by(&mut self, delivered: super::domain::Delivered) {
+        self.wakeup = Some(delivered.clone());
+        self.delivered = Some(delivered);
     }
 
     /// Runs the guest thread on the calling host thread until it ends. `started` is called once its ID is
@@ -162,11 +180,18 @@ impl Thread {
         self.ensure_domain(turn)?;
         self.vcpu.set_root(turn.space.root())?;
         let exit = self.vcpu.run()?;
+        if matches!(exit, Exit::Interrupted | Exit::RingFull) {
+            self.rewind_breakpoint();
+        }
+        if matches!(exit, Exit::Syscall) {
+            self.breakpoints_settled();
+        }
         let stats = &self.process.stats;
         match exit {
             Exit::Syscall => {
                 stats.exits.syscall.inc();
                 self.last_fault = (0, 0);
+                self.sliced = false;
                 sys::serve(self, turn)
             }
             Exit::Exception {
@@ -181,6 +206,10 @@ impl Thread {
                 vector, error_code, ..
             } => {
                 stats.exits.other_exception.inc();
+                if matches!(vector, 1 | 3) && self.debug_exception(turn, vector)? {
+                    self.breakpoints_settled();
+                    return Ok(Flow::Continue);
+                }
                 let rip = self.vcpu.registers().rip;
                 self.fault(turn, Fault::from_exception(vector, error_code, rip))
             }
@@ -274,13 +303,24 @@ impl Thread {
     fn give_way(&mut self, turn: &mut Turn<'_>) {
         let now = host::thread_cpu_time();
         let used = now.saturating_sub(*self.asked_at.get_or_insert(now));
-        let in_request = turn.domain.as_ref().is_some_and(Domain::is_request);
+        // Where threads hand work over, internal work is a client's too, unless it only spins.
+        let in_request = turn.domain.as_ref().is_some_and(Domain::is_request)
+            || turn.handoffs.provenance.is_recording() && !self.sliced;
         if used < if in_request { REQUEST_SLICE } else { SLICE } {
             return;
         }
         self.asked_at = None;
-        // Put back or not, it goes on where its registers say.
-        let _ = self.suspend(turn);
+        // Put back or not, it goes on where its registers say. What it has to say to others is not kept back for
+        // ever: it may be looking for its next task.
+        let says_something = |domain: &mut Domain| {
+            domain.slices += 1;
+            domain.slices >= SILENT_SLICES && domain.has_deferred()
+        };
+        let _ = match turn.domain.as_mut().is_some_and(says_something) {
+            true if !self.answers_for_others => self.commit_early(turn, Early::Suspended),
+            _ => self.suspend(turn),
+        };
+        self.sliced = true;
         self.park(false);
         turn.released(|| ());
         self.resume(turn);
@@ -350,7 +390,8 @@ impl Thread {
         // A domain that is put back meets the handler at its checkpoint.
         let _ = self.commit(turn);
         // The handler is not the client's: what it does (it may well exit) is not charged to the request
-        // that it has interrupted.
+        // that it has interrupted, nor to a timer that has run out at the same time.
+        self.next_origin = Origin::Internal;
         self.interrupted = self.continues.take().or(self.interrupted.take());
         self.run_handler(turn, info, action, trap);
     }
@@ -431,35 +472,34 @@ impl Thread {
     }
 }
 
+/// Whether the monitor catches `signal` for the guest. Others are its own, or the host's default stays.
+pub fn is_caught(signal: Signal) -> bool {
+    !matches!(
+        signal.raw(),
+        libc::SIGKILL
+            | libc::SIGSTOP
+            | libc::SIGSEGV
+            | libc::SIGBUS
+            | libc::SIGILL
+            | libc::SIGFPE
+            | libc::SIGABRT
+            | libc::SIGTRAP
+            | libc::SIGPIPE
+            | libc::SIGTSTP
+            | libc::SIGTTIN
+            | libc::SIGTTOU
+            | libc::SIGCONT
+            | 32
+            | 33
+    )
+}
+
 /// Catches the signals that the guest may get from outside, and the monitor's own kick.
 pub fn install_signal_handlers() -> std::io::Result<()> {
-    for number in 1..=64 {
-        let Some(signal) = Signal::new(number) else {
-            continue;
-        };
-        let own = number as i32 == KICK_SIGNAL;
-        let skip = matches!(
-            signal.raw(),
-            libc::SIGKILL
-                | libc::SIGSTOP
-                | libc::SIGSEGV
-                | libc::SIGBUS
-                | libc::SIGILL
-                | libc::SIGFPE
-                | libc::SIGABRT
-                | libc::SIGTRAP
-                | libc::SIGTSTP
-                | libc::SIGTTIN
-                | libc::SIGTTOU
-                | libc::SIGCONT
-                | 32
-                | 33
-        );
-        if own || !skip {
-            // Whether the guest starts with it ignored is inherited, as through exec.
-            if !own && inherited_ignored(signal) {
-                continue;
-            }
+    for signal in (1..=64).filter_map(Signal::new) {
+        let own = signal.raw() == KICK_SIGNAL;
+        // Whether the guest starts with it ignored is inherited, as through exec.
+        if own || is_caught(signal) && !inherited_ignored(signal) {
             control::set_host_action(signal, control::HostAction::Catch)?;
         }
     }

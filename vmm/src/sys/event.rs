@@ -106,7 +106,7 @@ fn epoll_wait(call: &mut Call) -> Result<u64, Errno> {
     call.woken(&result);
     let n = result?;
     let events = &events[..n as usize * EVENT_SIZE];
-    call.thread.delivered = Some(Delivered::Events {
+    call.thread.woken_by(Delivered::Events {
         epoll: call.int(0),
         data: data_of(events),
     });
@@ -172,7 +172,8 @@ fn poll(call: &mut Call) -> Result<u64, Errno> {
         call.write(call.args[2], &timeout)?;
     }
     let n = result?;
-    call.thread.delivered = Some(Delivered::Descriptors(ready_entries(&entries)));
+    call.thread
+        .woken_by(Delivered::Descriptors(ready_entries(&entries)));
     call.write(call.args[0], &entries)?;
     Ok(n)
 }
@@ -234,7 +235,8 @@ fn select(call: &mut Call) -> Result<u64, Errno> {
         call.write(call.args[4], &timeout)?;
     }
     let n = result?;
-    call.thread.delivered = Some(Delivered::Descriptors(ready_members(&sets)));
+    call.thread
+        .woken_by(Delivered::Descriptors(ready_members(&sets)));
     for (i, set) in sets.iter().enumerate() {
         if !set.is_empty() {
             call.write(call.args[i + 1], set)?;

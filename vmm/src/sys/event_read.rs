@@ -1,6 +1,6 @@
 //! Reads from what is no file and no client's connection: pipes, socket pairs, eventfds, timerfds. Outside of a
 //! request such a read is a wake-up by the server itself; inside of one, what was read is given back at
-//! abandon.
+//! abandon. The read of what the thread was woken for together with a request ends that request.
 
 use guest_agentless::{Errno, GuestRange};
 
@@ -61,6 +61,9 @@ impl Call<'_, '_> {
     ) -> Result<u64, Errno> {
         let room: u64 = parts.iter().map(|part| part.len()).sum();
         let len = room.min(BOUNCE as u64) as usize;
+        if self.is_next_event(fd) {
+            self.commit()?;
+        }
         self.settle_event(fd)?;
         let source = match self.in_request() {
             true => source(fd, self.state.files.kind(fd)),
@@ -92,6 +95,20 @@ impl Call<'_, '_> {
         });
         self.thread.bounce = bounce;
         done
+    }
+
+    /// Whether the thread has come to the next event of its loop: the wake-up that was about the connection of the
+    /// running request was about `fd` too. What follows is no part of the request, and may be about other
+    /// clients. What the thread has looked at in another request does not count.
+    fn is_next_event(&mut self, fd: i32) -> bool {
+        let domain = self.state.domain.as_ref();
+        let (Some(request), Some(wakeup)) =
+            (domain.and_then(|d| d.origin.fd()), &mut self.thread.wakeup)
+        else {
+            return false;
+        };
+        let files = &self.state.files;
+        files.was_event(wakeup, request) && files.take_event(wakeup, fd)
     }
 
     fn note_taken(&mut self, source: Source, fd: i32, bytes: &[u8]) {

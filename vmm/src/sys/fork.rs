@@ -148,6 +148,7 @@ fn become_child(call: &mut Call, start: Start) -> Result<Thread, KvmError> {
         left_reads: Vec::new(),
         dispositions: std::mem::take(&mut state.dispositions),
         ladder: Ladder::default(),
+        handoffs: Default::default(),
         restart: Default::default(),
         offenders: None,
         descriptor_limit: state.descriptor_limit,

@@ -11,6 +11,12 @@ use crate::memory::window;
 use crate::process::domain::Early;
 use crate::process::recover::Fault;
 
+/// How long what a request has to say waits while the request waits for a lock: 50 ms, as a `timespec`.
+static PATIENCE: [i64; 2] = [0, 50_000_000];
+
+/// The value of a mutex of glibc for which a thread waits.
+const LOCKED_AND_WAITED_FOR: u32 = 2;
+
 /// Futexes of which the process remembers that somebody has waited for them.
 const WAIT_WORDS_LIMIT: usize = 4096;
 
@@ -28,7 +34,13 @@ fn futex(call: &mut Call) -> Result<u64, Errno> {
     let mut args = [word, operation, value, fourth, 0, value3];
     match command {
         libc::FUTEX_WAIT | libc::FUTEX_WAIT_BITSET => {}
-        libc::FUTEX_WAKE | libc::FUTEX_WAKE_BITSET => return host_futex(args),
+        libc::FUTEX_WAKE | libc::FUTEX_WAKE_BITSET => {
+            let woken = host_futex(args)?;
+            if woken > 0 {
+                call.thread.note_handoff(call.state);
+            }
+            return Ok(woken);
+        }
         libc::FUTEX_REQUEUE | libc::FUTEX_CMP_REQUEUE => {
             // A requeued waiter could not be put back, so all are woken.
             window::checked(word2, 4).ok_or(Errno::EFAULT)?;
@@ -69,10 +81,31 @@ fn futex(call: &mut Call) -> Result<u64, Errno> {
     if !plain && call.state.wait_words.len() < WAIT_WORDS_LIMIT {
         call.state.wait_words.insert(word);
     }
-    if let Some(domain) = &mut call.state.domain {
-        domain.waits.begin(word, plain);
+    // A single thread waits for itself, and for ever.
+    if call.has_effects() && call.thread.process.threads().len() > 1 {
+        // Only the mutexes of glibc wait like this.
+        let is_mutex = plain && value as u32 == LOCKED_AND_WAITED_FOR;
+        if fourth == 0 && (plain || !call.has_answered() && value3 as u32 == u32::MAX) {
+            // Most locks are free soon.
+            let private = operation & libc::FUTEX_PRIVATE_FLAG as u64;
+            let wait = libc::FUTEX_WAIT as u64 | private;
+            let patience = PATIENCE.as_ptr() as u64;
+            match wait_for(call, [word, wait, value, patience, 0, 0], plain) {
+                Err(Errno::ETIMEDOUT) => {}
+                other => return other,
+            }
+        }
+        // Somebody may wait for them, maybe the one who is to wake this thread.
+        call.let_go(!is_mutex)?;
     }
-    // SAFETY: the word is in a guest window, of which the host reads it; the timeout is a copy.
+    wait_for(call, args, plain)
+}
+
+fn wait_for(call: &mut Call, args: [u64; 6], plain: bool) -> Result<u64, Errno> {
+    if let Some(domain) = &mut call.state.domain {
+        domain.waits.begin(args[0], plain);
+    }
+    // SAFETY: the word is in a guest window, of which the host reads it; the timeout is the monitor's.
     let result = unsafe { call.block(libc::SYS_futex, args, For::Midway) };
     if let Some(domain) = &mut call.state.domain {
         domain.waits.end();

@@ -101,6 +101,10 @@ impl Call<'_, '_> {
                 domain.add_input(bytes);
                 domain.keep_for_replay(bytes, envelope);
             }
+            if let Some(fd) = origin.fd() {
+                self.thread
+                    .note_received(self.state, fd, parts, bytes.len() as u64);
+            }
         }
         self.scatter(parts, bytes)?;
         Ok(bytes.len() as u64)
@@ -145,6 +149,11 @@ impl Call<'_, '_> {
         let len = bytes.len();
         if self.state.files.is_poisoned(fd) {
             return Err(Errno::ECONNRESET);
+        }
+        let reader = self.state.files.reader(fd);
+        if reader.is_some_and(|tid| tid != self.thread.tid()) {
+            self.thread.note_handoff(self.state);
+            self.thread.answers_for_others |= self.state.files.is_owing(fd);
         }
         if self.is_shut(fd) {
             return Err(Errno::EPIPE);
@@ -304,6 +313,9 @@ impl Call<'_, '_> {
         };
         domain.held_bytes += len;
         domain.journal.defer(Deferred::Write { fd, bytes, offset });
+        if matches!(self.state.files.kind(fd), Kind::Pipe | Kind::Anonymous) {
+            self.thread.note_handoff(self.state);
+        }
         Ok(len as u64)
     }
 

@@ -67,6 +67,8 @@ fn clone(call: &mut Call) -> Result<u64, Errno> {
         child.control.clear_tid.store(child_tid, Ordering::Relaxed);
     }
     let tid = start(child).ok_or(Errno::EAGAIN)?;
+    // It may be given work before it has run, and before anybody has had to wake it.
+    call.thread.note_handoff(call.state);
     if flags & libc::CLONE_PARENT_SETTID as u64 != 0 {
         call.write(parent_tid, &tid.to_ne_bytes())?;
     }

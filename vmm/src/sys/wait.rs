@@ -7,7 +7,7 @@ use recovery::Origin;
 
 use super::{Call, Handler};
 use crate::process::control::blocking_syscall;
-use crate::process::domain::Early;
+use crate::process::domain::{Domain, Early};
 use crate::process::effects::Deferred;
 use crate::process::recover::Fault;
 
@@ -103,6 +103,27 @@ impl Call<'_, '_> {
     /// Whether the process was restarted while this call waited: whatever comes of it is no longer wanted.
     pub(super) fn is_outdated(&self) -> bool {
         self.thread.is_outdated(self.state)
+    }
+
+    /// Whether the running request has effects that wait for its end.
+    pub(super) fn has_effects(&self) -> bool {
+        self.in_request() && self.state.domain.as_ref().is_some_and(Domain::has_deferred)
+    }
+
+    /// Whether the running request has answered its client, or hung up.
+    pub(super) fn has_answered(&self) -> bool {
+        self.state.domain.as_ref().is_some_and(Domain::has_answered)
+    }
+
+    /// The effects of the running request take place. If it has answered and now waits for what may be its next
+    /// task, it has ended; otherwise it goes on.
+    pub(super) fn let_go(&mut self, maybe_for_work: bool) -> Result<(), Errno> {
+        if maybe_for_work && self.has_answered() {
+            // What comes is not about the events that it was woken for.
+            self.thread.wakeup = None;
+            return self.commit();
+        }
+        self.commit_early(Early::Suspended)
     }
 
     /// A signal is delivered before the guest goes on.

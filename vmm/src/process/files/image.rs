@@ -166,6 +166,7 @@ impl Files {
         let is_its_own =
             |image: &FilesImage, fd: i32| image.open.get(&fd).is_some_and(|f| f.kept.is_none());
         self.given_back.clear();
+        self.connections.clear();
         for ((fd, epoll), _) in std::mem::take(&mut self.interests) {
             if is_its_own(&image, epoll) {
                 let _ = super::epoll_ctl(epoll, libc::EPOLL_CTL_DEL, fd, None);

@@ -116,7 +116,7 @@ impl Entry {
 }
 
 /// The content of a mapped file, if it is still the one at its path.
-fn read(file: &FileBacking) -> io::Result<Vec<u8>> {
+pub fn read(file: &FileBacking) -> io::Result<Vec<u8>> {
     // To open anything but a file can have effects, so look first; and look again at what was opened.
     check(&fs::metadata(&*file.path)?, file)?;
     let mut options = OpenOptions::new();
