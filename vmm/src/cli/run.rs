@@ -36,7 +36,7 @@ use crate::process::limits::{DEFAULT_CPU, DEFAULT_TIMEOUT, Limits};
 use crate::process::reporter::Reporter;
 use crate::process::restore::AT_ONCE;
 use crate::process::signals::{Action, Dispositions};
-use crate::process::thread::{Thread, inherited_ignored, install_signal_handlers};
+use crate::process::thread::{Thread, inherited_ignored, install_signal_handlers, request_slice};
 use crate::process::{Options, Parts, Process, State, watchdog};
 use crate::sys::end::MONITOR_FAILED;
 
@@ -374,6 +374,7 @@ fn start(arguments: RunArgs) -> Result<Thread, AnyError> {
                 .0
                 .map_or(usize::MAX, |bytes| bytes as usize),
             is_child: false,
+            request_slice: request_slice(probe.exit_cost),
             core_limit,
             audit: arguments.audit,
             restore_at_once: arguments.restore_at_once,

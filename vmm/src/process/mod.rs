@@ -71,6 +71,8 @@ pub struct Options {
     pub restore_at_once: usize,
     /// What a client's request may use.
     pub limits: limits::Limits,
+    /// CPU time that it may use while others wait, before it is suspended.
+    pub request_slice: std::time::Duration,
     /// What clients are told when their request is abandoned.
     pub error_reply: Option<error_reply::ErrorReply>,
     /// Bytes of memory that the core of a fault may hold; 0: there are no cores.

@@ -19,8 +19,8 @@ use crate::kvm::{Exit, KvmError, Vcpu};
 use crate::memory::{Attempt, Resolution};
 use crate::{host, sys};
 
-/// CPU time that a client's request may use while others wait, before it is suspended.
-const REQUEST_SLICE: Duration = Duration::from_millis(50);
+/// Exits for which a client's time slice has to be enough: few requests make as many.
+const SLICE_EXITS: u32 = 500;
 /// Slices after which what it has to say to others is said.
 const SILENT_SLICES: u32 = 4;
 /// Likewise for everything else, before it gives way. CPU time and not wall time, so that a thread is not
@@ -28,6 +28,14 @@ const SILENT_SLICES: u32 = 4;
 const SLICE: Duration = Duration::from_millis(5);
 /// How many faults on the same address without progress make the monitor stop believing in them.
 const SAME_FAULT_LIMIT: u32 = 64;
+
+/// The time slice of requests on a machine where an exit costs `exit_cost`. What is suspended and crashes may be
+/// `degraded`, so that a slow machine must not make that of a request which is short elsewhere.
+pub fn request_slice(exit_cost: Duration) -> Duration {
+    exit_cost
+        .saturating_mul(SLICE_EXITS)
+        .clamp(Duration::from_millis(50), Duration::from_secs(2))
+}
 
 /// Whether a thread goes on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -306,7 +314,11 @@ impl Thread {
         // Where threads hand work over, internal work is a client's too, unless it only spins.
         let in_request = turn.domain.as_ref().is_some_and(Domain::is_request)
             || turn.handoffs.provenance.is_recording() && !self.sliced;
-        if used < if in_request { REQUEST_SLICE } else { SLICE } {
+        let slice = match in_request {
+            true => self.process.options.request_slice,
+            false => SLICE,
+        };
+        if used < slice {
             return;
         }
         self.asked_at = None;
