@@ -106,6 +106,9 @@ fn talk(server: &Monitored) -> Vec<String> {
     ];
     // A message is not read on into the next one that brings descriptors.
     let mut client = connect(server, "wide");
+    // Accepted: only then do messages come with credentials.
+    send(&client, "zero", &["0"]);
+    said.push(line(&mut client).unwrap());
     server.pause(true);
     send(&client, "one", &["1"]);
     send(&client, "two", &["2"]);

@@ -159,7 +159,14 @@ fn leaves_no_trace_for(server: Monitored, time: Duration) {
         crashes += 1;
         let reproduce = format!("{SEED}={seed}, or after the seeds before it");
         if let Err(problem) = leaves_no_trace(&server, &mut watcher, seed) {
-            panic!("{reproduce}: {problem}\n{}", server.output_tail());
+            // The reporter may be behind.
+            thread::sleep(Duration::from_secs(1));
+            let events = server.events().unwrap_or_default();
+            let last = &events[events.len().saturating_sub(3)..];
+            panic!(
+                "{reproduce}: {problem}\n{last:#?}\n{}",
+                server.output_tail()
+            );
         }
         let output = server.output();
         assert!(!output.contains("audit:"), "{reproduce}: {output}");

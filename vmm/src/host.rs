@@ -162,7 +162,8 @@ pub fn thread_name() -> String {
 }
 
 /// Runs `spawn` with every signal blocked, which the new thread inherits: the monitor's and the guest's
-/// signals are for other threads.
+/// signals are for other threads. Not those of a fault: blocked, they would end the process where guest memory
+/// turns out not to be accessible (`memory/copy.rs`).
 pub fn with_signals_blocked<T>(spawn: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
     let mut all = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
     let mut before = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
@@ -170,6 +171,9 @@ pub fn with_signals_blocked<T>(spawn: impl FnOnce() -> io::Result<T>) -> io::Res
     // `pthread_sigmask` the second, which is used only if it succeeded.
     let error = unsafe {
         libc::sigfillset(all.as_mut_ptr());
+        for fault in [libc::SIGSEGV, libc::SIGBUS] {
+            libc::sigdelset(all.as_mut_ptr(), fault);
+        }
         libc::pthread_sigmask(libc::SIG_SETMASK, all.as_ptr(), before.as_mut_ptr())
     };
     if error != 0 {
