@@ -235,7 +235,7 @@ fn limited(workers: u32, options: &[&str], names: &[&str], kind: &str, healthy: 
 }
 
 // Less than the time after which a request that computes is suspended, so that all of it is undone.
-const CPU: [&str; 2] = ["--request-cpu", "60ms"];
+const CPU: [&str; 2] = ["--request-cpu", "30ms"];
 const SPINNING: [&str; 3] = ["commit spin", "commit spin-calls", "commit spin-yield"];
 
 #[test]

@@ -10,7 +10,7 @@ use vmsrs_tests::{
     paths,
 };
 
-const DEADLINE: Duration = Duration::from_secs(300);
+const DEADLINE: Duration = Duration::from_secs(480);
 
 #[test]
 fn demo_and_redis_pass_under_nested_paging() {
