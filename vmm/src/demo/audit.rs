@@ -28,22 +28,33 @@ impl Trouble {
     }
 }
 
+/// The event of each crash, and the events of no crash. A port may be used again, so events of one address are taken
+/// in the order of its crashes.
+pub fn pair<'a>(
+    crashes: &[Crash],
+    events: &'a [FaultEvent],
+) -> (Vec<Option<&'a FaultEvent>>, Vec<&'a FaultEvent>) {
+    let mut left: Vec<_> = events.iter().collect();
+    let mut event_of = |crash: &Crash| {
+        let peer = crash.peer.to_string();
+        let is_its = |event: &&FaultEvent| event.peer.as_deref() == Some(&peer);
+        left.iter().position(is_its).map(|index| left.remove(index))
+    };
+    let paired = crashes.iter().map(&mut event_of).collect();
+    (paired, left)
+}
+
 /// Where the monitor's account differs from what the users did.
 pub fn disagreements(crashes: &[Crash], events: &[FaultEvent]) -> Vec<Trouble> {
-    let mut unmatched: Vec<_> = events.iter().collect();
+    let (paired, unmatched) = pair(crashes, events);
     let mut troubles = Vec::new();
-    for crash in crashes {
+    for (crash, event) in crashes.iter().zip(paired) {
         if let Saw::Other(saw) = &crash.saw {
             let what = format!("a crashing request was answered: {saw}");
             troubles.push(Trouble::of_the_demo(Some(crash.bug), what));
         }
-        let peer = crash.peer.to_string();
-        match unmatched
-            .iter()
-            .position(|event| event.peer.as_deref() == Some(&peer))
-        {
-            Some(index) => {
-                let event = unmatched.remove(index);
+        match event {
+            Some(event) => {
                 if event.event == "escalated" {
                     let reason = event.reason.as_deref().unwrap_or("no reason given");
                     troubles.push(Trouble::of_the_demo(
@@ -54,7 +65,7 @@ pub fn disagreements(crashes: &[Crash], events: &[FaultEvent]) -> Vec<Trouble> {
             }
             None => troubles.push(Trouble::of_the_demo(
                 Some(crash.bug),
-                format!("no event for the crash by {peer}"),
+                format!("no event for the crash by {}", crash.peer),
             )),
         }
     }
@@ -104,6 +115,21 @@ mod tests {
                 .what
                 .contains("no event")
         );
+    }
+
+    #[test]
+    fn a_port_that_is_used_again_is_another_crash() {
+        let crashes = [crash(1), crash(2), crash(1)];
+        let mut events = [1, 1, 3].map(|port| event("recovered", port));
+        events[1].signal = Some("SIGFPE".to_owned());
+        let (paired, left) = pair(&crashes, &events);
+        assert_eq!(paired[0].and_then(|event| event.signal.as_deref()), None);
+        assert!(paired[1].is_none());
+        assert_eq!(
+            paired[2].and_then(|event| event.signal.as_deref()),
+            Some("SIGFPE")
+        );
+        assert_eq!(left.len(), 1);
     }
 
     #[test]

@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 use std::io::{self, Write};
 
+use super::audit;
 use super::contrast::Death;
-use super::crasher::{Crash, Saw};
-use super::event::FaultEvent;
+use super::crasher::Saw;
 use super::scenario::{Summary, Survival};
 use super::server::Ending;
 use super::table::Table;
@@ -29,16 +29,6 @@ pub fn print(survival: &Survival, deaths: &[Death]) -> io::Result<()> {
     out.flush()
 }
 
-/// The faults that the monitor reported for the crashes of one bug.
-fn events_of<'a>(survival: &'a Survival, crashes: &[&Crash]) -> Vec<&'a FaultEvent> {
-    let peers: BTreeSet<_> = crashes.iter().map(|crash| crash.peer.to_string()).collect();
-    survival
-        .events
-        .iter()
-        .filter(|event| event.peer.as_ref().is_some_and(|peer| peers.contains(peer)))
-        .collect()
-}
-
 fn crash_table(survival: &Survival, deaths: &[Death]) -> Table {
     let mut table = Table::new(&[
         "CRASH",
@@ -53,13 +43,18 @@ fn crash_table(survival: &Survival, deaths: &[Death]) -> Table {
         "|without: server",
         "users lost",
     ]);
+    let (paired, _) = audit::pair(&survival.crashes, &survival.events);
     for (bug, name) in survival.bugs.iter().enumerate() {
         let crashes: Vec<_> = survival
             .crashes
             .iter()
             .filter(|crash| crash.bug == bug)
             .collect();
-        let events = events_of(survival, &crashes);
+        let all = survival.crashes.iter().zip(&paired);
+        let events: Vec<_> = all
+            .filter(|(crash, _)| crash.bug == bug)
+            .filter_map(|(_, event)| *event)
+            .collect();
         let resets = crashes
             .iter()
             .filter(|crash| crash.saw == Saw::Reset)
@@ -229,6 +224,8 @@ fn number(value: Option<u64>) -> String {
 mod tests {
     use super::*;
     use crate::demo::audit::Trouble;
+    use crate::demo::crasher::Crash;
+    use crate::demo::event::FaultEvent;
     use crate::demo::server::Layout;
     use crate::demo::user::Tally;
 
