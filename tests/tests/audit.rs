@@ -189,7 +189,7 @@ fn other_clients_of_a_threaded_server_notice_nothing() {
     let end = Instant::now() + TIME / 2;
     thread::scope(|scope| {
         for crasher in 0..CRASHERS {
-            let crashes = &crashes;
+            let (crashes, server) = (&crashes, &server);
             scope.spawn(move || {
                 let mut random = Random::new(1000 + crasher);
                 while Instant::now() < end || crashes.load(Ordering::Relaxed) < ENOUGH {
@@ -199,9 +199,11 @@ fn other_clients_of_a_threaded_server_notice_nothing() {
                         sets: sets::UNDONE,
                         end: crash_of(&mut random),
                     };
-                    let client = Client::connect(port, PATIENCE).unwrap();
-                    if let Err(error) = client.crash(run) {
-                        panic!("{run}: {error}");
+                    let done = Client::connect(port, PATIENCE).and_then(|c| c.crash(run));
+                    if let Err(error) = done {
+                        let events = server.events().unwrap_or_default();
+                        let last = &events[events.len().saturating_sub(4)..];
+                        panic!("{run}: {error}\n{last:#?}\n{}", server.output_tail());
                     }
                     crashes.fetch_add(1, Ordering::Relaxed);
                 }
