@@ -159,6 +159,14 @@ static void look_at_appended(char *reply) {
     lseek(append_fd, -5, SEEK_END);
     to = content(to, read(append_fd, back, 9), back);
     close(other);
+    /* Each write goes where it would have gone at once. */
+    write(append_fd, "four", 4);
+    fcntl(append_fd, F_SETFL, 0);
+    pwrite(append_fd, "HEAD", 4, 0);
+    fcntl(append_fd, F_SETFL, O_APPEND);
+    pwrite(append_fd, "five", 4, 0);
+    to = facts(to, append_fd, "appended");
+    to = content(to, pread(append_fd, back, 9, 0), back);
 }
 
 static long changed_at(int fd) {

@@ -385,14 +385,7 @@ fn fcntl(call: &mut Call) -> Result<u64, Errno> {
                 .map_err(|e| errno_of(&e))
         }
         libc::F_SETFD => call.change_flags(fd, libc::F_GETFD, command, value),
-        libc::F_SETFL => {
-            let old = host::fcntl(fd, libc::F_GETFL, 0).map_err(|e| errno_of(&e))?;
-            if (old ^ value) & libc::O_APPEND != 0 {
-                // The writes that wait would go elsewhere.
-                call.settle_writes(fd)?;
-            }
-            call.change_flags(fd, libc::F_GETFL, command, value)
-        }
+        libc::F_SETFL => call.change_flags(fd, libc::F_GETFL, command, value),
         libc::F_DUPFD | libc::F_DUPFD_CLOEXEC => {
             if value as u64 >= call.state.descriptor_limit.0 {
                 return Err(Errno::EINVAL);

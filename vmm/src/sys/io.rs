@@ -312,7 +312,12 @@ impl Call<'_, '_> {
             return self.write_now(fd, &bytes, offset);
         };
         domain.held_bytes += len;
-        domain.journal.defer(Deferred::Write { fd, bytes, offset });
+        domain.journal.defer(Deferred::Write {
+            fd,
+            bytes,
+            offset,
+            appends: flags & libc::O_APPEND != 0,
+        });
         if matches!(self.state.files.kind(fd), Kind::Pipe | Kind::Anonymous) {
             self.thread.note_handoff(self.state);
         }

@@ -86,7 +86,7 @@ impl Call<'_, '_> {
                     writers.len() - 1
                 }
             };
-            let Some((appends, shared)) = writers.get(at).and_then(|writer| writer.of_file) else {
+            let Some(shared) = writers.get(at).and_then(|writer| writer.of_file) else {
                 continue;
             };
             let now = match &mut foretold {
@@ -95,9 +95,14 @@ impl Call<'_, '_> {
             };
             let shared = offsets.get_mut(shared).ok_or(Unclear)?;
             match effect {
-                Deferred::Write { bytes, offset, .. } if !bytes.is_empty() => {
+                Deferred::Write {
+                    bytes,
+                    offset,
+                    appends,
+                    ..
+                } if !bytes.is_empty() => {
                     let at = match offset {
-                        _ if appends => now.size,
+                        _ if *appends => now.size,
                         Some(at) => *at,
                         None => shared.offset,
                     };
@@ -387,8 +392,8 @@ impl Foretold {
 /// A descriptor that something waits to be done through.
 struct Writer {
     fd: i32,
-    /// If it is one of the file: whether it appends, and which offset it has.
-    of_file: Option<(bool, usize)>,
+    /// If it is one of the file: which offset it has.
+    of_file: Option<usize>,
 }
 
 impl Writer {
@@ -396,11 +401,9 @@ impl Writer {
         if host::identity(fd).ok() != Some(file) {
             return Ok(Writer { fd, of_file: None });
         }
-        let flags = host::fcntl(fd, libc::F_GETFL, 0).map_err(|_| Unclear)?;
-        let appends = flags & libc::O_APPEND != 0;
         Ok(Writer {
             fd,
-            of_file: Some((appends, place_of(fd, offsets)?)),
+            of_file: Some(place_of(fd, offsets)?),
         })
     }
 }

@@ -20,11 +20,13 @@ pub enum Deferred {
         address: Vec<u8>,
         rights: Vec<OwnedFd>,
     },
-    /// Bytes for a file, a pipe or a terminal, at an offset or where the file is (class *deferred write*).
+    /// Bytes for a file, a pipe or a terminal, at an offset or where the file is (class *deferred write*), or at the
+    /// end of the file if the descriptor appended then.
     Write {
         fd: i32,
         bytes: Vec<u8>,
         offset: Option<u64>,
+        appends: bool,
     },
     /// The offset of a file that a write before it moves.
     Seek { fd: i32, at: u64 },

@@ -28,6 +28,18 @@ struct Written {
     offset: Option<i64>,
 }
 
+/// Writes while `fd` appends or not, as it did when the guest wrote; it may have changed that since.
+fn appending(fd: RawFd, appends: bool, write: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+    let flags = host::fcntl(fd, libc::F_GETFL, 0)?;
+    if (flags & libc::O_APPEND != 0) == appends {
+        return write();
+    }
+    host::fcntl(fd, libc::F_SETFL, flags ^ libc::O_APPEND)?;
+    let done = write();
+    host::fcntl(fd, libc::F_SETFL, flags)?;
+    done
+}
+
 impl Thread {
     /// Does the deferred writes and syncs of the running domain that go to files, in order, and takes them
     /// out of the journal. If one fails, those before it are undone, and all of them come back with the error.
@@ -44,7 +56,12 @@ impl Thread {
         let mut done = Vec::with_capacity(effects.len());
         for effect in &effects {
             let outcome = match effect {
-                Deferred::Write { fd, bytes, offset } => write(*fd, bytes, *offset, &mut done),
+                Deferred::Write {
+                    fd,
+                    bytes,
+                    offset,
+                    appends,
+                } => write(*fd, bytes, *offset, *appends, &mut done),
                 Deferred::Seek { fd, at } => seek(*fd, *at, &mut done),
                 Deferred::Stamp { fd, time } => {
                     // Only its owner may set a file's time; the difference is that of one request.
@@ -74,11 +91,16 @@ impl Thread {
     }
 }
 
-fn write(fd: RawFd, bytes: &[u8], offset: Option<u64>, done: &mut Vec<Done>) -> Result<(), Errno> {
+fn write(
+    fd: RawFd,
+    bytes: &[u8],
+    offset: Option<u64>,
+    appends: bool,
+    done: &mut Vec<Done>,
+) -> Result<(), Errno> {
     let failed = |error: io::Error| host::errno_of(&error);
     let size = host::size(fd).map_err(failed)?;
     let position = host::offset(fd);
-    let appends = host::fcntl(fd, libc::F_GETFL, 0).map_err(failed)? & libc::O_APPEND != 0;
     let at = match offset {
         _ if appends => size,
         Some(at) => at,
@@ -101,7 +123,7 @@ fn write(fd: RawFd, bytes: &[u8], offset: Option<u64>, done: &mut Vec<Done>) -> 
         sizes: (size, size.max(end)),
         offset: position.filter(|_| offset.is_none()),
     }));
-    host::write_all(fd, bytes, offset).map_err(failed)
+    appending(fd, appends, || host::write_all(fd, bytes, offset)).map_err(failed)
 }
 
 fn seek(fd: RawFd, at: u64, done: &mut Vec<Done>) -> Result<(), Errno> {
@@ -126,7 +148,9 @@ fn take_back(done: Done) -> io::Result<()> {
         host::truncate(written.fd, before)?;
     }
     if !written.old.is_empty() {
-        host::write_at(written.fd, &written.old, written.at)?;
+        appending(written.fd, false, || {
+            host::write_at(written.fd, &written.old, written.at).map(drop)
+        })?;
     }
     match written.offset {
         Some(offset) => host::seek(written.fd, offset),

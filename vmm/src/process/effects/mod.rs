@@ -42,7 +42,9 @@ impl Thread {
                 // As on the wire, a datagram may get lost.
                 let _ = host::send_message(fd, &bytes, flags, &address, &rights);
             }
-            Deferred::Write { fd, bytes, offset } => {
+            Deferred::Write {
+                fd, bytes, offset, ..
+            } => {
                 state.note_file_write(fd);
                 if let Err(error) = host::write_all(fd, &bytes, offset) {
                     // The guest was told that the write had succeeded.
