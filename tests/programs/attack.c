@@ -6,11 +6,9 @@
 // `parent` looks for the parent's memory in a child; `thread ADDRESS` ends a thread whose exit the kernel notes at ADDRESS; `port`
 // writes to an I/O port; `crash` crashes; `fd N` uses descriptor N in every way; anything else is echoed.
 #define _GNU_SOURCE
-#include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/futex.h>
-#include <poll.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
@@ -25,6 +23,8 @@
 #include <sys/uio.h>
 #include <sys/wait.h>
 #include <unistd.h>
+
+#include "serve.h"
 
 static char answer[8192];
 
@@ -293,34 +293,6 @@ int main(int argc, char **argv)
 {
 	if (argc < 2)
 		return 2;
-	int listener = socket(AF_INET, SOCK_STREAM, 0), one = 1;
-	setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
-	struct sockaddr_in address = {
-		.sin_family = AF_INET,
-		.sin_port = htons((unsigned short)atoi(argv[1])),
-		.sin_addr.s_addr = htonl(INADDR_LOOPBACK),
-	};
-	if (bind(listener, (struct sockaddr *)&address, sizeof address) != 0 || listen(listener, 64) != 0)
-		return 1;
 	signal(SIGPIPE, SIG_IGN);
-	static struct pollfd fds[128];
-	int count = 1;
-	fds[0].fd = listener;
-	fds[0].events = POLLIN;
-	for (;;) {
-		if (poll(fds, (nfds_t)count, -1) <= 0)
-			continue;
-		for (int i = count - 1; i > 0; i--) {
-			if (fds[i].revents && !serve(fds[i].fd)) {
-				close(fds[i].fd);
-				fds[i] = fds[--count];
-			}
-		}
-		if (fds[0].revents && count < 128) {
-			fds[count].fd = accept(listener, NULL, NULL);
-			fds[count].events = POLLIN;
-			if (fds[count].fd >= 0)
-				count++;
-		}
-	}
+	return serve_all(argv[1], serve);
 }

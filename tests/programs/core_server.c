@@ -4,8 +4,6 @@
 // size of the list; `crash NUMBER` stores it and crashes three calls deep; `abort NUMBER` likewise, by
 // `abort`; `big MIB NUMBER` writes so much memory before it crashes. The port is the argument; a second one is
 // a number of threads that do nothing.
-#include <arpa/inet.h>
-#include <poll.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
@@ -13,6 +11,8 @@
 #include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>
+
+#include "serve.h"
 
 #define PAGE 4096
 
@@ -117,30 +117,5 @@ int main(int argc, char **argv)
 		if (pthread_create(&thread, NULL, idle, (void *)(i + 100)) != 0)
 			return 2;
 	}
-	int listener = socket(AF_INET, SOCK_STREAM, 0), one = 1;
-	setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
-	struct sockaddr_in address = {
-		.sin_family = AF_INET,
-		.sin_port = htons((unsigned short)atoi(argv[1])),
-		.sin_addr.s_addr = htonl(INADDR_LOOPBACK),
-	};
-	if (bind(listener, (struct sockaddr *)&address, sizeof address) != 0 || listen(listener, 64) != 0)
-		return 2;
-	struct pollfd fds[65] = {{ .fd = listener, .events = POLLIN }};
-	nfds_t count = 1;
-	for (;;) {
-		if (poll(fds, count, -1) < 0)
-			continue;
-		for (nfds_t i = count; i-- > 1;) {
-			if (fds[i].revents && !serve(fds[i].fd)) {
-				close(fds[i].fd);
-				fds[i] = fds[--count];
-			}
-		}
-		if (fds[0].revents && count < 65) {
-			int fd = accept(listener, NULL, NULL);
-			if (fd >= 0)
-				fds[count++] = (struct pollfd){ .fd = fd, .events = POLLIN };
-		}
-	}
+	return serve_all(argv[1], serve);
 }

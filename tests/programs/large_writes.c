@@ -4,14 +4,14 @@
 // `crash MIB VALUE` does that and crashes; `check MIB VALUE` says whether all of them hold VALUE;
 // `eat MIB VALUE` maps fresh memory, fills it and crashes; `word PAGE` tells one of them.
 // The port is the argument, the size of the buffer in MiB the second.
-#include <arpa/inet.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <unistd.h>
-#include <poll.h>
+
+#include "serve.h"
 
 #define PAGE 4096
 
@@ -70,34 +70,5 @@ int main(int argc, char **argv)
 	if (argc < 3)
 		return 2;
 	buffer = map(strtoul(argv[2], NULL, 10));
-	int listener = socket(AF_INET, SOCK_STREAM, 0), one = 1;
-	setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
-	struct sockaddr_in address = {
-		.sin_family = AF_INET,
-		.sin_port = htons((unsigned short)atoi(argv[1])),
-		.sin_addr.s_addr = htonl(INADDR_LOOPBACK),
-	};
-	if (bind(listener, (struct sockaddr *)&address, sizeof address) != 0 || listen(listener, 64) != 0)
-		return 1;
-	static struct pollfd fds[128];
-	int count = 1;
-	fds[0].fd = listener;
-	fds[0].events = POLLIN;
-	while (poll(fds, (nfds_t)count, -1) > 0) {
-		for (int i = count - 1; i > 0; i--) {
-			if (!fds[i].revents)
-				continue;
-			if (!serve(fds[i].fd)) {
-				close(fds[i].fd);
-				fds[i] = fds[--count];
-			}
-		}
-		if (fds[0].revents && count < 128) {
-			fds[count].fd = accept(listener, NULL, NULL);
-			fds[count].events = POLLIN;
-			if (fds[count].fd >= 0)
-				count++;
-		}
-	}
-	return 1;
+	return serve_all(argv[1], serve);
 }

@@ -2,9 +2,7 @@
 //
 // `crash` does that; anything else is answered with `ok`.
 #define _GNU_SOURCE
-#include <arpa/inet.h>
 #include <fcntl.h>
-#include <poll.h>
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
@@ -14,6 +12,8 @@
 #include <sys/socket.h>
 #include <sys/timerfd.h>
 #include <unistd.h>
+
+#include "serve.h"
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static int epoll;
@@ -56,32 +56,5 @@ int main(int argc, char **argv)
 	if (argc < 2)
 		return 2;
 	epoll = epoll_create1(0);
-	int listener = socket(AF_INET, SOCK_STREAM, 0), one = 1;
-	setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
-	struct sockaddr_in address = {
-		.sin_family = AF_INET,
-		.sin_port = htons((unsigned short)atoi(argv[1])),
-		.sin_addr.s_addr = htonl(INADDR_LOOPBACK),
-	};
-	if (bind(listener, (struct sockaddr *)&address, sizeof address) != 0 || listen(listener, 64) != 0)
-		return 1;
-	static struct pollfd fds[128];
-	int count = 1;
-	fds[0].fd = listener;
-	fds[0].events = POLLIN;
-	while (poll(fds, (nfds_t)count, -1) > 0) {
-		for (int i = count - 1; i > 0; i--) {
-			if (fds[i].revents && !serve(fds[i].fd)) {
-				close(fds[i].fd);
-				fds[i] = fds[--count];
-			}
-		}
-		if (fds[0].revents && count < 128) {
-			fds[count].fd = accept(listener, NULL, NULL);
-			fds[count].events = POLLIN;
-			if (fds[count].fd >= 0)
-				count++;
-		}
-	}
-	return 1;
+	return serve_all(argv[1], serve);
 }

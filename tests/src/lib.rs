@@ -24,6 +24,7 @@ pub mod process;
 pub mod redis;
 pub mod run;
 pub mod runner;
+pub mod talk;
 pub mod web;
 
 pub use event::Event;

@@ -259,6 +259,14 @@ impl Monitored {
         }
     }
 
+    /// Resident memory of the server and its monitor, which are one process, in KiB.
+    pub fn resident_kib(&self) -> io::Result<u64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid()))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        line.and_then(|rest| rest.trim().strip_suffix(" kB")?.trim().parse().ok())
+            .ok_or_else(|| io::Error::other("no VmRSS"))
+    }
+
     /// The counters, which the monitor writes when it ends.
     pub fn stats(&self) -> io::Result<Value> {
         let text = fs::read_to_string(self.dir.path().join(STATS))?;

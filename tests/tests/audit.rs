@@ -120,6 +120,15 @@ fn leaves_no_trace(server: &Monitored, watcher: &mut Client, seed: u64) -> Resul
     }
 }
 
+/// What the monitor has told last, for a failure.
+fn account(server: &Monitored) -> String {
+    // The reporter may be behind.
+    thread::sleep(Duration::from_secs(1));
+    let events = server.events().unwrap_or_default();
+    let last = &events[events.len().saturating_sub(4)..];
+    format!("{last:#?}\n{}", server.output_tail())
+}
+
 /// Ends the server; its counters.
 fn finish(mut server: Monitored) -> Value {
     let status = server.terminate().unwrap();
@@ -159,14 +168,7 @@ fn leaves_no_trace_for(server: Monitored, time: Duration) {
         crashes += 1;
         let reproduce = format!("{SEED}={seed}, or after the seeds before it");
         if let Err(problem) = leaves_no_trace(&server, &mut watcher, seed) {
-            // The reporter may be behind.
-            thread::sleep(Duration::from_secs(1));
-            let events = server.events().unwrap_or_default();
-            let last = &events[events.len().saturating_sub(3)..];
-            panic!(
-                "{reproduce}: {problem}\n{last:#?}\n{}",
-                server.output_tail()
-            );
+            panic!("{reproduce}: {problem}\n{}", account(&server));
         }
         let output = server.output();
         assert!(!output.contains("audit:"), "{reproduce}: {output}");
@@ -201,9 +203,7 @@ fn other_clients_of_a_threaded_server_notice_nothing() {
                     };
                     let done = Client::connect(port, PATIENCE).and_then(|c| c.crash(run));
                     if let Err(error) = done {
-                        let events = server.events().unwrap_or_default();
-                        let last = &events[events.len().saturating_sub(4)..];
-                        panic!("{run}: {error}\n{last:#?}\n{}", server.output_tail());
+                        panic!("{run}: {error}\n{}", account(server));
                     }
                     crashes.fetch_add(1, Ordering::Relaxed);
                 }

@@ -3,7 +3,6 @@
 
 use std::{
     fs::{self, File},
-    io::{ErrorKind, Read, Write},
     net::TcpStream,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
@@ -15,7 +14,7 @@ use vmsrs_tests::{
     guest::{self, Linkage},
     kvm_case,
     load::Load,
-    net, redis, run,
+    net, redis, run, talk,
 };
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -49,18 +48,12 @@ impl Server {
     }
 
     fn ask(&mut self, command: &str) -> String {
-        self.client.write_all(command.as_bytes()).unwrap();
-        let mut answer = [0; 64];
-        let n = self.client.read(&mut answer).unwrap();
-        String::from_utf8_lossy(&answer[..n]).trim().to_owned()
+        talk::ask(&mut self.client, command)
     }
 
     /// A request that crashes, and its event.
     fn crash(&mut self, command: &str) -> Event {
-        let mut stream = net::connect(self.server.port(), PATIENCE).unwrap();
-        stream.write_all(command.as_bytes()).unwrap();
-        let error = stream.read(&mut [0; 8]).expect_err("a reset");
-        assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+        talk::crash(self.server.port(), command, PATIENCE);
         self.crashes += 1;
         let mut events = self.server.await_events("recovered", self.crashes).unwrap();
         assert_eq!(events.len(), self.crashes, "{}", self.server.output_tail());

@@ -3,7 +3,6 @@
 //! what it was before.
 
 use std::{
-    fs,
     process::Command,
     thread,
     time::{Duration, Instant},
@@ -265,12 +264,9 @@ fn requests_that_eat_memory_with_one_thread() {
     limited(0, &MEMORY, &EATING, "memory", HEALTHY);
 }
 
-/// Resident memory of a process, in MiB.
-fn resident(pid: u32) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    let kib = line.and_then(|line| line.trim().strip_suffix(" kB"));
-    kib.unwrap().trim().parse::<u64>().unwrap() >> 10
+/// Resident memory of the server, in MiB.
+fn resident(server: &Monitored) -> u64 {
+    server.resident_kib().unwrap() >> 10
 }
 
 #[test]
@@ -282,7 +278,7 @@ fn memory_that_a_request_has_eaten_goes_back_to_the_host() {
         let server = start(&program, workers, &options);
         let mut watcher = Client::connect(server.port(), PATIENCE).unwrap();
         watcher.ask("add 1").unwrap();
-        let before = resident(server.pid());
+        let before = resident(&server);
         for (number, name) in ["eat-heap", "eat-unmapped"].iter().enumerate() {
             let culprit = Client::connect(server.port(), PATIENCE).unwrap();
             culprit.until_reset(&format!("commit {name}")).unwrap();
@@ -292,10 +288,10 @@ fn memory_that_a_request_has_eaten_goes_back_to_the_host() {
             watcher.ask("add 1").unwrap();
             // The cleaner does it while nobody else wants to run.
             let deadline = Instant::now() + PATIENCE;
-            while resident(server.pid()) >= before + 64 && Instant::now() < deadline {
+            while resident(&server) >= before + 64 && Instant::now() < deadline {
                 thread::sleep(Duration::from_millis(20));
             }
-            let after = resident(server.pid());
+            let after = resident(&server);
             assert!(
                 after < before + 64,
                 "{name}: {before} MiB before, {after} MiB after"

@@ -1,13 +1,12 @@
 //! Requests that write much: the pause does not grow with it, and what the shadow pages may take has a limit.
 
 use std::{
-    io::{ErrorKind, Read, Write},
     net::TcpStream,
     thread,
     time::{Duration, Instant},
 };
 
-use vmsrs_tests::{Launch, Monitored, free_port, guest, kvm_case, net};
+use vmsrs_tests::{Launch, Monitored, free_port, guest, kvm_case, net, talk};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -38,18 +37,12 @@ impl Server {
     }
 
     fn ask(&mut self, command: &str) -> String {
-        self.client.write_all(command.as_bytes()).unwrap();
-        let mut answer = [0; 64];
-        let n = self.client.read(&mut answer).unwrap();
-        String::from_utf8_lossy(&answer[..n]).trim().to_owned()
+        talk::ask(&mut self.client, command)
     }
 
     /// A request that crashes; the outcome, and the reason if there is one.
     fn crash(&mut self, command: &str) -> (String, String) {
-        let mut stream = net::connect(self.server.port(), PATIENCE).unwrap();
-        stream.write_all(command.as_bytes()).unwrap();
-        let error = stream.read(&mut [0; 8]).expect_err("a reset");
-        assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+        talk::crash(self.server.port(), command, PATIENCE);
         // Events are written behind the server's back.
         let begin = Instant::now();
         loop {
@@ -71,13 +64,7 @@ impl Server {
     }
 
     fn resident_kib(&self) -> u64 {
-        let path = format!("/proc/{}/status", self.server.pid());
-        let status = std::fs::read_to_string(path).unwrap();
-        let rss = status
-            .lines()
-            .find_map(|l| l.strip_prefix("VmRSS:"))
-            .unwrap();
-        rss.trim().trim_end_matches("kB").trim().parse().unwrap()
+        self.server.resident_kib().unwrap()
     }
 
     fn stats(mut self) -> serde_json::Value {
