@@ -218,18 +218,20 @@ pub fn decide(state: &State, domain: &Domain, tid: i32) -> Decision {
     }
 }
 
+/// Guest memory as it would be without the domain, and as the domain left it.
+fn views(pages: &SuspendedPages) -> (impl Words + '_, impl Words + '_) {
+    let or_as_it_is = |page: Option<&PageContent>, address| match page {
+        Some(page) => Some(word_of(page, address)),
+        None => memory().word(address),
+    };
+    let before = move |address: u64| or_as_it_is(pages.without(GuestVa(address).page()), address);
+    let now = move |address: u64| or_as_it_is(pages.left(GuestVa(address).page()), address);
+    (before, now)
+}
+
 /// The locks that the domain has taken, and held when it was suspended last.
 fn held_locks(state: &State, pages: &SuspendedPages, tid: i32) -> Vec<HeldLock> {
-    let view = |of: &dyn Fn(PageNumber) -> Option<u32>, address: u64| {
-        of(GuestVa(address).page()).or_else(|| memory().word(address))
-    };
-    let before = |address: u64| {
-        view(
-            &|page| Some(word_of(pages.without(page)?, address)),
-            address,
-        )
-    };
-    let now = |address: u64| view(&|page| Some(word_of(pages.left(page)?, address)), address);
+    let (before, now) = views(pages);
     let is_futex = |address: u64| state.wait_words.contains(&address);
     let mut held = Vec::new();
     for (page, without) in pages.iter() {
@@ -246,14 +248,10 @@ fn held_locks(state: &State, pages: &SuspendedPages, tid: i32) -> Vec<HeldLock> 
     held
 }
 
-/// The read locks that the domain may hold besides those known as `held`, as far as their shape tells. Only what somebody waits for is known to
-/// be one, so they are remembered until then.
+/// The read locks that the domain may hold besides those known as `held`, as far as their shape tells. Only what
+/// somebody waits for is known to be one, so they are remembered until then.
 fn left_reads(pages: &SuspendedPages, held: &[HeldLock], left_reads: &mut Vec<(u64, u32)>) {
-    let in_pages = |of: &dyn Fn(PageNumber) -> Option<u32>, address| {
-        of(GuestVa(address).page()).or_else(|| memory().word(address))
-    };
-    let now = |at: u64| in_pages(&|page| Some(word_of(pages.left(page)?, at)), at);
-    let before = |at: u64| in_pages(&|page| Some(word_of(pages.without(page)?, at)), at);
+    let (before, now) = views(pages);
     for page in pages.shared() {
         let start = page.address().0;
         for address in (start..start + PAGE_SIZE).step_by(8) {

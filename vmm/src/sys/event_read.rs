@@ -4,6 +4,7 @@
 
 use guest_agentless::{Errno, GuestRange};
 
+use super::io::room_in;
 use super::{BOUNCE, Call};
 use crate::host::{self, Envelope};
 use crate::process::domain::Early;
@@ -59,7 +60,7 @@ impl Call<'_, '_> {
         flags: i32,
         envelope: &mut Envelope,
     ) -> Result<u64, Errno> {
-        let room: u64 = parts.iter().map(|part| part.len()).sum();
+        let room = room_in(parts);
         let len = room.min(BOUNCE as u64) as usize;
         if self.is_next_event(fd) {
             self.commit()?;

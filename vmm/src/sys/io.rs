@@ -10,6 +10,11 @@ use crate::process::domain::{Domain, Early};
 use crate::process::effects::Deferred;
 use crate::process::files::{GivenBack, Kind};
 
+/// Bytes that fit into `parts`.
+pub(super) fn room_in(parts: &[GuestRange]) -> u64 {
+    parts.iter().map(|part| part.len()).sum()
+}
+
 impl Call<'_, '_> {
     /// Whether the descriptor is in non-blocking mode.
     pub(super) fn is_nonblocking(&self, fd: i32) -> Result<bool, Errno> {
@@ -28,7 +33,7 @@ impl Call<'_, '_> {
         if self.state.files.is_poisoned(fd) {
             return Err(Errno::ECONNRESET);
         }
-        let room: u64 = parts.iter().map(|part| part.len()).sum();
+        let room = room_in(parts);
         if room == 0 {
             return Ok(0);
         }
@@ -36,14 +41,9 @@ impl Call<'_, '_> {
         let origin = Origin::Stream(fd);
         // More bytes of the same request, unless it has answered already. After an early commit they are
         // where a fault can be undone to.
-        let continues = self.state.domain.as_ref().is_some_and(|d| {
-            d.origin == origin && !d.has_deferred() && d.committed_early.is_none()
-        });
-        let goes_on = self
-            .state
-            .domain
-            .as_ref()
-            .is_some_and(|d| d.origin == origin);
+        let goes_on = self.serves(origin);
+        let is_open = |d: &Domain| !d.has_deferred() && d.committed_early.is_none();
+        let continues = goes_on && self.state.domain.as_ref().is_some_and(is_open);
         if !continues && !peeks {
             self.commit()?;
         }
@@ -67,12 +67,18 @@ impl Call<'_, '_> {
         result
     }
 
+    /// Whether the running domain is charged to `origin`.
+    fn serves(&self, origin: Origin) -> bool {
+        let domain = self.state.domain.as_ref();
+        domain.is_some_and(|domain| domain.origin == origin)
+    }
+
     /// Whether these bytes begin a request that is refused. One that runs again has been let through.
     fn refuses(&mut self, fd: i32, bytes: &[u8], filled: bool) -> bool {
-        let goes_on = |d: &Domain| d.origin == Origin::Stream(fd);
+        let origin = Origin::Stream(fd);
         !bytes.is_empty()
-            && self.thread.pass_through != Some(Origin::Stream(fd))
-            && !self.state.domain.as_ref().is_some_and(goes_on)
+            && self.thread.pass_through != Some(origin)
+            && !self.serves(origin)
             && self.thread.refuses(self.state, fd, bytes, filled)
     }
 
@@ -85,12 +91,7 @@ impl Call<'_, '_> {
         envelope: &Envelope,
     ) -> Result<u64, Errno> {
         if !peeks {
-            if !self
-                .state
-                .domain
-                .as_ref()
-                .is_some_and(|d| d.origin == origin)
-            {
+            if !self.serves(origin) {
                 self.begin(origin)?;
                 let owing = origin.fd().is_some_and(|fd| self.state.files.is_owing(fd));
                 if let Some(domain) = &mut self.state.domain {

@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use guest_agentless::{Errno, GuestRange};
 use recovery::Origin;
 
+use super::io::room_in;
 use super::net::{self, Header};
 use super::wait::For;
 use super::{BOUNCE, Call, Handler};
@@ -142,7 +143,7 @@ impl Call<'_, '_> {
         envelope: &mut Envelope,
     ) -> Result<u64, Errno> {
         self.commit_early(Early::External)?;
-        let room: u64 = parts.iter().map(|part| part.len()).sum();
+        let room = room_in(parts);
         let mut bytes = vec![0; room.min(BOUNCE as u64) as usize];
         let n = self.receive_into(fd, &mut bytes, flags, false, envelope)?;
         self.scatter(parts, &bytes[..n])?;
@@ -158,7 +159,7 @@ impl Call<'_, '_> {
         flags: i32,
         envelope: &mut Envelope,
     ) -> Result<u64, Errno> {
-        let room: u64 = parts.iter().map(|part| part.len()).sum();
+        let room = room_in(parts);
         let mut total = 0;
         while total < room {
             let rest = behind(parts, total);
@@ -243,7 +244,7 @@ impl Call<'_, '_> {
         another: bool,
         envelope: &mut Envelope,
     ) -> Result<u64, Errno> {
-        let room: u64 = parts.iter().map(|part| part.len()).sum();
+        let room = room_in(parts);
         let len = room.min(BOUNCE as u64) as usize;
         let mut bounce = std::mem::take(&mut self.thread.bounce);
         let result = self
