@@ -20,8 +20,7 @@ use super::queue::Item;
 use super::symbolize::Symbolizer;
 use crate::process::quarantine::Quarantine;
 
-/// Faults for whose memory room is kept, and pages that are mapped in advance for one at most.
-const SPARE_LIMIT: usize = 2;
+/// Pages that are mapped in advance at most.
 const MAPPED_LIMIT: usize = 1024;
 
 /// Places that are remembered.
@@ -37,9 +36,9 @@ pub(super) struct Writer {
     repeats: Mutex<Repeats>,
     /// The kinds of failure to save a report that were logged: each is logged once.
     logged: Mutex<Vec<io::ErrorKind>>,
-    /// Room for the memory of faults, of records that are done with: for the host to map it anew would take
+    /// Room for the memory of the next fault, of a record that is done with: for the host to map it anew would take
     /// longer than to copy to it.
-    spare: Mutex<Vec<Vec<PageContent>>>,
+    spare: Mutex<Option<Vec<PageContent>>>,
     /// Places (instruction and stack pointer) of faults that only counted up: no cores are made of them.
     told: Mutex<HashSet<(u64, u64)>>,
 }
@@ -156,11 +155,11 @@ impl Writer {
     /// Makes sure that there is room for the memory of the next fault, and that the host has mapped it.
     pub(super) fn prepare_room(&self) {
         let pages = self.core_pages.min(MAPPED_LIMIT);
-        let is_empty = || {
+        let is_missing = || {
             let spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
-            spare.is_empty()
+            spare.is_none()
         };
-        if self.saves() && pages > 0 && is_empty() {
+        if self.saves() && pages > 0 && is_missing() {
             self.give_room(vec![PageContent::zero().clone(); pages]);
         }
     }
@@ -168,7 +167,7 @@ impl Writer {
     /// Room for the memory of a fault.
     pub(super) fn take_room(&self) -> Vec<PageContent> {
         let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
-        spare.pop().unwrap_or_default()
+        spare.take().unwrap_or_default()
     }
 
     fn give_room(&self, mut room: Vec<PageContent>) {
@@ -176,9 +175,7 @@ impl Writer {
         room.truncate(MAPPED_LIMIT);
         room.shrink_to(MAPPED_LIMIT);
         let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
-        if spare.len() < SPARE_LIMIT {
-            spare.push(room);
-        }
+        spare.get_or_insert(room);
     }
 
     fn log_once(&self, error: &SaveError) {
