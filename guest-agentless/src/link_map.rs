@@ -25,6 +25,9 @@ const DEBUG_SIZE: u64 = 48;
 const DEBUG_LIST: u64 = 8;
 /// The public part of `struct link_map`: `l_addr`, `l_name`, `l_ld`, `l_next`, `l_prev`.
 const LINK_MAP_WORDS: usize = 5;
+/// Bytes of all of it, with some to spare: its private part has the place of the library's thread-local variables
+/// (1,200 bytes in glibc 2.36).
+const LINK_MAP_SIZE: u64 = 2048;
 
 /// Reads guest memory: fills the buffer from the address, or says that it cannot.
 pub type Read<'a> = dyn FnMut(u64, &mut [u8]) -> bool + 'a;
@@ -68,7 +71,7 @@ fn walk((at, count): (u64, u64), read: &mut Read<'_>, ranges: &mut Vec<GuestRang
             break;
         }
         let [_, name, _, after, _]: [u64; LINK_MAP_WORDS] = words(next, read)?;
-        ranges.push(GuestRange::new(GuestVa(next), 8 * LINK_MAP_WORDS as u64)?);
+        ranges.push(GuestRange::new(GuestVa(next), LINK_MAP_SIZE)?);
         ranges.push(GuestRange::new(GuestVa(name), PATH_LIMIT as u64)?);
         next = after;
     }

@@ -86,6 +86,7 @@ pub struct Launch {
     program: Vec<OsString>,
     monitor: Option<PathBuf>,
     options: Vec<OsString>,
+    variables: Vec<(OsString, OsString)>,
     patience: Duration,
 }
 
@@ -107,6 +108,7 @@ impl Launch {
                 .collect(),
             monitor: None,
             options: Vec::new(),
+            variables: Vec::new(),
             patience: PATIENCE,
         }
     }
@@ -121,6 +123,13 @@ impl Launch {
     pub fn options<S: AsRef<OsStr>>(mut self, options: impl IntoIterator<Item = S>) -> Self {
         self.options
             .extend(options.into_iter().map(|option| option.as_ref().to_owned()));
+        self
+    }
+
+    /// Sets an environment variable.
+    pub fn env(mut self, name: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Self {
+        let variable = (name.as_ref().to_owned(), value.as_ref().to_owned());
+        self.variables.push(variable);
         self
     }
 
@@ -153,12 +162,14 @@ impl Launch {
         fs::create_dir(&cwd)?;
         let output = File::create(dir.path().join(OUTPUT))?;
         let patience = self.patience;
+        let variables = self.variables.clone();
         let argv = self.argv(dir.path());
         let (program, args) = argv
             .split_first()
             .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "no program"))?;
         let mut command = Command::new(program);
         command.args(args).current_dir(cwd).stdin(Stdio::null());
+        command.envs(variables);
         command.stdout(output.try_clone()?).stderr(output);
         let child = Bounded::spawn_group(&mut command)?;
         Ok(Monitored {

@@ -29,6 +29,10 @@ struct Server {
 
 impl Server {
     fn start(linkage: Linkage, options: &[&str]) -> Server {
+        Server::start_by(linkage, |launch| launch.options(options))
+    }
+
+    fn start_by(linkage: Linkage, how: impl FnOnce(Launch) -> Launch) -> Server {
         let port = free_port().unwrap();
         let program = guest::linked("core_server", linkage).unwrap();
         let command = [
@@ -36,7 +40,7 @@ impl Server {
             port.to_string().into(),
             "2".into(),
         ];
-        let launch = Launch::monitored(command).unwrap().options(options);
+        let launch = how(Launch::monitored(command).unwrap());
         let server = launch.patience(PATIENCE).start(port).unwrap();
         let client = net::connect(port, PATIENCE).unwrap();
         Server {
@@ -154,6 +158,24 @@ fn a_core_shows_the_crash_and_what_the_request_had_written() {
         assert_eq!((mode(core), mode(core.parent().unwrap())), (0o600, 0o700));
         assert!(fs::metadata(core).unwrap().len() < MIB);
         server.server.terminate().unwrap();
+    }
+}
+
+#[test]
+fn thread_local_variables_are_found_wherever_the_loader_has_its_tables() {
+    kvm_case("thread_local_variables_are_found_wherever_the_loader_has_its_tables");
+    // The longer the search path, the more of its memory the loader has used before it makes them.
+    for directories in [1, 4, 5, 6, 7, 32] {
+        let path: Vec<String> = (0..directories)
+            .map(|i| format!("/no/such/directory/{i}"))
+            .collect();
+        let path = path.join(":");
+        let mut server = Server::start_by(Linkage::Dynamic, |launch| {
+            launch.env("LD_LIBRARY_PATH", &path)
+        });
+        let event = server.crash("crash 42\n");
+        let core = core_in(&report(&server.server, &event));
+        assert_shows(&server.program, &core, &["print per_thread"], &["= 42"]);
     }
 }
 

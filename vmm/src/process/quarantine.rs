@@ -33,6 +33,9 @@ const OTHER_STACK: u64 = 16 << 10;
 /// Bytes of thread-local variables below the thread pointer, and of what the C library keeps above.
 const THREAD_LOCAL: u64 = 1 << 10;
 const THREAD_BLOCK: u64 = 3 << 10;
+/// Bytes at most of a mapping in which the loader keeps its list, for all of it to be taken: it has its table of
+/// thread-local storage there too.
+const LOADER_MEMORY: u64 = 128 << 10;
 /// Other threads that are told.
 const THREADS_LIMIT: usize = 256;
 /// Bytes of the stack that are looked through for pointers, and bytes that are taken at each.
@@ -235,6 +238,9 @@ fn collect_stacks(collector: &mut Collector<'_>, threads: &[ThreadState], auxv: 
     let headers = (entry(auxv, libc::AT_PHDR), entry(auxv, libc::AT_PHNUM));
     let limit = collector.share(4);
     for range in link_map::memory(headers, &mut |at, into| copy::read(at, into).is_ok()) {
+        let of_loader = |vma: &&Vma| is_data(vma) && vma.range.len() <= LOADER_MEMORY;
+        let mapping = collector.space.vmas().find(range.start());
+        let range = mapping.filter(of_loader).map_or(range, |vma| vma.range);
         collector.take_mapped(range, limit, is_memory);
     }
     let limit = collector.share(4);
