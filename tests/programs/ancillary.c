@@ -6,7 +6,6 @@
  * when it has been received, one with "refused" is written to a file that takes nothing. On PORT, "state" tells the
  * open descriptors.
  */
-#define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>

@@ -5,7 +5,6 @@
 // accesses it directly; `fs ADDRESS` makes it the thread pointer and writes through GS;
 // `parent` looks for the parent's memory in a child; `thread ADDRESS` ends a thread whose exit the kernel notes at ADDRESS; `port`
 // writes to an I/O port; `crash` crashes; `fd N` uses descriptor N in every way; anything else is echoed.
-#define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/futex.h>

@@ -4,7 +4,6 @@
  * A server that writes to files and tells what the kernel said. One line is one request; the reply is one line
  * and must be the same as without the monitor. "crash" at the end of a line crashes instead of replying.
  */
-#define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>

@@ -4,7 +4,6 @@
  *   reload     in the handler of SIGHUP   reload-loop  in the main loop after SIGHUP
  *   shutdown   in the handler of SIGTERM
  * The thread and the timer fault once a client has said "go". Every message is answered with "ok". */
-#define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <netinet/in.h>
 #include <pthread.h>

@@ -1,5 +1,4 @@
 /* A program that handles its own faults, outside of any client's request. */
-#define _GNU_SOURCE
 #include <setjmp.h>
 #include <signal.h>
 #include <stdint.h>

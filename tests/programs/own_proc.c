@@ -1,6 +1,5 @@
 /* Looks for the memory and the mappings of its own process under many names. Prints one line for each
    name under which something of whoever runs it can be reached; nothing if there is none. */
-#define _GNU_SOURCE
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>

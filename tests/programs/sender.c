@@ -12,7 +12,6 @@
  *     record     tells what the first of them is
  *     ping       answers
  */
-#define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>

@@ -1,5 +1,4 @@
 /* Reports the signals it gets from outside: `signals`. Ends at SIGTERM after SIGUSR2. */
-#define _GNU_SOURCE
 #include <errno.h>
 #include <signal.h>
 #include <stdio.h>

@@ -1,7 +1,6 @@
 // A server whose requests take one of everything and then crash. The port is the argument.
 //
 // `crash` does that; anything else is answered with `ok`.
-#define _GNU_SOURCE
 #include <fcntl.h>
 #include <pthread.h>
 #include <stdlib.h>

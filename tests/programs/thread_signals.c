@@ -1,5 +1,4 @@
 /* Signals between threads, masks, timers and interrupted calls. */
-#define _GNU_SOURCE
 #include <errno.h>
 #include <poll.h>
 #include <pthread.h>

@@ -1,6 +1,5 @@
 /* A small HTTP server with bugs: one thread, epoll, and a parser that keeps the bytes of an unfinished request
  * for each connection. Usage: webserver PORT [BYTES], where BYTES is how much it reads at a time. */
-#define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>

@@ -4,7 +4,6 @@
  *   has for mutexes only and other libraries for everything).
  * A request is "ask", answered with "ok", "notify", for which another thread is told through a pipe and answers,
  * or "crash". */
-#define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <netinet/in.h>
 #include <pthread.h>

@@ -9,11 +9,9 @@
 
 mod client;
 mod model;
-mod server;
 
 pub use client::{Client, Ending, Healthy, Run, difference};
 pub use model::Model;
-pub use server::{BuildError, build, build_with_fixtures};
 
 /// Classes of operations, as in `guest.h`.
 pub mod sets {

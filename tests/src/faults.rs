@@ -7,4 +7,4 @@ mod server;
 
 pub use client::{Client, Healthy};
 pub use expect::{Expected, expected};
-pub use server::{BuildError, Program};
+pub use server::Program;

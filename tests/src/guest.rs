@@ -1,5 +1,5 @@
-//! Small C programs that the tests run as guests, from `tests/programs`. They are compiled on first
-//! use; each prints what it saw, so that a run under the monitor can be compared with a native one.
+//! Programs in C and C++ that the tests run as guests, compiled on first use: small ones of one file from
+//! `tests/programs`, and servers from `tests/guest`.
 
 use std::{
     fs, io,
@@ -72,21 +72,115 @@ pub fn program(name: &str) -> Result<PathBuf, BuildError> {
     linked(name, Linkage::Dynamic)
 }
 
-/// The program of `tests/programs/NAME.c`, linked as asked. It is compiled unless it is there and
-/// newer than its source and the header that sources share.
+/// The program of `tests/programs/NAME.c`, linked as asked.
 pub fn linked(name: &str, linkage: Linkage) -> Result<PathBuf, BuildError> {
+    let sources = || {
+        let dir = package_dir().join("programs");
+        let file = dir.join(name).with_extension("c");
+        Ok(Sources {
+            headers: vec![dir.join("serve.h")],
+            files: vec![file],
+        })
+    };
+    let target = format!("{name}{}", linkage.suffix());
+    compiled(name, &target, sources, linkage.flags())
+}
+
+/// The server of all files in `tests/guest/NAME`, or in `tests/NAME` for the demo server.
+pub fn server(name: &str) -> Result<PathBuf, BuildError> {
+    compiled(name, name, || Sources::of_server(name), &[])
+}
+
+/// As [`server`], with all of the random server but its main program.
+pub fn server_with_fixtures(name: &str) -> Result<PathBuf, BuildError> {
+    let sources = || {
+        let mut all = Sources::of_server("random-server")?;
+        all.files.retain(|file| !file.ends_with("main.c"));
+        let own = Sources::of_server(name)?;
+        all.files.extend(own.files);
+        all.headers.extend(own.headers);
+        Ok(all)
+    };
+    compiled(name, name, sources, &[])
+}
+
+/// Where the compiled programs are.
+pub fn compiled_dir() -> io::Result<PathBuf> {
+    Ok(paths::profile_dir()?.join("guest-programs"))
+}
+
+struct Sources {
+    files: Vec<PathBuf>,
+    headers: Vec<PathBuf>,
+}
+
+impl Sources {
+    fn of_server(name: &str) -> io::Result<Sources> {
+        let dirs = [
+            package_dir().join("guest").join(name),
+            package_dir().join(name),
+        ];
+        let dir = dirs.iter().find(|dir| dir.is_dir()).unwrap_or(&dirs[0]);
+        let mut sources = Sources {
+            files: Vec::new(),
+            headers: Vec::new(),
+        };
+        for entry in fs::read_dir(dir)? {
+            let path = entry?.path();
+            match path.extension().and_then(|extension| extension.to_str()) {
+                Some("c" | "cc") => sources.files.push(path),
+                Some("h") => sources.headers.push(path),
+                _ => {}
+            }
+        }
+        sources.files.sort();
+        Ok(sources)
+    }
+
+    fn are_older_than(&self, target: &Path) -> bool {
+        let mut all = self.files.iter().chain(&self.headers);
+        all.all(|source| is_newer(target, source))
+    }
+}
+
+const FLAGS: [&str; 11] = [
+    "-D_GNU_SOURCE",
+    "-O1",
+    "-g",
+    "-pthread",
+    // What Debian's own packages are built with.
+    "-fstack-protector-strong",
+    "-fno-omit-frame-pointer",
+    "-Wall",
+    "-Wextra",
+    "-Werror",
+    // Some overflow on purpose.
+    "-Wno-error=stringop-overflow",
+    "-Wno-error=use-after-free",
+];
+
+/// The program `target`. It is compiled unless it is there and newer than its sources. Where there are no sources at
+/// all, as in the nested-paging lane, it was brought along.
+fn compiled(
+    name: &str,
+    target: &str,
+    sources: impl FnOnce() -> io::Result<Sources>,
+    flags: &[&str],
+) -> Result<PathBuf, BuildError> {
     let failed = |source| BuildError::Io {
         program: name.to_owned(),
         source,
     };
-    let source = source_dir().join(name).with_extension("c");
-    let header = source_dir().join("serve.h");
-    let dir = paths::profile_dir().map_err(failed)?.join("guest-programs");
-    fs::create_dir_all(&dir).map_err(failed)?;
-    let target = dir.join(format!("{name}{}", linkage.suffix()));
-    if is_newer(&target, &source) && is_newer(&target, &header) {
+    let dir = compiled_dir().map_err(failed)?;
+    let target = dir.join(target);
+    if !package_dir().is_dir() && target.is_file() {
         return Ok(target);
     }
+    let sources = sources().map_err(failed)?;
+    if sources.are_older_than(&target) {
+        return Ok(target);
+    }
+    fs::create_dir_all(&dir).map_err(failed)?;
     // Tests run side by side, in several processes: each compiles a file of its own, and the
     // renaming puts a complete program in place.
     let fresh = tempfile::Builder::new()
@@ -94,17 +188,16 @@ pub fn linked(name: &str, linkage: Linkage) -> Result<PathBuf, BuildError> {
         .tempdir_in(&dir)
         .map_err(failed)?;
     let output = fresh.path().join("program");
-    let mut cc = Command::new("cc");
-    cc.args([
-        "-std=gnu11",
-        "-O1",
-        "-g",
-        "-Wall",
-        "-Wextra",
-        "-Werror",
-        "-pthread",
-    ]);
-    cc.args(linkage.flags()).arg("-o").arg(&output).arg(&source);
+    let mut cc = Command::new("gcc");
+    cc.args(FLAGS).args(flags).arg("-o").arg(&output);
+    cc.args(&sources.files).arg("-lm");
+    if sources
+        .files
+        .iter()
+        .any(|file| file.extension().is_some_and(|extension| extension == "cc"))
+    {
+        cc.arg("-lstdc++");
+    }
     let compiled = cc.output().map_err(failed)?;
     if !compiled.status.success() {
         return Err(BuildError::Refused {
@@ -116,8 +209,8 @@ pub fn linked(name: &str, linkage: Linkage) -> Result<PathBuf, BuildError> {
     Ok(target)
 }
 
-fn source_dir() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("programs")
+fn package_dir() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
 fn is_newer(target: &Path, source: &Path) -> bool {
@@ -131,7 +224,7 @@ mod tests {
 
     #[test]
     fn every_program_compiles_in_every_way() {
-        for entry in fs::read_dir(source_dir()).unwrap() {
+        for entry in fs::read_dir(package_dir().join("programs")).unwrap() {
             let path = entry.unwrap().path();
             if path.extension().is_some_and(|extension| extension == "h") {
                 continue;
@@ -141,6 +234,21 @@ mod tests {
                 if let Err(error) = linked(name, linkage) {
                     panic!("{linkage:?}: {error}");
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn every_server_compiles() {
+        let servers = fs::read_dir(package_dir().join("guest")).unwrap();
+        let names = servers.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        for name in names.chain(["demo-server".into()]) {
+            let built = match &*name {
+                "effects-server" => server_with_fixtures(&name),
+                _ => server(&name),
+            };
+            if let Err(error) = built {
+                panic!("{error}");
             }
         }
     }

@@ -5,8 +5,6 @@ use std::{
     collections::HashMap,
     io::{self, BufRead, BufReader, Write},
     net::{SocketAddr, TcpStream},
-    path::{Path, PathBuf},
-    process::Command,
     time::Duration,
 };
 
@@ -14,40 +12,6 @@ use crate::{
     load::{HealthyClient, Random, Surprise},
     net::{self, Address},
 };
-
-/// A server in C, by its directory in `tests/`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Server {
-    /// Damages its heap on request.
-    Heap,
-    /// The server of `vmsrs demo`.
-    Demo,
-}
-
-impl Server {
-    /// Compiles it into `dir` and returns the program.
-    pub fn build(self, dir: &Path) -> io::Result<PathBuf> {
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(match self {
-            Self::Heap => "guest/heap-server",
-            Self::Demo => "demo-server",
-        });
-        let mut files = Vec::new();
-        for entry in std::fs::read_dir(source)? {
-            let path = entry?.path();
-            if path.extension().is_some_and(|extension| extension == "c") {
-                files.push(path);
-            }
-        }
-        let program = dir.join(format!("{self:?}-server").to_lowercase());
-        let mut cc = Command::new("cc");
-        cc.args(["-std=c11", "-D_GNU_SOURCE", "-O1", "-g", "-pthread", "-w"]);
-        let compiled = cc.arg("-o").arg(&program).args(files).output()?;
-        if compiled.status.success() {
-            return Ok(program);
-        }
-        Err(io::Error::other(String::from_utf8_lossy(&compiled.stderr)))
-    }
-}
 
 /// A connection over which lines go to and fro.
 #[derive(Debug)]

@@ -1,32 +1,12 @@
-//! The ladder server: builds it and talks to it.
+//! The client of the ladder server (`tests/guest/ladder-server`).
 
 use std::{
     io::{self, Read, Write},
     net::TcpStream,
-    path::Path,
-    process::Command,
     time::Duration,
 };
 
-use crate::{audit::BuildError, net};
-
-/// Compiles `tests/guest/ladder-server` into `dir` and returns the program.
-pub fn build(dir: &Path) -> Result<std::path::PathBuf, BuildError> {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("guest/ladder-server");
-    let program = dir.join("ladder-server");
-    let mut cc = Command::new("cc");
-    cc.args(["-std=c11", "-D_GNU_SOURCE", "-O1", "-g", "-pthread"]);
-    cc.args(["-Wall", "-Wextra", "-Werror", "-o"]).arg(&program);
-    cc.args(["main.c", "state.c"].map(|file| source.join(file)));
-    let compiled = cc.arg("-lm").output()?;
-    match compiled.status.success() {
-        true => Ok(program),
-        false => {
-            let messages = String::from_utf8_lossy(&compiled.stderr).into_owned();
-            Err(BuildError::Refused(messages))
-        }
-    }
-}
+use crate::net;
 
 /// A connection to the server.
 pub struct Client(TcpStream);

@@ -19,13 +19,14 @@ pub mod qemu;
 pub mod report;
 
 use std::{
-    io,
+    fs, io,
     path::Path,
     time::{Duration, Instant},
 };
 
 pub use report::{CommandResult, Report};
 
+use crate::{guest, paths};
 use initramfs::Initramfs;
 use report::Malformed;
 
@@ -100,6 +101,21 @@ impl Lane {
     pub fn debian_program(&mut self, name: &str) -> Result<(), LaneError> {
         let path = packages::program(name)?;
         self.program(&path)
+    }
+
+    /// Adds the test program `name`, with the libraries it needs, as `/usr/bin/` and its own name. Its guest programs
+    /// are those that have been compiled already, and its monitor is the one under test.
+    pub fn test_program(&mut self, name: &str) -> Result<(), LaneError> {
+        // Where its profile directory is, as [`crate::paths`] has it.
+        self.program_as(name, &paths::test_program(name)?)?;
+        for entry in fs::read_dir(guest::compiled_dir()?)? {
+            let path = entry?.path();
+            if let (true, Some(name)) = (path.is_file(), path.file_name()) {
+                let to = format!("/usr/bin/guest-programs/{}", name.to_string_lossy());
+                self.initramfs.program(&to, &path)?;
+            }
+        }
+        Ok(())
     }
 
     /// Adds a command, which is killed after `limit`. Commands run one after another in the order

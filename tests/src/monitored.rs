@@ -87,6 +87,7 @@ pub struct Launch {
     monitor: Option<PathBuf>,
     options: Vec<OsString>,
     variables: Vec<(OsString, OsString)>,
+    events: Option<PathBuf>,
     patience: Duration,
 }
 
@@ -109,6 +110,7 @@ impl Launch {
             monitor: None,
             options: Vec::new(),
             variables: Vec::new(),
+            events: None,
             patience: PATIENCE,
         }
     }
@@ -130,6 +132,12 @@ impl Launch {
     pub fn env(mut self, name: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Self {
         let variable = (name.as_ref().to_owned(), value.as_ref().to_owned());
         self.variables.push(variable);
+        self
+    }
+
+    /// Has the events written to `path`, where [`Monitored::events`] does not look.
+    pub fn events_to(mut self, path: PathBuf) -> Self {
+        self.events = Some(path);
         self
     }
 
@@ -191,7 +199,9 @@ impl Launch {
             ("--stats", STATS),
             ("--report-dir", REPORTS),
         ] {
-            argv.extend([option.into(), dir.join(file).into_os_string()]);
+            let elsewhere = self.events.as_ref().filter(|_| file == EVENTS);
+            let path = elsewhere.cloned().unwrap_or_else(|| dir.join(file));
+            argv.extend([option.into(), path.into_os_string()]);
         }
         argv.extend(self.options);
         argv.push("--".into());

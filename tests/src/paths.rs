@@ -1,7 +1,7 @@
 //! Where the build put things: the tests use the `vmsrs` of their own target directory.
 
 use std::{
-    env, io,
+    env, fs, io,
     path::{Path, PathBuf},
 };
 
@@ -43,6 +43,24 @@ pub fn profile_dir() -> io::Result<PathBuf> {
             format!("{} is not in a target directory", exe.display()),
         )
     })
+}
+
+/// The test program `NAME` of this package: the file of `tests/NAME.rs` that was built last.
+pub fn test_program(name: &str) -> io::Result<PathBuf> {
+    let is_it = |path: &Path| {
+        let file = path.file_name().and_then(|file| file.to_str());
+        let hash = file.and_then(|file| file.strip_prefix(name)?.strip_prefix('-'));
+        hash.is_some_and(|hash| hash.chars().all(|c| c.is_ascii_hexdigit()))
+    };
+    let mut newest = None;
+    for entry in fs::read_dir(profile_dir()?.join("deps"))? {
+        let entry = entry?;
+        if is_it(&entry.path()) {
+            newest = newest.max(Some((entry.metadata()?.modified()?, entry.path())));
+        }
+    }
+    let none = || io::Error::new(io::ErrorKind::NotFound, format!("no test program {name}"));
+    newest.map(|(_, path)| path).ok_or_else(none)
 }
 
 /// The target directory this program was built into.

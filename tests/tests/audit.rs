@@ -15,7 +15,7 @@ use serde_json::Value;
 use vmsrs_tests::{
     Launch, Monitored,
     audit::{self, CRASHES, Client, Ending, Healthy, Run, sets},
-    free_port, kvm_case,
+    free_port, guest, kvm_case,
     load::{Load, Random},
 };
 
@@ -34,14 +34,12 @@ fn start(arguments: &[&str]) -> Monitored {
 }
 
 fn start_with(options: &[&str], arguments: &[&str]) -> Monitored {
-    let dir = tempfile::tempdir().unwrap();
-    let program = audit::build(dir.path()).unwrap_or_else(|error| panic!("{error}"));
+    let program = guest::server("random-server").unwrap();
     let port = free_port().unwrap();
     let mut command = vec![program.into_os_string()];
     command.extend(arguments.iter().map(Into::into));
     command.push(port.to_string().into());
     let launch = Launch::monitored(command).unwrap().options(options);
-    // The program is not needed on disk once it runs, except for the names in a fault's stack.
     launch.patience(PATIENCE).start(port).unwrap()
 }
 

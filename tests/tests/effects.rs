@@ -15,7 +15,7 @@ use std::{
 };
 
 use guest_agentless::syscall::{Effect, Support, table};
-use vmsrs_tests::{Launch, Monitored, audit, free_port, kvm_case, net};
+use vmsrs_tests::{Launch, Monitored, audit, free_port, guest, kvm_case, net};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -75,9 +75,7 @@ fn cases(client: &mut Client) -> Vec<Case> {
 }
 
 fn start() -> Monitored {
-    let dir = tempfile::tempdir().unwrap();
-    let program = audit::build_with_fixtures(dir.path(), "effects-server")
-        .unwrap_or_else(|error| panic!("{error}"));
+    let program = guest::server_with_fixtures("effects-server").unwrap();
     let port = free_port().unwrap();
     let command = [program.into_os_string(), port.to_string().into()];
     let launch = Launch::monitored(command).unwrap();

@@ -418,9 +418,10 @@ fn a_bad_pointer_in_a_system_call_is_an_error_and_no_fault() {
     let native = program.run(&["--pointers"]).unwrap();
     let native = String::from_utf8(native.stdout).unwrap();
     assert!(native.lines().count() > 400, "{native}");
+    let reports = tempfile::tempdir().unwrap();
     let monitored = Command::new(paths::vmsrs().unwrap())
         .args(["run", "--report-dir"])
-        .arg(program.path().with_file_name("reports"))
+        .arg(reports.path())
         .args([
             "--".as_ref(),
             program.path().as_os_str(),

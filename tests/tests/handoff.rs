@@ -5,10 +5,8 @@
 use std::{
     io::{BufRead, BufReader, ErrorKind, Read, Write},
     net::TcpStream,
-    path::{Path, PathBuf},
-    process::Command,
     sync::{
-        Arc, OnceLock,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
     thread::{self, JoinHandle},
@@ -25,27 +23,10 @@ const CRASHES: usize = 60;
 /// Ways to crash a worker, as in `tasks.c`.
 const KINDS: [&str; 5] = ["null", "abort", "locked", "late", "jump"];
 
-/// Compiles the server, once.
-fn program() -> &'static Path {
-    static PROGRAM: OnceLock<(tempfile::TempDir, PathBuf)> = OnceLock::new();
-    let built = PROGRAM.get_or_init(|| {
-        let dir = tempfile::tempdir().unwrap();
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("guest/pool-server");
-        let files = ["main.c", "queue.c", "table.c", "tasks.c"].map(|file| source.join(file));
-        let target = dir.path().join("pool-server");
-        let mut cc = Command::new("cc");
-        cc.args(["-std=c11", "-D_GNU_SOURCE", "-O1", "-g", "-pthread"]);
-        cc.args(["-Wall", "-Wextra", "-Werror", "-o"]).arg(&target);
-        assert!(cc.args(files).status().unwrap().success());
-        (dir, target)
-    });
-    &built.1
-}
-
 fn start(queue: &str, replies: &str) -> (Monitored, u16) {
     let port = free_port().unwrap();
     let command = [
-        program().to_str().unwrap(),
+        guest::server("pool-server").unwrap().to_str().unwrap(),
         &port.to_string(),
         WORKERS,
         queue,

@@ -7,17 +7,14 @@ use std::{
 };
 
 use vmsrs_tests::{
-    Event, Launch, Monitored, free_port, guest, kvm_case,
-    ladder::{self, Client},
-    memcached, net, redis,
+    Event, Launch, Monitored, free_port, guest, kvm_case, ladder::Client, memcached, net, redis,
 };
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The ladder server under the monitor.
 fn start(options: &[&str]) -> Monitored {
-    let dir = tempfile::tempdir().unwrap();
-    let program = ladder::build(dir.path()).unwrap_or_else(|error| panic!("{error}"));
+    let program = guest::server("ladder-server").unwrap();
     let port = free_port().unwrap();
     let command = [program.into_os_string(), port.to_string().into()];
     let launch = Launch::monitored(command).unwrap().options(options);
@@ -304,7 +301,7 @@ fn without_a_restart_it_ends_by_the_signal_and_says_why() {
 fn a_fault_before_it_serves_takes_its_course() {
     kvm_case("a_fault_before_it_serves_takes_its_course");
     let dir = tempfile::tempdir().unwrap();
-    let program = ladder::build(dir.path()).unwrap_or_else(|error| panic!("{error}"));
+    let program = guest::server("ladder-server").unwrap();
     let events = dir.path().join("events");
     let status = std::process::Command::new(vmsrs_tests::paths::vmsrs().unwrap())
         .args(["run", "--report-dir"])

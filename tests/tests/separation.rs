@@ -13,6 +13,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What the attacking server answers, or none if the request was reset.
 fn ask(server: &Monitored, command: &str) -> Option<String> {
+    println!("{command}");
     let mut stream = net::connect(server.port(), PATIENCE).unwrap();
     stream.write_all(command.as_bytes()).unwrap();
     let mut answer = vec![0; 8192];

@@ -3,9 +3,11 @@
 //! `VMSRS_SOAK_FAULTS` sets the number of faults; the default takes seconds, a million half an hour.
 
 use std::{
-    env, fs,
-    io::{Read, Write},
+    env,
+    fs::{self, File},
+    io::{self, Read, Write},
     path::Path,
+    process::Command,
     thread,
     time::{Duration, Instant},
 };
@@ -64,10 +66,14 @@ fn held_at_rest(server: &Monitored) -> Held {
 }
 
 fn start(options: &[&str]) -> Monitored {
+    start_by(|launch| launch.options(options))
+}
+
+fn start_by(how: impl FnOnce(Launch) -> Launch) -> Monitored {
     let port = free_port().unwrap();
     let program = guest::program("soak").unwrap();
     let command = [program.into_os_string(), port.to_string().into()];
-    let launch = Launch::monitored(command).unwrap().options(options);
+    let launch = how(Launch::monitored(command).unwrap());
     launch.patience(PATIENCE).start(port).unwrap()
 }
 
@@ -132,4 +138,38 @@ fn nothing_grows_with_the_number_of_faults() {
         Some(faults),
         "{stats}"
     );
+}
+
+/// Reports wait in memory while they cannot be written.
+#[test]
+fn a_backlog_of_reports_leaves_nothing() {
+    kvm_case("a_backlog_of_reports_leaves_nothing");
+    const CRASHES: u64 = 400;
+    const MIB: u64 = 1 << 10;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("events");
+    let made = Command::new("mkfifo").arg(&path).status().unwrap();
+    assert!(made.success());
+    // A pipe holds some hundred events, and then whoever writes waits for a reader.
+    let mut pipe = File::options().read(true).write(true).open(&path).unwrap();
+    let mut server = start_by(|launch| launch.events_to(path));
+    let before = held_at_rest(&server).resident_kib;
+    for _ in 0..CRASHES {
+        talk::crash(server.port(), "crash", PATIENCE);
+    }
+    let waiting = held_at_rest(&server).resident_kib;
+    assert!(waiting > before + 8 * MIB, "{before} -> {waiting}");
+
+    thread::spawn(move || io::copy(&mut pipe, &mut io::sink()));
+    let begin = Instant::now();
+    let mut after = waiting;
+    while after > before + 6 * MIB && begin.elapsed() < PATIENCE {
+        after = held_at_rest(&server).resident_kib;
+    }
+    // The memory of a core is kept ready from the first fault on.
+    assert!(
+        after <= before + 6 * MIB,
+        "{before} -> {waiting} -> {after}"
+    );
+    assert!(server.terminate().is_ok(), "{}", server.output_tail());
 }

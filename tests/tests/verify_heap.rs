@@ -1,17 +1,14 @@
 //! `--verify-heap`: damage to the heap that nobody has noticed yet is charged to the request that did it.
 
 use std::{
-    io,
-    path::PathBuf,
-    sync::OnceLock,
-    thread,
+    io, thread,
     time::{Duration, Instant},
 };
 
 use serde_json::Value;
 use vmsrs_tests::{
-    Event, Launch, Monitored, free_port,
-    heap::{Client, DemoUser, Healthy, Server},
+    Event, Launch, Monitored, free_port, guest,
+    heap::{Client, DemoUser, Healthy},
     kvm_case,
     load::{HealthyClient, Load},
     memcached, redis,
@@ -21,19 +18,9 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// How long the healthy load of one server lasts.
 const LOAD: Duration = Duration::from_secs(3);
 
-fn program(server: Server) -> PathBuf {
-    static DIR: OnceLock<tempfile::TempDir> = OnceLock::new();
-    static BUILT: OnceLock<[PathBuf; 2]> = OnceLock::new();
-    let built = BUILT.get_or_init(|| {
-        let dir = DIR.get_or_init(|| tempfile::tempdir().unwrap()).path();
-        [Server::Heap, Server::Demo].map(|server| server.build(dir).unwrap())
-    });
-    built[usize::from(server == Server::Demo)].clone()
-}
-
 fn heap_server(workers: u32, options: &[&str]) -> Monitored {
     let port = free_port().unwrap();
-    let program = program(Server::Heap).into_os_string();
+    let program = guest::server("heap-server").unwrap().into_os_string();
     let command = [program, port.to_string().into(), workers.to_string().into()];
     let launch = Launch::monitored(command).unwrap().options(options);
     launch.start(port).unwrap()
@@ -256,7 +243,7 @@ fn the_demo_server_is_not_suspected() {
     kvm_case("the_demo_server_is_not_suspected");
     for workers in [0, 4] {
         let port = free_port().unwrap();
-        let program = program(Server::Demo).into_os_string();
+        let program = guest::server("demo-server").unwrap().into_os_string();
         let mut command = vec![program, "--port".into(), port.to_string().into()];
         if workers > 0 {
             command.extend(["-t".into(), workers.to_string().into()]);

@@ -37,6 +37,13 @@ pub fn fix_mmap_threshold() {
     unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, 256 << 10) };
 }
 
+/// Gives memory that was freed back to the host. Of what was allocated piece by piece, `free` keeps all that lies below
+/// something still in use.
+pub fn return_free_memory() {
+    // SAFETY: malloc_trim(3) touches nothing but the allocator's own free memory, and is safe on any thread.
+    unsafe { libc::malloc_trim(0) };
+}
+
 /// A raw system call.
 ///
 /// # Safety

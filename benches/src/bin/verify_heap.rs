@@ -20,8 +20,8 @@ use std::{
 use clap::Parser;
 use spread::Spread;
 use vmsrs_tests::{
-    Launch, free_port,
-    heap::{DemoUser, Healthy, Server},
+    Launch, free_port, guest,
+    heap::{DemoUser, Healthy},
     load::{HealthyClient, Load},
     memcached,
 };
@@ -62,9 +62,8 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> Result<(), Error> {
-    let dir = tempfile::tempdir()?;
-    let heap: OsString = Server::Heap.build(dir.path())?.into();
-    let demo: OsString = Server::Demo.build(dir.path())?.into();
+    let heap: OsString = guest::server("heap-server")?.into();
+    let demo: OsString = guest::server("demo-server")?.into();
     println!(
         "medians, least and greatest of {} pairs of {} s",
         args.rounds, args.seconds

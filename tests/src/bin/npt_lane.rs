@@ -11,6 +11,9 @@ struct Args {
     /// Programs to take along, with their libraries; they are in /usr/bin there
     #[arg(long = "program", value_name = "PATH")]
     programs: Vec<PathBuf>,
+    /// Test programs to take along, with all guest programs that have been compiled
+    #[arg(long = "test", value_name = "NAME")]
+    tests: Vec<String>,
     /// Kill the machine after this many seconds
     #[arg(long, default_value_t = 300)]
     deadline: u64,
@@ -39,6 +42,9 @@ fn run(args: Args) -> Result<bool, Box<dyn Error>> {
     }
     for program in &args.programs {
         lane.program(program)?;
+    }
+    for test in &args.tests {
+        lane.test_program(test)?;
     }
     // The command is killed first, so that its output comes with a complete report.
     lane.command(&args.command, deadline * 3 / 4);

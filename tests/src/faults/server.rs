@@ -1,71 +1,27 @@
-//! Builds the fault server, and runs it without the monitor.
+//! The fault server, and what it does without the monitor.
 
 use std::{
-    fs, io,
+    io,
     os::unix::process::ExitStatusExt,
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
 };
 
-use tempfile::TempDir;
+use crate::guest::{self, BuildError};
 
-/// Why there is no server.
-#[derive(Debug, thiserror::Error)]
-pub enum BuildError {
-    /// A file or a compiler could not be used.
-    #[error("cannot build the fault server (tests/packages.txt names the packages)")]
-    Io(#[from] io::Error),
-    /// The compiler refused it.
-    #[error("the fault server does not compile:\n{0}")]
-    Refused(String),
-}
-
-/// The compiled server, gone when the value is dropped.
+/// The compiled server.
 #[derive(Debug)]
-pub struct Program {
-    dir: TempDir,
-}
+pub struct Program(PathBuf);
 
 impl Program {
     /// Compiles `tests/guest/fault-server`.
     pub fn build() -> Result<Self, BuildError> {
-        let dir = tempfile::tempdir()?;
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("guest/fault-server");
-        let mut objects = Vec::new();
-        for entry in fs::read_dir(source)? {
-            let path = entry?.path();
-            let compiler = match path.extension().and_then(|extension| extension.to_str()) {
-                Some("c") => ["gcc", "-std=gnu11"],
-                Some("cc") => ["g++", "-std=c++17"],
-                _ => continue,
-            };
-            let object = dir.path().join(format!("{}.o", objects.len()));
-            let mut command = Command::new(compiler[0]);
-            command.args([compiler[1], "-D_GNU_SOURCE", "-O1", "-g", "-pthread"]);
-            command.args(["-fno-omit-frame-pointer", "-fstack-protector-strong"]);
-            // The faults are there on purpose.
-            command.args([
-                "-Wall",
-                "-Wextra",
-                "-Werror",
-                "-Wno-error=stringop-overflow",
-            ]);
-            compile(command.arg("-c").arg(&path).arg("-o").arg(&object))?;
-            objects.push(object);
-        }
-        let program = Self { dir };
-        let mut link = Command::new("g++");
-        link.arg("-pthread")
-            .arg("-o")
-            .arg(program.path())
-            .args(objects);
-        compile(link.arg("-lm"))?;
-        Ok(program)
+        guest::server("fault-server").map(Self)
     }
 
     /// Where it lies.
-    pub fn path(&self) -> PathBuf {
-        self.dir.path().join("fault-server")
+    pub fn path(&self) -> &Path {
+        &self.0
     }
 
     /// The command that serves `port` with so many worker threads.
@@ -93,22 +49,13 @@ impl Program {
         Ok(self.run(&arguments)?.status.signal())
     }
 
-    /// Runs it on bare Linux.
+    /// Runs it on bare Linux, in a directory of its own.
     pub fn run(&self, arguments: &[&str]) -> io::Result<Output> {
+        let dir = tempfile::tempdir()?;
         Command::new(self.path())
             .args(arguments)
-            .current_dir(self.dir.path())
+            .current_dir(dir.path())
             .stdin(Stdio::null())
             .output()
-    }
-}
-
-fn compile(command: &mut Command) -> Result<(), BuildError> {
-    let output = command.output()?;
-    match output.status.success() {
-        true => Ok(()),
-        false => Err(BuildError::Refused(
-            String::from_utf8_lossy(&output.stderr).into_owned(),
-        )),
     }
 }

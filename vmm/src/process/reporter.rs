@@ -109,6 +109,10 @@ pub enum Room {
 /// How often reports are looked through for old ones while there is nothing to write.
 const PRUNE_PERIOD: Duration = Duration::from_secs(600);
 
+/// Bytes that have waited to be written, behind a disk that stood still for instance, for their memory to be given
+/// back to the host afterwards.
+const BACKLOG: usize = 1 << 20;
+
 /// Writes events and fault reports in order, on a thread of its own.
 #[derive(Debug)]
 pub struct Reporter {
@@ -212,5 +216,8 @@ fn work(writer: &Writer, queue: &Queue) {
     while let Some(item) = queue.pop_or(PRUNE_PERIOD, || writer.prune()) {
         writer.prepare_room();
         writer.write(&mut symbolizer, item);
+        if queue.has_drained(BACKLOG) {
+            crate::host::return_free_memory();
+        }
     }
 }

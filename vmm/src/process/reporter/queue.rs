@@ -39,6 +39,8 @@ pub(super) struct Queue {
 struct State {
     items: VecDeque<Item>,
     bytes: usize,
+    /// The most that `bytes` has been since the queue had last drained of much.
+    peak: usize,
     phase: Phase,
 }
 
@@ -84,6 +86,7 @@ impl Queue {
                 .unwrap_or_else(PoisonError::into_inner);
         }
         state.bytes += bytes;
+        state.peak = state.peak.max(state.bytes);
         state.items.push_back(item);
         self.ready.notify_one();
         Ok(())
@@ -123,6 +126,16 @@ impl Queue {
     /// Bytes of what waits.
     pub(super) fn bytes(&self) -> usize {
         self.lock().bytes
+    }
+
+    /// Whether nothing waits any more after there were more than `bytes` at some time; says so once.
+    pub(super) fn has_drained(&self, bytes: usize) -> bool {
+        let mut state = self.lock();
+        let drained = state.items.is_empty() && state.peak > bytes;
+        if drained {
+            state.peak = 0;
+        }
+        drained
     }
 
     /// Takes no more items.
