@@ -104,11 +104,6 @@ pub fn server_with_fixtures(name: &str) -> Result<PathBuf, BuildError> {
     compiled(name, name, sources, &[])
 }
 
-/// Where the compiled programs are.
-pub fn compiled_dir() -> io::Result<PathBuf> {
-    Ok(paths::profile_dir()?.join("guest-programs"))
-}
-
 struct Sources {
     files: Vec<PathBuf>,
     headers: Vec<PathBuf>,
@@ -171,7 +166,7 @@ fn compiled(
         program: name.to_owned(),
         source,
     };
-    let dir = compiled_dir().map_err(failed)?;
+    let dir = paths::profile_dir().map_err(failed)?.join("guest-programs");
     let target = dir.join(target);
     if !package_dir().is_dir() && target.is_file() {
         return Ok(target);

@@ -19,14 +19,14 @@ pub mod qemu;
 pub mod report;
 
 use std::{
-    fs, io,
+    io,
     path::Path,
     time::{Duration, Instant},
 };
 
 pub use report::{CommandResult, Report};
 
-use crate::{guest, paths};
+use crate::paths;
 use initramfs::Initramfs;
 use report::Malformed;
 
@@ -103,19 +103,13 @@ impl Lane {
         self.program(&path)
     }
 
-    /// Adds the test program `name`, with the libraries it needs, as `/usr/bin/` and its own name. Its guest programs
-    /// are those that have been compiled already, and its monitor is the one under test.
-    pub fn test_program(&mut self, name: &str) -> Result<(), LaneError> {
-        // Where its profile directory is, as [`crate::paths`] has it.
+    /// Adds the test program `name`, with the libraries it needs, as `/usr/bin/` and its own name, and the guest program
+    /// that it runs, where it looks for it. Its monitor is `/usr/bin/vmsrs`.
+    pub fn test_program(&mut self, name: &str, guest: &Path) -> Result<(), LaneError> {
         self.program_as(name, &paths::test_program(name)?)?;
-        for entry in fs::read_dir(guest::compiled_dir()?)? {
-            let path = entry?.path();
-            if let (true, Some(name)) = (path.is_file(), path.file_name()) {
-                let to = format!("/usr/bin/guest-programs/{}", name.to_string_lossy());
-                self.initramfs.program(&to, &path)?;
-            }
-        }
-        Ok(())
+        let file = guest.file_name().ok_or_else(|| not_a_file(guest))?;
+        let to = format!("guest-programs/{}", file.to_string_lossy());
+        self.program_as(&to, guest)
     }
 
     /// Adds a command, which is killed after `limit`. Commands run one after another in the order

@@ -18,6 +18,8 @@ use vmsrs_tests::{
 };
 
 const PATIENCE: Duration = Duration::from_secs(30);
+/// What is no fault to an emulated processor: it checks no alignment, and masks floating-point exceptions.
+const OF_REAL_PROCESSORS: [&str; 2] = ["alignment", "vector-exception"];
 const HEALTHY: usize = 3;
 
 fn program() -> Program {
@@ -115,16 +117,23 @@ fn finish(mut server: Monitored, load: Load, requests: u64) {
     server.terminate().unwrap();
 }
 
+/// The faults that no limit needs to end, as far as this processor has them.
+fn faults_of_their_own(program: &Program) -> Vec<String> {
+    let is_here = |name: &String| {
+        !OF_REAL_PROCESSORS.contains(&name.as_str())
+            || program.native_signal(name, false).unwrap().is_some()
+    };
+    let mut names = program.faults().unwrap();
+    names.retain(|name| expected(name).is_some() && is_here(name));
+    names
+}
+
 fn every_fault(workers: u32) {
     let program = program();
-    let names: Vec<String> = program.faults().unwrap();
-    let names: Vec<&String> = names
-        .iter()
-        .filter(|name| expected(name).is_some())
-        .collect();
+    let names = faults_of_their_own(&program);
     assert!(names.len() > 120, "{names:?}");
     // Most are the same to a thread whichever it is: some of each table.
-    let names = names.into_iter().step_by(if workers > 0 { 3 } else { 1 });
+    let names = names.iter().step_by(if workers > 0 { 3 } else { 1 });
     let native = |name: &str| program.native_signal(name, workers > 0).unwrap();
 
     let server = start(&program, workers, &[]);
@@ -163,12 +172,10 @@ fn every_fault_leaves_every_byte_as_it_was() {
     let program = program();
     let mut server = start(&program, 0, &["--audit"]);
     let mut count = 0;
-    for name in program.faults().unwrap() {
-        if expected(&name).is_some() {
-            let culprit = Client::connect(server.port(), PATIENCE).unwrap();
-            culprit.until_reset(&format!("commit {name}")).unwrap();
-            count += 1;
-        }
+    for name in faults_of_their_own(&program) {
+        let culprit = Client::connect(server.port(), PATIENCE).unwrap();
+        culprit.until_reset(&format!("commit {name}")).unwrap();
+        count += 1;
     }
     server.terminate().unwrap();
     let audit = &server.stats().unwrap()["audit"];

@@ -1,16 +1,49 @@
-//! The second KVM lane: the demo and the Redis crash scenario under SVM with nested paging, in a
-//! machine that QEMU emulates. Takes a minute or two; `VMSRS_NPT_DEADLINE` gives a slow host more
-//! seconds. It uses no KVM of the host's, so it does not count as a test that does.
+//! The second KVM lane: the demo, the Redis crash scenario and the tests that have most to do with paging, under SVM
+//! with nested paging, in a machine that QEMU emulates. Takes some minutes; `VMSRS_NPT_DEADLINE` gives a slow host
+//! more seconds. It uses no KVM of the host's, so it does not count as a test that does.
 
-use std::{env, path::Path, time::Duration};
+use std::{
+    env,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use vmsrs_tests::{
     error,
+    guest::{self, BuildError},
     lane::{Lane, LaneError, Report},
     paths,
 };
 
-const DEADLINE: Duration = Duration::from_secs(480);
+const DEADLINE: Duration = Duration::from_secs(900);
+
+type Guest = fn(&str) -> Result<PathBuf, BuildError>;
+
+/// Test programs that run there, with the guest program that they need and the cases (all, if there are none): what
+/// depends on how memory is mapped, and on how threads are stopped.
+const TESTS: [(&str, Guest, &str, &[&str]); 6] = [
+    ("wakeup", guest::program, "wakeup", &[]),
+    ("locks", guest::program, "lock_server", &[]),
+    ("large_write_sets", guest::program, "large_writes", &[]),
+    (
+        "separation",
+        guest::program,
+        "own_proc",
+        &["no_name_of_its_own"],
+    ),
+    (
+        "audit",
+        guest::server,
+        "random-server",
+        &["leaves_no_trace"],
+    ),
+    (
+        "faults",
+        guest::server,
+        "fault-server",
+        &["every_fault_leaves"],
+    ),
+];
 
 #[test]
 fn demo_and_redis_pass_under_nested_paging() {
@@ -63,6 +96,12 @@ fn run(deadline: Duration) -> Result<Report, LaneError> {
         "60",
     ];
     lane.command(&crash, deadline / 2);
+    for (test, build, program, cases) in TESTS {
+        let program = build(program).unwrap_or_else(|error| panic!("{error}"));
+        lane.test_program(test, &program)?;
+        let argv = [&[test, "--test-threads=1"], cases].concat();
+        lane.command(&argv, deadline / 2);
+    }
     lane.run(deadline)
 }
 

@@ -11,8 +11,8 @@ struct Args {
     /// Programs to take along, with their libraries; they are in /usr/bin there
     #[arg(long = "program", value_name = "PATH")]
     programs: Vec<PathBuf>,
-    /// Test programs to take along, with all guest programs that have been compiled
-    #[arg(long = "test", value_name = "NAME")]
+    /// Test programs to take along, each with a guest program
+    #[arg(long = "test", value_name = "NAME,PROGRAM")]
     tests: Vec<String>,
     /// Kill the machine after this many seconds
     #[arg(long, default_value_t = 300)]
@@ -44,7 +44,8 @@ fn run(args: Args) -> Result<bool, Box<dyn Error>> {
         lane.program(program)?;
     }
     for test in &args.tests {
-        lane.test_program(test)?;
+        let (name, program) = test.split_once(',').ok_or("--test takes NAME,PROGRAM")?;
+        lane.test_program(name, program.as_ref())?;
     }
     // The command is killed first, so that its output comes with a complete report.
     lane.command(&args.command, deadline * 3 / 4);
