@@ -60,12 +60,9 @@ mod tests {
             ..Default::default()
         }
         .run(server);
-        assert!(
-            outcome
-                .problems
-                .iter()
-                .any(|problem| problem.contains("ended by itself")),
-            "{outcome}"
-        );
+        // Its crash path tests memory first, and may still be at it when the scenario ends the server.
+        let died =
+            |problem: &String| problem.contains("ended by itself") || problem.contains("SIGSEGV");
+        assert!(outcome.problems.iter().any(died), "{outcome}");
     }
 }
