@@ -157,7 +157,7 @@ impl Writer {
         let pages = self.core_pages.min(MAPPED_LIMIT);
         let is_missing = || {
             let spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
-            spare.is_none()
+            spare.as_ref().is_none_or(|room| room.len() < pages)
         };
         if self.saves() && pages > 0 && is_missing() {
             self.give_room(vec![PageContent::zero().clone(); pages]);
@@ -175,7 +175,10 @@ impl Writer {
         room.truncate(MAPPED_LIMIT);
         room.shrink_to(MAPPED_LIMIT);
         let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
-        spare.get_or_insert(room);
+        // What was made in haste, while there was none, is smaller.
+        if spare.as_ref().is_none_or(|kept| kept.len() < room.len()) {
+            *spare = Some(room);
+        }
     }
 
     fn log_once(&self, error: &SaveError) {
