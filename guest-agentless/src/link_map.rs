@@ -26,7 +26,7 @@ const DEBUG_LIST: u64 = 8;
 /// The public part of `struct link_map`: `l_addr`, `l_name`, `l_ld`, `l_next`, `l_prev`.
 const LINK_MAP_WORDS: usize = 5;
 /// Bytes of all of it, with some to spare: its private part has the place of the library's thread-local variables
-/// (1,200 bytes in glibc 2.36).
+/// (at byte 1,152 in glibc 2.36).
 const LINK_MAP_SIZE: u64 = 2048;
 
 /// Reads guest memory: fills the buffer from the address, or says that it cannot.

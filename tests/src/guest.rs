@@ -143,9 +143,9 @@ const FLAGS: [&str; 11] = [
     "-O1",
     "-g",
     "-pthread",
-    // What Debian's own packages are built with.
-    "-fstack-protector-strong",
     "-fno-omit-frame-pointer",
+    // As Debian's own packages have it.
+    "-fstack-protector-strong",
     "-Wall",
     "-Wextra",
     "-Werror",

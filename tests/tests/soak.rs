@@ -1,6 +1,6 @@
 //! Faults without end: what the server and the monitor hold stays the same.
 //!
-//! `VMSRS_SOAK_FAULTS` sets the number of faults; the default takes seconds, a million half an hour.
+//! `VMSRS_SOAK_FAULTS` sets the number of faults; the default takes seconds, a million three quarters of an hour.
 
 use std::{
     env,

@@ -41,7 +41,7 @@ pub fn run(
     let (console, report, errors) = (dir.join("console"), dir.join("report"), dir.join("qemu"));
     let mut qemu = Command::new("qemu-system-x86_64");
     // With a thread for each processor, the machine hangs now and then, both processors in endless exceptions (QEMU
-    // 7.2; 3 of 15 runs of the `durable` tests). One thread for both is not slower.
+    // 7.2; 3 of 10 runs of the `durable` tests). One thread for both is not slower.
     qemu.args(["-accel", "tcg,thread=single", "-cpu", "max"])
         .args(["-m", "2048", "-smp", "2"])
         .args(["-nodefaults", "-display", "none", "-no-reboot"])
