@@ -8,7 +8,6 @@
 
 mod counters;
 mod exit_cost;
-mod interrupt;
 mod load;
 mod machine;
 mod recovery;
@@ -27,7 +26,7 @@ use std::{
 };
 
 use clap::Parser;
-use vmsrs_tests::{error, kvm, packages, paths, runner};
+use vmsrs_tests::{error, interrupt, kvm, packages, paths, runner};
 
 use crate::{
     machine::Machine,

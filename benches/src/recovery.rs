@@ -13,12 +13,12 @@ use std::{
 
 use serde::Serialize;
 use vmsrs_tests::{
-    net,
+    interrupt, net,
     redis::{Client, Reply, encode},
 };
 
 use crate::{
-    Error, interrupt,
+    Error,
     server::{PATIENCE, Server, Service},
     settings::{Settings, Tools},
     spread::quantile,

@@ -3,11 +3,12 @@
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
+use vmsrs_tests::interrupt;
 
 use crate::{
     Error,
     counters::Counters,
-    interrupt, load,
+    load,
     server::{Memory, Server, Service},
     settings::{Settings, Tools},
     variant::Variant,

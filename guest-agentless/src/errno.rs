@@ -180,6 +180,11 @@ impl Errno {
         }
     }
 
+    /// All of them.
+    pub const fn all() -> &'static [Errno] {
+        ALL
+    }
+
     /// The errno with this symbol.
     pub fn from_name(name: &str) -> Option<Errno> {
         ALL.iter().copied().find(|errno| errno.name() == name)

@@ -123,6 +123,11 @@ impl Signal {
         !matches!(self, Signal::SIGKILL | Signal::SIGSTOP)
     }
 
+    /// Whether it is one that asks a server to end (by custom: service managers, terminals).
+    pub const fn asks_to_end(self) -> bool {
+        matches!(self, Signal::SIGTERM | Signal::SIGINT | Signal::SIGQUIT)
+    }
+
     /// Whether it is a real-time signal: queued, not merged.
     pub const fn is_realtime(self) -> bool {
         self.0 >= Self::KERNEL_SIGRTMIN

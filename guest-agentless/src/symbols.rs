@@ -120,6 +120,31 @@ impl SymbolTable {
     }
 }
 
+/// The offset in a file of the function with this name: unlike [`SymbolTable`], which keeps one name of each
+/// address, by any of its names. None for one that is chosen when the program is linked (`STT_GNU_IFUNC`).
+pub fn function_offset(bytes: &[u8], name: &str) -> Option<u64> {
+    let header = file_header(bytes).ok()?;
+    let sections = header.sections(LittleEndian, bytes).ok()?;
+    let segments = Elf::parse(bytes).ok()?.segments;
+    [elf::SHT_SYMTAB, elf::SHT_DYNSYM]
+        .into_iter()
+        .find_map(|kind| {
+            let table = sections.symbols(LittleEndian, bytes, kind).ok()?;
+            let mut functions = table
+                .iter()
+                .filter(|s| is_function(s) && s.st_type() == elf::STT_FUNC);
+            let named = |symbol: &&elf::Sym64<LittleEndian>| {
+                symbol
+                    .name(LittleEndian, table.strings())
+                    .is_ok_and(|n| n == name.as_bytes())
+            };
+            let address = functions.find(named)?.st_value(LittleEndian);
+            segments
+                .iter()
+                .find_map(|segment| segment.offset_of(address))
+        })
+}
+
 fn is_function(symbol: &elf::Sym64<LittleEndian>) -> bool {
     matches!(symbol.st_type(), elf::STT_FUNC | elf::STT_GNU_IFUNC)
         && !symbol.is_undefined(LittleEndian)
@@ -147,6 +172,25 @@ mod tests {
     }
 
     #[test]
+    fn a_function_is_found_in_its_file_by_any_of_its_names() {
+        let table = SymbolTable::load(&OWN).unwrap();
+        let offset = function_offset(&OWN, "main").unwrap();
+        let segments = Elf::parse(&OWN).unwrap().segments;
+        let address = segments.iter().find_map(|segment| segment.vaddr_of(offset));
+        assert_eq!(address, table.address_of("main"));
+        assert_eq!(function_offset(&OWN, "no such function"), None);
+        assert_eq!(function_offset(b"no program", "main"), None);
+        // glibc has two names for it.
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+        let libc = maps
+            .split_whitespace()
+            .find(|word| word.ends_with("libc.so.6"));
+        let libc = std::fs::read(libc.unwrap()).unwrap();
+        let offset = function_offset(&libc, "malloc");
+        assert!(offset.is_some() && offset == function_offset(&libc, "__libc_malloc"));
+    }
+
+    #[test]
     fn an_address_of_the_guest_goes_through_its_mapping() {
         let table = SymbolTable::load(&OWN).unwrap();
         let elf = Elf::parse(&OWN).unwrap();
@@ -165,12 +209,12 @@ mod tests {
             device: (0, 0),
             inode: 1,
         });
-        let vma = Vma {
-            range: GuestRange::from_bounds(base + pages.start(), base + pages.end()),
-            protection: Protection::READ | Protection::EXEC,
-            shared: false,
+        let vma = Vma::new(
+            GuestRange::from_bounds(base + pages.start(), base + pages.end()),
+            Protection::READ | Protection::EXEC,
+            false,
             backing,
-        };
+        );
         assert_eq!(table.lookup_in(&vma, base + main + 2), Some(("main", 2)));
         assert_eq!(table.lookup_in(&vma, main), None);
         let anonymous = Vma {

@@ -78,6 +78,12 @@ const READS_LIMIT: u32 = 64;
 /// Threads that may plausibly hold or wait for one mutex.
 const USERS_LIMIT: u32 = 1 << 16;
 
+/// The thread that holds the mutex whose lock word is at `address`, if it is one that somebody holds.
+pub fn mutex_owner(memory: &impl Words, address: u64) -> Option<i32> {
+    let owner = memory.word(address.wrapping_add(MUTEX_OWNER))?;
+    is_held_mutex(memory, address).then_some(owner as i32)
+}
+
 /// Whether the word at `address` is the lock word of a mutex that somebody holds.
 pub fn is_held_mutex(memory: &impl Words, address: u64) -> bool {
     let at = |offset| memory.word(address.wrapping_add(offset));

@@ -132,6 +132,8 @@ pub enum Event {
         /// Threads ended.
         threads_ended: u64,
     },
+    /// A fault was injected, on demand (`--inject`).
+    Injected(Injected),
     /// A client sent again what has crashed the server before, and was refused.
     Refused(Refused),
     /// The guest ended.
@@ -193,6 +195,27 @@ pub struct Fault {
     pub repeat: u64,
     /// Whether the client was sent the configured error reply before its connection ended.
     pub replied: bool,
+}
+
+/// The members of the event for injected faults.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Injected {
+    /// The number of the injection.
+    pub injection: u64,
+    /// What was done, as in the specification.
+    pub what: String,
+    /// To which register, address or call, and how.
+    pub detail: String,
+    /// The guest thread (TID).
+    pub thread: i32,
+    /// Where it was.
+    pub rip: Hex,
+    /// What its domain was charged to.
+    pub origin: String,
+    /// Whose request it was.
+    pub peer: Option<String>,
+    /// System calls that the domain had made.
+    pub calls: u64,
 }
 
 /// The members of the event for refused inputs; it is written at most once a second for each input.

@@ -125,6 +125,8 @@ counter::counters! {
         copied,
         /// Given back their committed content after an abandon.
         restored,
+        /// Of a file, and found different from it although nobody may write them, after a fault: put back.
+        damaged,
         /// Write-protected again.
         reprotected,
     }

@@ -1,8 +1,9 @@
 //! What a suspended domain has written, so that it can still be undone although others have run since.
 //!
 //! While a domain is suspended nobody else may touch the pages it has written without being noticed. A page
-//! that was touched is *shared*: others may have read what the domain wrote there, and may have written next
-//! to it or over it. For each page two contents are kept: as the domain *left* it, and as it would be
+//! that was touched is *shared*: others may have written next to what the domain wrote there. If one of the words that
+//! the domain has changed was touched, or may have been, the page is *used*: others may have read what it wrote, or
+//! written over it. For each page two contents are kept: as the domain *left* it, and as it would be
 //! *without* the domain. What others write is taken over into the second, word by word, when the domain is
 //! resumed.
 //!
@@ -38,6 +39,7 @@ struct SuspendedPage {
     without: Box<PageContent>,
     left: Box<PageContent>,
     shared: bool,
+    used: bool,
 }
 
 /// The pages that one suspended domain has written.
@@ -68,14 +70,25 @@ impl SuspendedPages {
                     without,
                     left: content,
                     shared: false,
+                    used: false,
                 };
                 self.pages.insert(page, state);
             }
         }
     }
 
-    /// Somebody else touches the pages of `range`.
+    /// Somebody else touches `range`, and with it words that the domain has changed, as far as is known.
     pub fn share(&mut self, range: GuestRange) {
+        for page in range.pages() {
+            if let Some(known) = self.pages.get_mut(&page) {
+                known.shared = true;
+                known.used = true;
+            }
+        }
+    }
+
+    /// Somebody else touches `range`, and with it none of the words that the domain has changed.
+    pub fn touch(&mut self, range: GuestRange) {
         for page in range.pages() {
             if let Some(known) = self.pages.get_mut(&page) {
                 known.shared = true;
@@ -83,20 +96,41 @@ impl SuspendedPages {
         }
     }
 
-    /// The pages that nobody else has touched, in ascending order.
-    pub fn unshared(&self) -> impl Iterator<Item = PageNumber> + '_ {
-        self.of(false)
+    /// The addresses of the words in `range`, or partly in it, that the domain has changed.
+    pub fn changed(&self, range: GuestRange) -> impl Iterator<Item = u64> + '_ {
+        let pages = range
+            .pages()
+            .filter_map(|page| Some((page, self.pages.get(&page)?)));
+        pages.flat_map(move |(page, state)| {
+            let start = page.address().0;
+            let from = range.start().max(start) & !(WORD as u64 - 1);
+            let end = range.end().min(start + 4096);
+            (from..end).step_by(WORD).filter(move |address| {
+                let at = (address - start) as usize;
+                word(&state.left, at) != word(&state.without, at)
+            })
+        })
+    }
+
+    /// The pages of which others have used nothing that the domain has written, in ascending order.
+    pub fn unused(&self) -> impl Iterator<Item = PageNumber> + '_ {
+        self.of(|state| !state.used)
+    }
+
+    /// The pages of which others have used what the domain has written, in ascending order.
+    pub fn used(&self) -> impl Iterator<Item = PageNumber> + '_ {
+        self.of(|state| state.used)
     }
 
     /// The pages that others have touched, in ascending order.
     pub fn shared(&self) -> impl Iterator<Item = PageNumber> + '_ {
-        self.of(true)
+        self.of(|state| state.shared)
     }
 
-    fn of(&self, shared: bool) -> impl Iterator<Item = PageNumber> + '_ {
+    fn of(&self, which: impl Fn(&SuspendedPage) -> bool) -> impl Iterator<Item = PageNumber> {
         let pages = self.pages.iter();
         pages
-            .filter(move |(_, state)| state.shared == shared)
+            .filter(move |(_, state)| which(state))
             .map(|(page, _)| *page)
     }
 
@@ -123,6 +157,11 @@ impl SuspendedPages {
     /// Whether others have touched `page`.
     pub fn is_shared(&self, page: PageNumber) -> bool {
         self.pages.get(&page).is_some_and(|state| state.shared)
+    }
+
+    /// Whether the domain has written `page`, and others have used nothing of that.
+    pub fn is_unused(&self, page: PageNumber) -> bool {
+        self.pages.get(&page).is_some_and(|state| !state.used)
     }
 
     /// What `page` would hold without the domain.
@@ -296,7 +335,41 @@ mod tests {
         pages.resume(|_, _| panic!("nothing is shared"), |_, _, _| Merge::Add);
         pages.leave(PAGE, &content(&[(0, 2)]), &content(&[(0, 3)]));
         assert_eq!(word(pages.without(PAGE).unwrap(), 0), 1);
-        assert_eq!(pages.unshared().count(), 1);
+        assert_eq!(pages.unused().count(), 1);
+    }
+
+    #[test]
+    fn what_lies_next_to_the_words_of_the_domain_may_be_touched() {
+        let mut pages = SuspendedPages::default();
+        pages.leave(
+            PAGE,
+            &content(&[(16, 1), (20, 2)]),
+            &content(&[(16, 3), (20, 2)]),
+        );
+        let start = PAGE.address().0;
+        let changed = |pages: &SuspendedPages, from: u64, end: u64| -> Vec<u64> {
+            let range = GuestRange::from_bounds(start + from, start + end);
+            pages
+                .changed(range)
+                .map(|address| address - start)
+                .collect()
+        };
+        assert_eq!(changed(&pages, 0, 16), [0; 0]);
+        assert_eq!(changed(&pages, 20, 4096), [0; 0]);
+        assert_eq!(changed(&pages, 19, 20), [16]);
+        assert_eq!(changed(&pages, 0, 8192), [16]);
+        pages.touch(GuestRange::from_bounds(start, start + 4));
+        assert_eq!((pages.shared().count(), pages.used().count()), (1, 0));
+        // Others write there.
+        let now = content(&[(16, 3), (20, 9)]);
+        let read = |_: PageNumber, into: &mut PageContent| {
+            into.clone_from(&now);
+            true
+        };
+        pages.resume(read, |_, _, _| panic!("nobody else has written the word"));
+        assert_eq!(changed(&pages, 0, 4096), [16]);
+        assert_eq!(word(pages.without(PAGE).unwrap(), 16), 1);
+        assert_eq!(word(pages.without(PAGE).unwrap(), 20), 9);
     }
 
     #[test]

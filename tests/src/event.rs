@@ -52,10 +52,11 @@ pub fn parse(text: &str) -> io::Result<Vec<Event>> {
         .collect()
 }
 
-/// Reads an events file. A file that does not exist yet holds no events.
+/// Reads an events file, which may still be written to. A file that does not exist yet holds no events, and what is
+/// behind its last newline is none yet: a read may see the first part of a write.
 pub fn read(path: &Path) -> io::Result<Vec<Event>> {
     match fs::read_to_string(path) {
-        Ok(text) => parse(&text),
+        Ok(text) => parse(text.rsplit_once('\n').map_or("", |(written, _)| written)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
         Err(error) => Err(error),
     }
@@ -81,6 +82,21 @@ mod tests {
     fn a_torn_line_is_an_error_that_names_it() {
         let error = parse("{\"time\":\"t\",\"event\":\"started\"}\n{\"time\":").unwrap_err();
         assert!(error.to_string().contains("line 2"), "{error}");
+    }
+
+    #[test]
+    fn a_line_that_is_being_written_is_no_event_yet() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("events");
+        let whole = "{\"time\":\"t\",\"event\":\"started\"}\n";
+        for (text, events) in [
+            ("{\"time\":", 0),
+            (whole, 1),
+            (&format!("{whole}{{\"time\":"), 1),
+        ] {
+            fs::write(&path, text).unwrap();
+            assert_eq!(read(&path).unwrap().len(), events, "{text}");
+        }
     }
 
     #[test]

@@ -5,12 +5,14 @@
 //! executed cannot look green. A missing tool fails a test; no test is skipped.
 
 pub mod audit;
+pub mod campaign;
 pub mod error;
 pub mod event;
 pub mod faults;
 pub mod gdb;
 pub mod guest;
 pub mod heap;
+pub mod interrupt;
 pub mod kvm;
 pub mod ladder;
 pub mod lane;
@@ -18,12 +20,14 @@ pub mod load;
 pub mod memcached;
 pub mod monitored;
 pub mod net;
+pub mod oracle;
 pub mod packages;
 pub mod paths;
 pub mod process;
 pub mod redis;
 pub mod run;
 pub mod runner;
+pub mod servers;
 pub mod talk;
 pub mod web;
 

@@ -241,7 +241,7 @@ fn limited(workers: u32, options: &[&str], names: &[&str], kind: &str, healthy: 
 }
 
 // Less than the time after which a request that computes is suspended, so that all of it is undone.
-const CPU: [&str; 2] = ["--request-cpu", "30ms"];
+const CPU: [&str; 2] = ["--request-cpu", "100ms"];
 const SPINNING: [&str; 3] = ["commit spin", "commit spin-calls", "commit spin-yield"];
 
 #[test]
@@ -338,6 +338,49 @@ fn suspended_requests_are_ended() {
         culprit.until_reset(&format!("hang {name}")).unwrap();
         let event = fault(&server, number);
         assert_eq!(event.text("kind"), Some("timeout"), "{name}: {event:?}");
+        assert_ne!(event.event, "escalated", "{name}: {event:?}");
+    }
+    finish(server, load, 20);
+}
+
+/// What was committed in its middle goes on there when it is undone, and would for ever.
+#[test]
+fn an_endless_request_that_cannot_be_undone_is_no_hang() {
+    kvm_case("an_endless_request_that_cannot_be_undone_is_no_hang");
+    let program = program();
+    for workers in [0, 2] {
+        let options = ["--request-cpu", "100ms", "--restart", "always"];
+        let server = start(&program, workers, &options);
+        let culprit = Client::connect(server.port(), PATIENCE).unwrap();
+        culprit.until_reset("hang spin-after-connect").unwrap();
+        server.await_events("restarted", 1).unwrap();
+        let events = server.events().unwrap();
+        let told = |event: &&Event| matches!(event.event.as_str(), "degraded" | "escalated");
+        let told: Vec<&str> = events
+            .iter()
+            .filter(told)
+            .map(|e| e.event.as_str())
+            .collect();
+        assert_eq!(told.first(), Some(&"degraded"), "{events:#?}");
+        assert_eq!(told.last(), Some(&"escalated"), "{events:#?}");
+        let mut client = Client::connect(server.port(), PATIENCE).unwrap();
+        client.ask("add 1").unwrap();
+    }
+}
+
+/// A request that eats memory while others work has written too much to be watched when it is suspended.
+#[test]
+fn a_suspended_request_that_eats_memory_is_ended() {
+    kvm_case("a_suspended_request_that_eats_memory_is_ended");
+    let program = program();
+    let options = ["--request-memory", "512M", "--request-cpu", "off"];
+    let server = start(&program, 2, &options);
+    let load = Load::start::<Healthy>(server.address(), HEALTHY, PATIENCE);
+    for (number, name) in ["eat-mappings", "eat-heap"].into_iter().enumerate() {
+        let culprit = Client::connect(server.port(), PATIENCE).unwrap();
+        culprit.until_reset(&format!("hang {name}")).unwrap();
+        let event = fault(&server, number);
+        assert_eq!(event.text("kind"), Some("memory"), "{name}: {event:?}");
         assert_ne!(event.event, "escalated", "{name}: {event:?}");
     }
     finish(server, load, 20);

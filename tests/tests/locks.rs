@@ -265,20 +265,35 @@ fn a_read_lock_of_completed_work_is_released() {
     );
 }
 
-#[test]
-fn what_others_touched_is_degraded_and_its_lock_is_released() {
-    kvm_case("what_others_touched_is_degraded_and_its_lock_is_released");
+/// A transfer that sleeps with the lock held and the account number 1 changed, and crashes; meanwhile
+/// another client makes this request. What became of the server.
+fn during_a_transfer(request: &str, reply: &str) -> Vec<(String, Option<String>)> {
     let server = start();
     let port = server.port();
     let mut other = Client::connect(port).unwrap();
     assert_eq!(other.call("transfer 5").unwrap(), "ok");
     let crasher = thread::spawn(move || Client::connect(port)?.crash("crash-transfer 700 33"));
     thread::sleep(Duration::from_millis(250));
-    // Waits for the lock that the sleeping request holds, and gets it when that has crashed.
-    assert_eq!(other.call("transfer 7").unwrap(), "ok");
+    assert_eq!(other.call(request).unwrap(), reply);
     crasher.join().unwrap().unwrap();
+    assert_eq!(other.call("transfer 7").unwrap(), "ok");
     assert_eq!(other.call("check").unwrap(), "ok");
-    let outcomes = outcomes(server);
+    outcomes(server)
+}
+
+/// They wait for the lock that the sleeping request holds, which lies next to what it has changed, and get it when that
+/// has crashed: nobody has seen anything of it.
+#[test]
+fn what_others_were_kept_from_is_undone_as_a_whole() {
+    kvm_case("what_others_were_kept_from_is_undone_as_a_whole");
+    let outcomes = during_a_transfer("transfer 7", "ok");
+    assert_eq!(outcomes, [("recovered".to_owned(), None)]);
+}
+
+#[test]
+fn what_others_used_is_degraded_and_its_lock_is_released() {
+    kvm_case("what_others_used_is_degraded_and_its_lock_is_released");
+    let outcomes = during_a_transfer("glance 33", "ok");
     let [(event, Some(reason))] = &outcomes[..] else {
         panic!("{outcomes:?}");
     };

@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 
 mod file;
+pub mod handles;
 mod incoming;
 mod message;
 mod transfer;
@@ -12,7 +13,8 @@ pub use file::{file_time, is_plain_file, is_same_description, set_changed};
 pub use incoming::{Envelope, Incoming};
 pub use message::{RIGHTS_MAX, send_message, take_peeked};
 pub use transfer::{
-    bytes_to_read, peek_from, read_at, read_now, size, timer_ticks, truncate, write_all, write_at,
+    Aligned, bytes_to_read, peek_from, read_at, read_now, size, timer_ticks, truncate, write_all,
+    write_at,
 };
 
 use guest_agentless::Errno;
@@ -168,21 +170,27 @@ pub fn thread_name() -> String {
     String::from_utf8_lossy(&name[..end]).into_owned()
 }
 
+/// All signals but those of a fault.
+pub fn all_but_faults() -> libc::sigset_t {
+    // SAFETY: an all-zero set is a valid value, and both calls only change it.
+    unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigfillset(&mut set);
+        for fault in [libc::SIGSEGV, libc::SIGBUS] {
+            libc::sigdelset(&mut set, fault);
+        }
+        set
+    }
+}
+
 /// Runs `spawn` with every signal blocked, which the new thread inherits: the monitor's and the guest's
 /// signals are for other threads. Not those of a fault: blocked, they would end the process where guest memory
 /// turns out not to be accessible (`memory/copy.rs`).
 pub fn with_signals_blocked<T>(spawn: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
-    let mut all = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
+    let all = all_but_faults();
     let mut before = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
-    // SAFETY: both point to memory for a signal set; `sigfillset` initializes the first, and
-    // `pthread_sigmask` the second, which is used only if it succeeded.
-    let error = unsafe {
-        libc::sigfillset(all.as_mut_ptr());
-        for fault in [libc::SIGSEGV, libc::SIGBUS] {
-            libc::sigdelset(all.as_mut_ptr(), fault);
-        }
-        libc::pthread_sigmask(libc::SIG_SETMASK, all.as_ptr(), before.as_mut_ptr())
-    };
+    // SAFETY: `before` is memory for a signal set, which is used only if the call has succeeded.
+    let error = unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &all, before.as_mut_ptr()) };
     if error != 0 {
         return Err(io::Error::from_raw_os_error(error));
     }
@@ -283,9 +291,19 @@ pub fn kill(pid: i32, signal: i32) -> io::Result<()> {
 
 /// The process behind a pidfd.
 pub fn pid_of(pidfd: i32) -> Option<i32> {
-    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{pidfd}")).ok()?;
+    let info = handles::fdinfo(pidfd).ok()?;
     let pid = info.lines().find_map(|line| line.strip_prefix("Pid:"))?;
     pid.trim().parse().ok().filter(|pid| *pid > 0)
+}
+
+/// The signals that a signalfd is for, as a set.
+pub fn signals_of(fd: i32) -> io::Result<u64> {
+    let info = handles::fdinfo(fd)?;
+    let set = info
+        .lines()
+        .find_map(|line| line.strip_prefix("sigmask:"))
+        .and_then(|set| u64::from_str_radix(set.trim(), 16).ok());
+    set.ok_or_else(|| io::ErrorKind::InvalidInput.into())
 }
 
 /// Whether the monitor has a capability in effect (`CAP_*`).
@@ -301,18 +319,20 @@ pub fn is_capable(capability: u32) -> bool {
 
 /// Ends the process by `signal`, as its default action does. Returns if that does not end it.
 pub fn die_by(signal: i32) {
-    // SAFETY: sets a default disposition, opens the mask of this thread, and raises the signal.
+    // SAFETY: sets a default disposition, opens the mask of this thread for the signal alone, and raises it.
     unsafe {
         libc::signal(signal, libc::SIG_DFL);
-        set_signal_mask(0);
+        set_signal_mask(!(1 << (signal - 1)));
         libc::kill(libc::getpid(), signal);
     }
 }
 
-/// Closes all descriptors from `first` on.
-pub fn close_from(first: i32) {
-    // SAFETY: takes numbers only; the caller answers for whoever still holds one of them.
-    unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, 0) };
+/// Closes all descriptors from `first` to `last`.
+fn close_range(first: i32, last: i32) {
+    if first <= last {
+        // SAFETY: takes numbers only; the caller answers for whoever still holds one of them.
+        unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
+    }
 }
 
 /// Gives the calling thread a table of descriptors of its own, with standard error and those from `first` on:
@@ -369,6 +389,11 @@ pub fn socket_option(fd: i32, level: i32, name: i32) -> io::Result<Vec<u8>> {
     }))?;
     value.truncate(len as usize);
     Ok(value)
+}
+
+/// Whether a socket accepts connections.
+pub fn is_listening(fd: i32) -> bool {
+    socket_number(fd, libc::SO_ACCEPTCONN).is_ok_and(|value| value != 0)
 }
 
 /// An integer socket option.

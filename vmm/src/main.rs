@@ -3,6 +3,7 @@
 
 mod cli;
 mod clock;
+mod control;
 mod demo;
 mod host;
 mod inject;
@@ -10,6 +11,7 @@ mod kvm;
 mod loader;
 mod memory;
 mod process;
+mod rng;
 mod sys;
 
 use std::process::ExitCode;

@@ -14,10 +14,10 @@ use std::{
 };
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
-use vmsrs_tests::{load::Random, memcached::Client, net};
+use vmsrs_tests::{interrupt, load::Random, memcached::Client, net};
 
 use super::{Operation, Outcome};
-use crate::{Error, interrupt, server::PATIENCE, spread::quantile};
+use crate::{Error, server::PATIENCE, spread::quantile};
 
 pub const DESCRIPTION: &str =
     "4 client threads with 12 connections each, 90 % get, 10 % set, values of 100 bytes";

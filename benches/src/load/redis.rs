@@ -6,10 +6,10 @@ use std::{
     time::Duration,
 };
 
-use vmsrs_tests::process::Bounded;
+use vmsrs_tests::{interrupt, process::Bounded};
 
 use super::{Operation, Outcome};
-use crate::{Error, interrupt};
+use crate::Error;
 
 /// Requests of each kind that warm the server up. Their rate says how many it can answer in the
 /// time of the measurement proper.

@@ -97,6 +97,12 @@ impl Segment {
         self.range().to_pages().unwrap_or_else(|| self.range())
     }
 
+    /// The offset in the file of the byte at an address, if the file has it.
+    pub fn offset_of(&self, vaddr: u64) -> Option<u64> {
+        let inside = vaddr.checked_sub(self.vaddr)?;
+        (inside < self.filesz).then(|| self.offset.saturating_add(inside))
+    }
+
     /// The address of the byte at `offset` in the file, if that is part of it.
     pub fn vaddr_of(&self, offset: u64) -> Option<u64> {
         let inside = offset.checked_sub(self.offset)?;

@@ -269,6 +269,8 @@ mod tests {
         "rt_sigpending",
         "rt_sigsuspend",
         "rt_sigtimedwait",
+        "signalfd",
+        "signalfd4",
         "getrandom",
     ];
 

@@ -25,17 +25,17 @@ fn mappings() -> Vec<Vma> {
     let code = segments.filter(|segment| segment.protection.is_executable());
     let file = code.map(|segment| {
         let pages = segment.pages();
-        Vma {
-            range: GuestRange::from_bounds(BASE + pages.start(), BASE + pages.end()),
-            protection: segment.protection,
-            shared: false,
-            backing: Backing::File(FileBacking {
+        Vma::new(
+            GuestRange::from_bounds(BASE + pages.start(), BASE + pages.end()),
+            segment.protection,
+            false,
+            Backing::File(FileBacking {
                 path: Arc::from("/own"),
                 offset: segment.offset & !4095,
                 device: (0, 0),
                 inode: 1,
             }),
-        }
+        )
     });
     let range = GuestRange::from_bounds(ANONYMOUS, ANONYMOUS + 4096);
     file.chain([Vma::anonymous(range, Protection::READ | Protection::EXEC)])

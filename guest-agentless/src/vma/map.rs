@@ -131,10 +131,7 @@ impl VmaMap {
             .filter_map(|start| self.cut_out(start, range))
             .collect();
         for piece in &old {
-            self.insert_joined(Vma {
-                protection,
-                ..piece.clone()
-            });
+            self.insert_joined(piece.with_protection(protection));
         }
         Ok(old)
     }

@@ -119,6 +119,21 @@ impl FileBacking {
             inode,
         }
     }
+
+    /// Segment `id` of System V shared memory, with this key; Linux shows its file so.
+    pub fn segment(id: u64, key: u32) -> FileBacking {
+        FileBacking {
+            path: Arc::from(format!("/SYSV{key:08x} (deleted)")),
+            offset: 0,
+            device: (0, 1),
+            inode: id,
+        }
+    }
+
+    /// Whether it is such a segment.
+    pub fn is_segment(&self) -> bool {
+        self.device == (0, 1) && self.path.starts_with("/SYSV")
+    }
 }
 
 /// What a mapping shows.
@@ -173,17 +188,40 @@ pub struct Vma {
     pub shared: bool,
     /// What it shows.
     pub backing: Backing,
+    /// It is a private mapping of a file that is or was writable, and so may differ from the file.
+    pub once_writable: bool,
 }
 
 impl Vma {
     /// Private anonymous memory.
     pub fn anonymous(range: GuestRange, protection: Protection) -> Vma {
+        Vma::new(range, protection, false, Backing::Anonymous)
+    }
+
+    /// A new mapping.
+    pub fn new(range: GuestRange, protection: Protection, shared: bool, backing: Backing) -> Vma {
         Vma {
+            once_writable: protection.is_writable() && is_copy_of_file(shared, &backing),
             range,
             protection,
-            shared: false,
-            backing: Backing::Anonymous,
+            shared,
+            backing,
         }
+    }
+
+    /// The same mapping with another protection.
+    pub fn with_protection(&self, protection: Protection) -> Vma {
+        Vma {
+            once_writable: self.once_writable
+                || protection.is_writable() && is_copy_of_file(self.shared, &self.backing),
+            protection,
+            ..self.clone()
+        }
+    }
+
+    /// It shows what a file has, and nobody in this process can have changed that.
+    pub fn equals_file(&self) -> bool {
+        is_copy_of_file(self.shared, &self.backing) && !self.once_writable
     }
 
     /// The part of it that lies in `range`; none if they do not meet.
@@ -213,6 +251,12 @@ impl Vma {
         self.range.end() == next.range.start()
             && self.protection == next.protection
             && self.shared == next.shared
+            && self.once_writable == next.once_writable
             && next.backing.continues(&self.backing, self.range.len())
     }
+}
+
+/// What a private mapping of a file is.
+fn is_copy_of_file(shared: bool, backing: &Backing) -> bool {
+    !shared && matches!(backing, Backing::File(_))
 }

@@ -25,7 +25,7 @@ fn file(path: &str, page: u64) -> Backing {
 }
 
 /// What each page is, by number.
-type Naive = BTreeMap<u64, (Protection, bool, Backing)>;
+type Naive = BTreeMap<u64, (Protection, bool, Backing, bool)>;
 
 fn naive(map: &VmaMap) -> Naive {
     let mut model = Naive::new();
@@ -38,7 +38,8 @@ fn naive(map: &VmaMap) -> Naive {
 fn naive_insert(model: &mut Naive, vma: &Vma) {
     for page in vma.range.pages() {
         let backing = vma.backing.advanced(page.address().0 - vma.range.start());
-        model.insert(page.0, (vma.protection, vma.shared, backing));
+        let page_is = (vma.protection, vma.shared, backing, vma.once_writable);
+        model.insert(page.0, page_is);
     }
 }
 
@@ -112,11 +113,8 @@ fn any_operation() -> impl Strategy<Value = Operation> {
         proptest::bool::weighted(0.2),
         backing,
     )
-        .prop_map(|(range, protection, shared, backing)| Vma {
-            range,
-            protection,
-            shared,
-            backing,
+        .prop_map(|(range, protection, shared, backing)| {
+            Vma::new(range, protection, shared, backing)
         });
     let gap = (any_range(), 1..8u64, 0..3u32, any::<bool>()).prop_map(
         |(window, count, shift, top_down)| Operation::FindGap {
@@ -165,7 +163,11 @@ proptest! {
                         Ok(old) => {
                             assert!(covered);
                             model.range_mut(range.start() / PAGE_SIZE..range.end() / PAGE_SIZE)
-                                .for_each(|(_, page)| page.0 = protection);
+                                .for_each(|(_, page)| {
+                                    page.0 = protection;
+                                    let is_copy = !page.1 && matches!(page.2, Backing::File(_));
+                                    page.3 |= is_copy && protection.is_writable();
+                                });
                             undo = Some((before, old));
                         }
                         Err(errno) => {
@@ -194,12 +196,7 @@ proptest! {
 fn removal_cuts_mappings_and_moves_file_offsets() {
     let mut map = VmaMap::new();
     let protection = Protection::READ | Protection::EXEC;
-    let vma = Vma {
-        range: pages(10, 5),
-        protection,
-        shared: false,
-        backing: file("/bin/x", 3),
-    };
+    let vma = Vma::new(pages(10, 5), protection, false, file("/bin/x", 3));
     map.insert(vma.clone()).unwrap();
 
     let removed = map.remove(pages(11, 2));
@@ -305,12 +302,12 @@ fn parse_line(line: &str) -> Option<Vma> {
             inode,
         }),
     };
-    Some(Vma {
-        range: GuestRange::from_bounds(hex(start)?, hex(end)?),
-        protection: Protection::from_bits(bits)?,
-        shared: flags.ends_with('s'),
+    Some(Vma::new(
+        GuestRange::from_bounds(hex(start)?, hex(end)?),
+        Protection::from_bits(bits)?,
+        flags.ends_with('s'),
         backing,
-    })
+    ))
 }
 
 #[test]

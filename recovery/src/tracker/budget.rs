@@ -5,7 +5,7 @@
 //! ([`FirstWrite::NoRoom`]), after which everything can. So the limit never makes a request fail, but what
 //! came before such a commit cannot be undone.
 
-use guest_agentless::PageNumber;
+use guest_agentless::{GuestRange, PageNumber};
 
 use super::pages::{Base, REGION};
 use super::{Machine, Tracker};
@@ -60,6 +60,29 @@ impl Tracker {
 
     fn roomy(&self) -> u64 {
         self.shadow_limit / 8 * 7
+    }
+
+    /// Between two domains: traps all pages, so that each one's first write by the next domain exits. For fault
+    /// injection; pages of shared mappings, and those that nobody has written yet, are left as they are.
+    pub fn trap_all(&mut self, machine: &mut impl Machine) {
+        if !self.armed {
+            return;
+        }
+        self.take_harvest(machine);
+        let everything = GuestRange::from_bounds(0, u64::MAX);
+        let pages: Vec<PageNumber> = self.pages.known(everything).collect();
+        for page in pages {
+            let Some(Base::Shadow(frame)) = self.pages.get(page).map(|state| state.base) else {
+                continue;
+            };
+            if self.waiting.contains(page.0 / REGION) || machine.is_shared(page) {
+                continue;
+            }
+            machine.set_writable(page, false);
+            self.pages.set_base(page, Base::Itself);
+            self.shadows.free(frame);
+        }
+        self.deactivate_all(machine);
     }
 
     /// Whether one more shadow may be taken.

@@ -160,7 +160,10 @@ enum Step {
         offset: usize,
         value: u8,
     },
-    Commit,
+    Commit {
+        /// All pages are trapped then.
+        trap: bool,
+    },
     Abandon,
     /// Some regions are hidden, the others are restored at once.
     Postpone {
@@ -189,7 +192,7 @@ fn step() -> impl Strategy<Value = Step> {
             .prop_map(|(n, offset, value)| Step::Others { page: n * STRIDE, offset, value }),
         4 => write.prop_map(|(page, offset, value)| Step::Host { page, offset, value }),
         3 => any_page(0).prop_map(|page| Step::ReadAnew { page }),
-        2 => Just(Step::Commit),
+        2 => any::<bool>().prop_map(|trap| Step::Commit { trap }),
         2 => Just(Step::Abandon),
         2 => any::<u8>().prop_map(|hidden| Step::Postpone { hidden }),
         1 => Just(Step::Harvest),
@@ -319,9 +322,12 @@ proptest! {
                     machine.committed = None;
                 }
                 Step::Harvest => tracker.note_written(&mut machine),
-                Step::Commit => {
+                Step::Commit { trap } => {
                     tracker.commit(&mut machine);
                     tracker.settle(&mut machine);
+                    if trap {
+                        tracker.trap_all(&mut machine);
+                    }
                     if tracker.waiting_pages() == 0 {
                         committed = machine.image();
                         continue;
@@ -407,6 +413,25 @@ fn a_large_write_set_is_trapped_rather_than_copied() {
         PAGES / STRIDE,
         "the file's pages and the written ones"
     );
+}
+
+#[test]
+fn when_all_pages_are_trapped_each_first_write_exits() {
+    let mut machine = Simulated::new();
+    let mut tracker = Tracker::new();
+    tracker.arm(&mut machine, pages(0, PAGES).map(PageNumber));
+    for page in pages(SHARED_PAGES, PAGES) {
+        guest_write(&mut tracker, &mut machine, page, 0, 1);
+        tracker.commit(&mut machine);
+    }
+    tracker.trap_all(&mut machine);
+    assert_eq!(tracker.shadow_bytes(), 0);
+    assert_eq!(machine.trapped.len() as u64, PAGES / STRIDE);
+    let before = machine.image();
+    guest_write(&mut tracker, &mut machine, FILE_PAGES, 0, 2);
+    assert_eq!(tracker.active_count(), 1);
+    tracker.abandon(&mut machine, |_, _| {});
+    assert_eq!(machine.image(), before);
 }
 
 #[test]
@@ -514,7 +539,7 @@ proptest! {
                         machine.committed = None;
                     }
                     Step::Harvest => tracker.note_written(&mut machine),
-                    Step::Commit => {
+                    Step::Commit { .. } => {
                         restored(&mut tracker, &mut machine);
                         tracker.commit(&mut machine);
                         committed = machine.image();

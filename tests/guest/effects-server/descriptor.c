@@ -13,6 +13,7 @@
 #include <sys/file.h>
 #include <sys/inotify.h>
 #include <sys/ioctl.h>
+#include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/timerfd.h>
 
@@ -93,6 +94,12 @@ FD(epoll_ctl, mod) { return interest(EPOLL_CTL_MOD, quiet_pipe[0], EPOLLIN | EPO
 FD(epoll_ctl, del) { return interest(EPOLL_CTL_DEL, quiet_pipe[0], 0); }
 FD(eventfd, one) { return syscall(SYS_eventfd, 1); }
 FD(eventfd2, one) { return syscall(SYS_eventfd2, 1, EFD_NONBLOCK); }
+/* SIGHUP and SIGQUIT; SIGINT and SIGQUIT. */
+static const unsigned long other_signals = 5, third_signals = 6;
+FD(signalfd, one) { return syscall(SYS_signalfd, -1, &other_signals, 8); }
+FD(signalfd, changed) { return syscall(SYS_signalfd, signals_fd, &other_signals, 8); }
+FD(signalfd4, one) { return syscall(SYS_signalfd4, -1, &other_signals, 8, SFD_CLOEXEC); }
+FD(signalfd4, changed) { return syscall(SYS_signalfd4, signals_fd, &third_signals, 8, 0); }
 FD(timerfd_create, one) { return syscall(SYS_timerfd_create, CLOCK_MONOTONIC, 0); }
 FD(timerfd_settime, armed) {
     struct itimerspec setting = {{3, 0}, {8000, 0}};
@@ -126,7 +133,8 @@ const struct effect descriptor_effects[] = {
     ROW(memfd_create, one), ROW(open, file), ROW(openat, file), ROW(openat2, file), ROW(inotify_init, one),
     ROW(inotify_init1, one), ROW(inotify_add_watch, another), ROW(inotify_add_watch, changed), ROW(epoll_create, one),
     ROW(epoll_create1, one), ROW(epoll_ctl, add), ROW(epoll_ctl, mod), ROW(epoll_ctl, del), ROW(eventfd, one),
-    ROW(eventfd2, one), ROW(timerfd_create, one), ROW(timerfd_settime, armed), ROW(timerfd_settime, disarmed),
+    ROW(eventfd2, one), ROW(signalfd, one), ROW(signalfd, changed), ROW(signalfd4, one), ROW(signalfd4, changed),
+    ROW(timerfd_create, one), ROW(timerfd_settime, armed), ROW(timerfd_settime, disarmed),
     ROW(mq_getsetattr, nonblocking), ROW(socket, tcp), ROW(setsockopt, keepalive), ROW(setsockopt, idle),
     ROW(setsockopt, buffer), ROW(pidfd_open, self), ROW(lseek, file), ROW(close, file), ROW(close_range, some),
     {0},

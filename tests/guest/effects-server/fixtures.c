@@ -10,12 +10,13 @@
 #include <sys/eventfd.h>
 #include <sys/inotify.h>
 #include <sys/mman.h>
+#include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/timerfd.h>
 #include <time.h>
 
 int pipe_fd[2], pair_fd[2], record_pair[2], udp_pair[2], ticking_fd, inotify_fd, queue_fd, lock_fd, record_fd, other_lock_fd, memory_fd,
-    open_fd, spare_fd, self_pidfd, closing_pair[2], rights_pair[2], ready_count_fd;
+    open_fd, spare_fd, self_pidfd, closing_pair[2], rights_pair[2], ready_count_fd, signals_fd;
 int timer_id, spare_timer_id;
 char *pages, *shared;
 
@@ -75,6 +76,10 @@ void fixtures_init(void) {
     timerfd_settime(ticking_fd, 0, &fast, NULL);
     nanosleep(&nap, NULL);
     ready_count_fd = eventfd(5, EFD_NONBLOCK);
+    sigset_t signals;
+    sigemptyset(&signals);
+    sigaddset(&signals, SIGUSR1);
+    signals_fd = signalfd(-1, &signals, SFD_NONBLOCK);
     inotify_fd = inotify_init1(IN_NONBLOCK);
     if (inotify_add_watch(inotify_fd, "data", IN_DELETE_SELF) < 0)
         die("inotify");
@@ -97,7 +102,7 @@ void fixtures_init(void) {
     int file = open("shared", O_RDWR);
     pages = mmap(NULL, 16 * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     shared = mmap(NULL, 4 * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
-    if (ticking_fd < 0 || ready_count_fd < 0 || lock_fd < 0 || record_fd < 0 || other_lock_fd < 0 || memory_fd < 0 ||
+    if (ticking_fd < 0 || ready_count_fd < 0 || signals_fd < 0 || lock_fd < 0 || record_fd < 0 || other_lock_fd < 0 || memory_fd < 0 ||
         open_fd < 0 || spare_fd < 0 || self_pidfd < 0 || pages == MAP_FAILED || shared == MAP_FAILED)
         die("fixtures");
     memset(pages, 'p', 16 * PAGE);

@@ -3,11 +3,13 @@
 
 #include <limits.h>
 #include <linux/futex.h>
+#include <netinet/in.h>
 #include <pthread.h>
 #include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -28,6 +30,16 @@ static void spin_yield(void)
 {
     for (;;)
         sched_yield();
+}
+
+/* A connection attempt cannot be undone: what comes after it can, up to it. */
+static void spin_after_connect(void)
+{
+    struct sockaddr_in nobody = {.sin_family = AF_INET, .sin_port = htons(1), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    int fd = socket(AF_INET, SOCK_STREAM, 0);
+    connect(fd, (struct sockaddr *)&nobody, sizeof nobody);
+    close(fd);
+    spin();
 }
 
 static void sleep_long(void) { sleep(10000); }
@@ -103,6 +115,7 @@ const struct fault limit_faults[] = {
     {"spin", spin},
     {"spin-calls", spin_calls},
     {"spin-yield", spin_yield},
+    {"spin-after-connect", spin_after_connect},
     {"sleep", sleep_long},
     {"wait-futex", wait_futex},
     {"lock-twice", lock_twice},

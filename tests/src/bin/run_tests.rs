@@ -16,6 +16,9 @@ struct Args {
 fn main() -> ExitCode {
     match runner::run(&Args::parse().test_args) {
         Ok(tally) => {
+            for line in &tally.failures {
+                println!("{line}");
+            }
             println!("{} passed, {} failed", tally.passed, tally.failed);
             if tally.failed == 0 {
                 ExitCode::SUCCESS

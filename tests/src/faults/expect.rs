@@ -9,9 +9,12 @@ pub struct Expected {
     pub native_signal: bool,
 }
 
-/// Instructions whose fate depends on what bare Linux runs on: a hypervisor answers its calls, and a kernel may
-/// have 32-bit system calls.
-const LIKE_NO_OTHER: [&str; 5] = ["vmcall", "vmmcall", "sysenter", "sysexit", "int-0x80"];
+/// Instructions whose fate depends on what bare Linux runs on: a hypervisor answers its calls, a kernel may have
+/// 32-bit system calls, and KVM's emulator may be asked about `vmrun`, for which it has another answer than a processor
+/// that does not know it (seen on one machine of two, on the first virtual processor).
+const LIKE_NO_OTHER: [&str; 6] = [
+    "vmcall", "vmmcall", "sysenter", "sysexit", "int-0x80", "vmrun",
+];
 
 /// What is expected of `fault`; none for those that only a limit ends.
 pub fn expected(fault: &str) -> Option<Expected> {
@@ -55,7 +58,7 @@ pub fn expected(fault: &str) -> Option<Expected> {
             return None;
         }
         // Whether the processor knows them decides.
-        "vmxon" | "vmrun" => "",
+        "vmxon" => "",
         name if LIKE_NO_OTHER.contains(&name) => "",
         _ => "general-protection",
     };

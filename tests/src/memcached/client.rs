@@ -63,6 +63,29 @@ impl Client {
         }
     }
 
+    /// The keys that the server's lists hold.
+    pub fn keys(&mut self) -> io::Result<Vec<String>> {
+        self.send(b"lru_crawler metadump all\r\n")?;
+        let mut keys = Vec::new();
+        loop {
+            // Its lines end as in a file, and only the last as in the protocol.
+            let mut line = String::new();
+            let mut bounded = self.stream.by_ref().take(MAX_LENGTH as u64);
+            if bounded.read_line(&mut line)? == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            match line.trim_end().strip_prefix("key=") {
+                Some(rest) => {
+                    let key = rest.split(' ').next().unwrap_or_default();
+                    // They are written as in a URL.
+                    keys.push(key.replace("%3A", ":"));
+                }
+                None if line.trim_end() == "END" => return Ok(keys),
+                None => return Err(unexpected(&line)),
+            }
+        }
+    }
+
     /// Deletes `key`; whether it was stored.
     pub fn delete(&mut self, key: &str) -> io::Result<bool> {
         self.send(format!("delete {key}\r\n").as_bytes())?;

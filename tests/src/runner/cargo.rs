@@ -4,7 +4,7 @@ use std::{
     env,
     ffi::OsString,
     io::{self, BufRead, BufReader},
-    path::Path,
+    path::{Path, PathBuf},
     process::{Command, ExitStatus, Stdio},
 };
 
@@ -19,15 +19,24 @@ pub enum CargoError {
     /// The monitor does not build.
     #[error("the monitor could not be built ({0})")]
     Build(ExitStatus),
+    /// The monitor that was named is not there.
+    #[error("{0}")]
+    NotThere(PathBuf, #[source] io::Error),
+    /// There is none.
+    #[error(transparent)]
+    NoMonitor(#[from] paths::NoMonitor),
 }
 
 /// Tests that passed and failed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
     /// Tests that passed.
     pub passed: u64,
     /// Tests that failed, and test programs that did not get as far as to count theirs.
     pub failed: u64,
+    /// What was printed of those that failed: their names, and the first lines of the panics.
+    pub failures: Vec<String>,
+    in_panic: bool,
 }
 
 /// Builds the release monitor, which the end-to-end tests start.
@@ -42,6 +51,19 @@ pub fn build_monitor() -> Result<(), CargoError> {
     } else {
         Err(CargoError::Build(status))
     }
+}
+
+/// The monitor for a program that runs servers: the one that is `given`, or that the environment names, or the one that is
+/// built now.
+pub fn monitor(given: Option<&Path>) -> Result<PathBuf, CargoError> {
+    if let Some(path) = given {
+        let there = path.canonicalize();
+        return there.map_err(|source| CargoError::NotThere(path.to_path_buf(), source));
+    }
+    if env::var_os(paths::VMSRS_BIN).is_none() {
+        build_monitor()?;
+    }
+    Ok(paths::vmsrs()?)
 }
 
 /// Runs every test of the workspace. The tests note in `kvm_ran` that they used KVM.
@@ -72,8 +94,15 @@ pub fn test(kvm_ran: &Path, test_args: &[String]) -> Result<Tally, CargoError> {
 }
 
 impl Tally {
-    /// Adds a line such as `test result: ok. 5 passed; 1 failed; 0 ignored; ...`.
+    /// Adds a line such as `test result: ok. 5 passed; 1 failed; 0 ignored; ...`, and takes note of those that tell of a
+    /// failure.
     fn count(&mut self, line: &str) {
+        let is_panic = line.starts_with("thread '") && line.contains(" panicked at ");
+        let is_failure = line.starts_with("test ") && line.ends_with(" ... FAILED");
+        if is_panic || is_failure || std::mem::take(&mut self.in_panic) {
+            self.failures.push(line.to_owned());
+        }
+        self.in_panic = is_panic;
         let Some((_, counts)) = line
             .strip_prefix("test result: ")
             .and_then(|rest| rest.split_once(". "))
@@ -112,6 +141,11 @@ mod tests {
         for line in [
             "running 2 tests",
             "test result: ok. 5 passed; 0 failed; 2 ignored; 0 measured; 0 filtered out; finished in 0.1s",
+            "test it_works ... ok",
+            "test it_does_not ... FAILED",
+            "thread 'it_does_not' (7) panicked at tests/it.rs:5:9:",
+            "two is not one",
+            "stack backtrace:",
             "test result: FAILED. 1 passed; 3 failed; 0 ignored; 0 measured; 0 filtered out",
             "test result of something else: 9 passed",
         ] {
@@ -121,7 +155,13 @@ mod tests {
             tally,
             Tally {
                 passed: 6,
-                failed: 3
+                failed: 3,
+                failures: vec![
+                    "test it_does_not ... FAILED".into(),
+                    "thread 'it_does_not' (7) panicked at tests/it.rs:5:9:".into(),
+                    "two is not one".into(),
+                ],
+                in_panic: false,
             }
         );
     }

@@ -1,6 +1,7 @@
 //! The command line.
 
 pub mod check;
+mod control;
 mod limit;
 pub mod report;
 pub mod run;
@@ -9,6 +10,8 @@ use std::error::Error;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+
+use crate::host::handles::Messages;
 
 /// Runs a server so that a crashing request cannot take it down.
 #[derive(Parser)]
@@ -36,6 +39,8 @@ enum Command {
     Demo(crate::demo::DemoOptions),
     /// Check whether this machine can run it, and say how to mend what is missing
     Check(check::CheckArgs),
+    /// Give a running monitor a command: inject faults, ask for its counters
+    Control(control::ControlArgs),
     /// List fault reports, or print one
     Report(report::ReportArgs),
 }
@@ -45,6 +50,7 @@ pub fn main() -> ExitCode {
     let environment = env_logger::Env::new().filter_or("VMSRS_LOG", "warn");
     env_logger::Builder::from_env(environment)
         .format_timestamp(None)
+        .target(env_logger::Target::Pipe(Box::new(Messages)))
         .init();
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
@@ -68,6 +74,7 @@ pub fn main() -> ExitCode {
             }
         },
         Command::Check(arguments) => check::run(arguments, run::probe),
+        Command::Control(arguments) => control::run(&arguments),
         Command::Report(arguments) => report::run(arguments),
     }
 }

@@ -1,9 +1,10 @@
 //! `vmsrs run`: builds the machine, loads the program, runs it.
 
+use std::borrow::Cow;
 use std::error::Error;
 use std::ffi::OsString;
 use std::fs::File;
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -22,22 +23,26 @@ use recovery::stats::Stats;
 use super::chain;
 use super::limit::{ByteLimit, TimeLimit};
 use crate::clock::{ClockPage, GuestClock, VDSO_IMAGE};
-use crate::inject::Injection;
+use crate::control;
+use crate::host::handles;
+use crate::inject::{Injector, Routines, Spec, with_routines};
 use crate::kvm::{self, EntryPath, Vm};
 use crate::loader::{self, Program};
 use crate::memory::{
-    AddressSpace, LockedPages, copy, guest_descriptor_limits, reserved_fd, window,
+    AddressSpace, LockedPages, OwnLimits, copy, keep_descriptor_limits, reserved_fd, window,
 };
 use crate::process::budget::default_shadow_limit;
 use crate::process::error_reply::ErrorReply;
 use crate::process::files::Files;
+use crate::process::host_signals::{self, inherited_ignored};
 use crate::process::image::RestartMode;
+use crate::process::inherited::Inherited;
 use crate::process::limits::{DEFAULT_CPU, DEFAULT_TIMEOUT, Limits};
 use crate::process::reporter::Reporter;
 use crate::process::restore::AT_ONCE;
 use crate::process::signals::{Action, Dispositions};
-use crate::process::thread::{Thread, inherited_ignored, install_signal_handlers, request_slice};
-use crate::process::{Options, Parts, Process, State, watchdog};
+use crate::process::thread::{Thread, request_slice};
+use crate::process::{Options, Parts, Process, State, strike, watchdog};
 use crate::sys::end::MONITOR_FAILED;
 
 /// How long `--learn` remembers an input.
@@ -142,12 +147,28 @@ pub struct RunArgs {
     /// Restore up to PAGES pages of a crashed request at once; more are restored when they are touched
     #[arg(long, value_name = "PAGES", default_value_t = AT_ONCE, hide = true)]
     restore_at_once: usize,
-    /// Make a request fault: `rip:match=TEXT[,after=CALLS]` (for testing)
-    #[arg(long, value_name = "SPEC", hide = true)]
-    inject: Option<Injection>,
+    /// Inject faults, to see them recovered: `abort:nth=100` or `rip=null:match=TEXT,after=2`; may be given
+    /// several times. docs/fault-injection.md has all of it
+    #[arg(long, value_name = "SPEC")]
+    inject: Vec<Spec>,
+    /// Listen on the Unix socket PATH for `vmsrs control`
+    #[arg(long, value_name = "PATH")]
+    control: Option<PathBuf>,
+    /// With `off`, faults take their course as without the monitor: to compare with, when faults are injected
+    #[arg(
+        long,
+        value_enum,
+        value_name = "on|off",
+        default_value = "on",
+        hide_possible_values = true
+    )]
+    recover: Switch,
     /// The program file, where it is not the first argument (for the guest's own exec)
     #[arg(long, value_name = "FILE", hide = true)]
     exec: Option<PathBuf>,
+    /// What that has from the monitor before its own
+    #[arg(long, value_name = "NUMBERS", hide = true)]
+    inherited: Option<Inherited>,
     /// The program and its arguments
     #[arg(required = true, trailing_var_arg = true, value_name = "PROGRAM")]
     command: Vec<OsString>,
@@ -160,6 +181,12 @@ enum Switch {
 }
 
 impl RunArgs {
+    /// Whether a file cannot be opened because the guest has become another user before it executed this program: it
+    /// does without.
+    fn is_of_another_user(&self, error: &io::Error) -> bool {
+        self.exec.is_some() && error.kind() == io::ErrorKind::PermissionDenied
+    }
+
     /// The options as they were given, with absolute paths, for a program that takes this one's place.
     fn given(&self) -> std::io::Result<Vec<OsString>> {
         let mut given: Vec<OsString> = Vec::new();
@@ -167,6 +194,7 @@ impl RunArgs {
             ("--events", &self.events),
             ("--stats", &self.stats),
             ("--report-dir", &self.report_dir),
+            ("--control", &self.control),
         ] {
             if let Some(path) = path {
                 given.push(name.into());
@@ -227,8 +255,11 @@ impl RunArgs {
         if self.restore_at_once != AT_ONCE {
             given.push(format!("--restore-at-once={}", self.restore_at_once).into());
         }
-        if let Some(injection) = &self.inject {
+        for injection in &self.inject {
             given.push(format!("--inject={injection}").into());
+        }
+        if self.recover == Switch::Off {
+            given.push("--recover=off".into());
         }
         Ok(given)
     }
@@ -265,11 +296,20 @@ pub fn run(arguments: RunArgs) -> ExitCode {
         Some(error) => i32::from(error.exit_status()),
         None => MONITOR_FAILED,
     };
-    eprintln!("vmsrs: {}", chain(error.as_ref()));
+    let _ = writeln!(handles::Messages, "vmsrs: {}", chain(error.as_ref()));
     ExitCode::from(status as u8)
 }
 
 fn start(arguments: RunArgs) -> Result<Thread, AnyError> {
+    let own_limits = match &arguments.inherited {
+        Some(inherited) => {
+            keep_descriptor_limits(inherited.limits.descriptors);
+            handles::adopt(inherited.handles)?;
+            inherited.limits
+        }
+        None => OwnLimits::from_host(),
+    };
+    handles::open_all();
     let clock_page = ClockPage::create()?;
     let protect = arguments.protect == Switch::On;
     let name = arguments.command.first().ok_or("no program is given")?;
@@ -284,36 +324,59 @@ fn start(arguments: RunArgs) -> Result<Thread, AnyError> {
     };
     let limits = arguments.limits();
     let events = match &arguments.events {
-        Some(path) => EventLog::append_options()
-            .open(path)
-            .and_then(|file| reserved_fd(file.into()))
-            .map(|fd| EventLog::new(fd.into()))
-            .map_err(|e| format!("cannot open the events file {}: {e}", path.display()))?,
+        Some(path) => {
+            let opened = EventLog::append_options()
+                .open(path)
+                .and_then(|file| reserved_fd(file.into()));
+            match opened {
+                Ok(fd) => EventLog::new(fd.into()),
+                Err(error) if arguments.is_of_another_user(&error) => EventLog::disabled(),
+                Err(error) => {
+                    let path = path.display();
+                    return Err(format!("cannot open the events file {path}: {error}").into());
+                }
+            }
+        }
         None => EventLog::disabled(),
     };
-    let stats_path = arguments
+    let mut stats_path = arguments
         .stats
         .as_deref()
         .map(std::path::absolute)
         .transpose()?;
     if let Some(path) = &stats_path {
         // Now, and not when the server has run for a month.
-        File::options()
-            .append(true)
-            .create(true)
-            .open(path)
-            .map_err(|e| format!("cannot write the stats file {}: {e}", path.display()))?;
+        match File::options().append(true).create(true).open(path) {
+            Ok(_) => {}
+            Err(error) if arguments.is_of_another_user(&error) => stats_path = None,
+            Err(error) => {
+                let path = path.display();
+                return Err(format!("cannot write the stats file {path}: {error}").into());
+            }
+        }
     }
     let error_reply = arguments
         .error_reply
         .as_deref()
         .map(ErrorReply::from_argument)
         .transpose()?;
+    if !protect && !arguments.inject.is_empty() {
+        return Err(
+            "--inject needs --protect=on; with --recover=off faults take their course".into(),
+        );
+    }
+    let injections = arguments.inject.len() as u64;
+    let control = match &arguments.control {
+        Some(path) => Some(control::listen(path).map_err(|e| {
+            format!(
+                "cannot listen on the control socket {}: {e}",
+                path.display()
+            )
+        })?),
+        None => None,
+    };
     let store = match protect {
-        true => Some(ReportStore::open(arguments.report_dir).map_err(|error| {
-            format!("{}; name another one with --report-dir DIR", chain(&error))
-        })?)
-        .map(|store| {
+        true => open_reports(&arguments)?.map(|store| {
             store.with_limits(
                 arguments.quarantine_limit.0.unwrap_or(u64::MAX),
                 arguments.quarantine_age.0.unwrap_or(Duration::MAX),
@@ -336,7 +399,12 @@ fn start(arguments: RunArgs) -> Result<Thread, AnyError> {
         args: &arguments.command,
         environment: &environment,
     };
-    let loaded = loader::load(&mut space, &program, clock.as_fd(), VDSO_IMAGE)?;
+    let injects = protect && (!arguments.inject.is_empty() || arguments.control.is_some());
+    let vdso = match injects {
+        true => Cow::Owned(with_routines(VDSO_IMAGE)),
+        false => Cow::Borrowed(VDSO_IMAGE),
+    };
+    let loaded = loader::load(&mut space, &program, clock.as_fd(), &vdso)?;
     // The keeper of the clock page runs for as long as the monitor does.
     std::mem::forget(clock);
 
@@ -354,11 +422,8 @@ fn start(arguments: RunArgs) -> Result<Thread, AnyError> {
             EntryPath::Ring0 => "ring0".into(),
         },
     });
-    let own_memory = File::options()
-        .read(true)
-        .write(true)
-        .open("/proc/self/mem")?;
-    let own_memory = File::from(reserved_fd(own_memory.into())?);
+    let own_memory = handles::open_own_memory()?;
+    let own_page_map = protect.then(handles::open_own_page_map).transpose()?;
     let mut tracker = Tracker::new();
     tracker.set_shadow_limit(match arguments.shadow_limit {
         Some(limit) => limit.0.unwrap_or(u64::MAX),
@@ -374,7 +439,7 @@ fn start(arguments: RunArgs) -> Result<Thread, AnyError> {
                 .0
                 .map_or(usize::MAX, |bytes| bytes as usize),
             is_child: false,
-            request_slice: request_slice(probe.exit_cost),
+            request_slice: request_slice(probe.exit_cost, limits.cpu),
             core_limit,
             audit: arguments.audit,
             restore_at_once: arguments.restore_at_once,
@@ -385,7 +450,12 @@ fn start(arguments: RunArgs) -> Result<Thread, AnyError> {
                 .image_limit
                 .map(|limit| limit.0.unwrap_or(u64::MAX)),
             error_reply,
-            inject: arguments.inject,
+            control: arguments
+                .control
+                .as_deref()
+                .map(std::path::absolute)
+                .transpose()?,
+            give_up: arguments.recover == Switch::Off,
             given,
         },
         stats: Arc::new(Stats::new()),
@@ -394,6 +464,12 @@ fn start(arguments: RunArgs) -> Result<Thread, AnyError> {
         executable: loaded.executable.display().to_string(),
         auxv: loaded.auxv,
         own_memory,
+        own_page_map,
+        injector: injects.then(|| {
+            let vdso = loaded.vdso;
+            let routines = Routines::behind(vdso, VDSO_IMAGE);
+            Arc::new(Injector::new(routines, arguments.inject))
+        }),
         state: State {
             space,
             tracker,
@@ -404,19 +480,25 @@ fn start(arguments: RunArgs) -> Result<Thread, AnyError> {
             left_reads: Vec::new(),
             dispositions: inherited_dispositions(),
             handoffs: Default::default(),
+            is_stopping: false,
             ladder: Ladder::new(DEFAULT_STORM_LIMIT, arguments.storm_limit),
             restart: Default::default(),
             offenders: arguments
                 .learn
                 .then(|| Offenders::new(arguments.learn_for.0)),
-            descriptor_limit: guest_descriptor_limits(),
+            own_limits,
             heap: (protect && arguments.verify_heap).then(Box::default),
             locked: LockedPages::default(),
+            functions: Default::default(),
+            strike_points: Default::default(),
         },
     });
-    install_signal_handlers()?;
-    // The guest's mask is emulated: the monitor has to see every signal.
-    let blocked = SignalSet(crate::host::set_signal_mask(0));
+    host_signals::install_handlers()?;
+    let inherited_mask = host_signals::close(SignalSet::EMPTY);
+    let blocked = match &arguments.inherited {
+        Some(inherited) => inherited.blocked,
+        None => inherited_mask,
+    };
     // SAFETY: the name is NUL-terminated.
     unsafe { libc::prctl(libc::PR_SET_NAME, loaded.name.as_ptr()) };
     let registers = vcpu.registers();
@@ -424,6 +506,12 @@ fn start(arguments: RunArgs) -> Result<Thread, AnyError> {
     registers.rsp = loaded.stack_pointer;
     let process = Arc::new(process);
     watchdog::start(&process)?;
+    for id in 1..=injections {
+        strike::await_time(&process, id)?;
+    }
+    if let Some(listener) = control {
+        control::serve(&process, listener)?;
+    }
     let mut thread = Thread::new(process, vcpu, blocked);
     thread.mark_loaded(&loaded.written);
     Ok(thread)
@@ -438,6 +526,21 @@ fn raw_environment() -> Vec<OsString> {
             key
         })
         .collect()
+}
+
+/// The store of fault reports. A program that the guest executes may be another user's, with the same environment:
+/// where it cannot keep reports, it runs without.
+fn open_reports(arguments: &RunArgs) -> Result<Option<ReportStore>, AnyError> {
+    match ReportStore::open(arguments.report_dir.clone()) {
+        Ok(store) => Ok(Some(store)),
+        Err(error) if arguments.exec.is_some() => {
+            log::info!("no fault reports: {}", chain(&error));
+            Ok(None)
+        }
+        Err(error) => {
+            Err(format!("{}; name another one with --report-dir DIR", chain(&error)).into())
+        }
+    }
 }
 
 /// Ignored signals stay ignored through exec. SIGPIPE is ignored by the monitor itself, not by its parent.

@@ -6,9 +6,9 @@ use super::DemoError;
 use super::client::Failure;
 use super::model::Command;
 use super::progress::Progress;
-use super::rng::Rng;
 use super::server::{Ending, Installation, Layout, Server};
 use super::user::User;
+use crate::rng::Rng;
 
 /// How long a crash may take to end the server.
 const DEATH_LIMIT: Duration = Duration::from_secs(5);

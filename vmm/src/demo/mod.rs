@@ -17,7 +17,7 @@ mod event;
 mod model;
 mod progress;
 mod report;
-mod rng;
+
 mod scenario;
 mod server;
 mod table;

@@ -10,11 +10,11 @@ use super::client::Failure;
 use super::crasher::{self, Crash, Style};
 use super::event::{self, FaultEvent};
 use super::progress::Progress;
-use super::rng::Rng;
 use super::server::{Ending, Installation, Layout, Server};
 use super::user::{Tally, User};
 use super::watcher::Watcher;
 use super::{CRASHING_USERS, DemoError, DemoOptions};
+use crate::rng::Rng;
 
 /// Names of the users; those beyond are numbered.
 const CRASHING_NAMES: [&str; CRASHING_USERS] = ["mallory", "trudy"];

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::client::{Client, Failure};
 use super::model::{Command, Expected, Model};
-use super::rng::Rng;
+use crate::rng::Rng;
 
 /// An own key is appended to up to this length: replies beyond one packet and one socket buffer.
 const LONG_VALUE: usize = 64 * 1024;

@@ -4,6 +4,48 @@ use std::io;
 
 use super::{check, wait_writable};
 
+/// Bytes at an address that direct I/O (`O_DIRECT` in open(2)) accepts.
+pub struct Aligned {
+    blocks: Vec<Block>,
+    len: usize,
+}
+
+const BLOCK: usize = 4096;
+
+#[derive(Clone, Copy)]
+#[repr(C, align(4096))]
+struct Block([u8; BLOCK]);
+
+impl Aligned {
+    /// A copy of `bytes`.
+    pub fn copy(bytes: &[u8]) -> Aligned {
+        let mut copy = Aligned::room(bytes.len());
+        copy.bytes().copy_from_slice(bytes);
+        copy
+    }
+
+    /// `len` zeros.
+    fn room(len: usize) -> Aligned {
+        Aligned {
+            blocks: vec![Block([0; BLOCK]); len.div_ceil(BLOCK)],
+            len,
+        }
+    }
+
+    /// The bytes.
+    pub fn bytes(&mut self) -> &mut [u8] {
+        // SAFETY: the blocks lie one behind the other, consist of bytes, and are `len` bytes at least.
+        unsafe { std::slice::from_raw_parts_mut(self.blocks.as_mut_ptr().cast(), self.len) }
+    }
+}
+
+/// Whether a transfer may have failed because its memory is the monitor's, and so is not aligned like the guest's.
+fn needs_alignment(fd: i32, error: &io::Error, address: *const u8) -> bool {
+    error.raw_os_error() == Some(libc::EINVAL)
+        && !address.addr().is_multiple_of(BLOCK)
+        && super::fcntl(fd, libc::F_GETFL, 0).is_ok_and(|flags| flags & libc::O_DIRECT != 0)
+}
+
 /// `write` or `pwrite` until all of `bytes` is written. What a non-blocking pipe has no room for is dropped
 /// after a short wait: its reader has enough to wake up for.
 pub fn write_all(fd: i32, mut bytes: &[u8], mut offset: Option<u64>) -> io::Result<()> {
@@ -24,6 +66,9 @@ pub fn write_all(fd: i32, mut bytes: &[u8], mut offset: Option<u64>) -> io::Resu
                 offset = offset.map(|at| at + n as u64);
             }
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) if needs_alignment(fd, &e, bytes.as_ptr()) => {
+                return write_all(fd, Aligned::copy(bytes).bytes(), offset);
+            }
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                 if !wait_writable(fd, 100)? {
                     return Err(e);
@@ -43,8 +88,17 @@ pub fn write_at(fd: i32, bytes: &[u8], at: u64) -> io::Result<()> {
 /// `pread`: the number of bytes.
 pub fn read_at(fd: i32, into: &mut [u8], at: u64) -> io::Result<usize> {
     // SAFETY: `into` is a live exclusive slice.
-    check(unsafe { libc::pread(fd, into.as_mut_ptr().cast(), into.len(), at as i64) as i64 })
-        .map(|n| n as usize)
+    let read =
+        check(unsafe { libc::pread(fd, into.as_mut_ptr().cast(), into.len(), at as i64) as i64 });
+    match read {
+        Err(error) if needs_alignment(fd, &error, into.as_ptr()) => {
+            let mut room = Aligned::room(into.len().next_multiple_of(BLOCK));
+            let n = read_at(fd, room.bytes(), at)?.min(into.len());
+            into[..n].copy_from_slice(&room.bytes()[..n]);
+            Ok(n)
+        }
+        read => read.map(|n| n as usize),
+    }
 }
 
 /// Reads what is there; nothing if that would block.
@@ -69,7 +123,7 @@ pub fn bytes_to_read(fd: i32) -> usize {
 
 /// Expirations of a timerfd that were not read yet.
 pub fn timer_ticks(fd: i32) -> u64 {
-    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).unwrap_or_default();
+    let info = super::handles::fdinfo(fd).unwrap_or_default();
     let ticks = info.lines().find_map(|line| line.strip_prefix("ticks:"));
     ticks
         .and_then(|ticks| ticks.trim().parse().ok())

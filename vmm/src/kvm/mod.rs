@@ -5,7 +5,6 @@ pub mod layout;
 mod probe;
 mod vcpu;
 
-use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -22,6 +21,7 @@ use thiserror::Error;
 pub use probe::probe;
 pub use vcpu::{EntryPath, Exit, Kicker, Registers, Vcpu};
 
+use crate::host::handles;
 use crate::memory::{MonitorRegion, reserved_fd};
 
 /// Entries of a vCPU's dirty ring. A full ring makes the vCPU exit, so this bounds what one exit harvests.
@@ -82,13 +82,8 @@ impl Vm {
     }
 
     fn create_around(monitor: Arc<MonitorRegion>, tracking: bool) -> Result<Vm, KvmError> {
-        let device = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open("/dev/kvm")
-            .map_err(KvmError::Open)?;
-        let device = reserved_fd(device.into()).map_err(KvmError::Open)?;
-        // SAFETY: the descriptor was just opened on /dev/kvm and its ownership moves into the `Kvm`.
+        let device = handles::device().map_err(KvmError::Open)?;
+        // SAFETY: the descriptor is one of the KVM device, and its ownership moves into the `Kvm`.
         let kvm = unsafe { Kvm::from_raw_fd(device.into_raw_fd()) };
         for (cap, name) in [
             (Cap::SyncRegs, "KVM_CAP_SYNC_REGS"),

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 use kvm_bindings::{
     CpuId, KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, KVMIO, Msrs, kvm_device_attr, kvm_dtable,
-    kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs, kvm_xcrs, kvm_xsave,
+    kvm_msr_entry, kvm_regs, kvm_segment, kvm_signal_mask, kvm_sregs, kvm_xcrs, kvm_xsave,
 };
 use kvm_ioctls::{SyncReg, VcpuExit, VcpuFd};
 
@@ -22,8 +22,20 @@ use super::dirty_ring::{DirtyPage, DirtyRing};
 use super::{KvmError, ioctl_error, layout};
 use crate::memory::MonitorRegion;
 
+/// `struct kvm_signal_mask`, with the set that follows it.
+#[repr(C)]
+struct SignalMask {
+    len: u32,
+    set: [u8; size_of::<u64>()],
+}
+
+ioctl_iow_nr!(KVM_SET_SIGNAL_MASK, KVMIO, 0x8b, kvm_signal_mask);
 // kvm-ioctls has it for vCPUs of other architectures only.
 ioctl_iow_nr!(KVM_SET_DEVICE_ATTR, KVMIO, 0xe1, kvm_device_attr);
+
+/// Vectors of exceptions (SDM volume 3, table 6-1).
+const BREAKPOINT: u8 = 3;
+const PAGE_FAULT: u8 = 14;
 
 /// The general registers of a guest thread.
 pub type Registers = kvm_regs;
@@ -100,6 +112,8 @@ pub struct Vcpu {
     ring: Option<DirtyRing>,
     path: EntryPath,
     position: Position,
+    /// The host's signal mask during `KVM_RUN`, once it was set.
+    signal_mask: Option<u64>,
     monitor: Arc<MonitorRegion>,
     registers: Registers,
     user_sregs: kvm_sregs,
@@ -121,6 +135,7 @@ impl Vcpu {
             ring,
             path: EntryPath::Ring0,
             position: Position::User,
+            signal_mask: None,
             monitor,
             registers: Registers {
                 rflags: 0x202,
@@ -304,6 +319,26 @@ impl Vcpu {
         unsafe { self.fd.set_xsave(state) }.map_err(ioctl_error("KVM_SET_XSAVE"))
     }
 
+    /// Sets the signal mask that the host's thread has while it is in the guest (a set in the kernel's layout). A signal that
+    /// is not in it ends the run, and stays pending.
+    pub fn set_signal_mask(&mut self, blocked: u64) -> Result<(), KvmError> {
+        if self.signal_mask == Some(blocked) {
+            return Ok(());
+        }
+        let mask = SignalMask {
+            len: size_of::<u64>() as u32,
+            set: blocked.to_ne_bytes(),
+        };
+        // SAFETY: `mask` has the layout of `struct kvm_signal_mask`, and outlives the call.
+        let result = unsafe { ioctl_with_ref(&self.fd, KVM_SET_SIGNAL_MASK(), &mask) };
+        if result != 0 {
+            let error = io::Error::last_os_error();
+            return Err(KvmError::Ioctl("KVM_SET_SIGNAL_MASK", error));
+        }
+        self.signal_mask = Some(blocked);
+        Ok(())
+    }
+
     /// What makes this vCPU leave the guest.
     pub fn kicker(&mut self) -> Kicker {
         Kicker((&raw const self.fd.get_kvm_run().immediate_exit).cast())
@@ -359,9 +394,86 @@ impl Vcpu {
             _ => {
                 self.registers = regs;
                 self.position = Position::User;
+                if matches!(exit, Exit::Interrupted | Exit::RingFull)
+                    && let Some(exception) = self.take_undelivered()?
+                {
+                    return Ok(exception);
+                }
             }
         }
         Ok(exit)
+    }
+
+    /// The exception that the guest was about to be given when something else made it leave. KVM forgets one
+    /// that it has not begun to deliver when the registers are set, as they are before each run; a fault would
+    /// come again with its instruction, a trap (`int1`, the trap flag) would not. And one that it has
+    /// begun to deliver it would deliver to wherever the registers point by then.
+    fn take_undelivered(&mut self) -> Result<Option<Exit>, KvmError> {
+        let mut events = self
+            .fd
+            .get_vcpu_events()
+            .map_err(ioctl_error("KVM_GET_VCPU_EVENTS"))?;
+        // `pending` is only told apart with KVM_CAP_EXCEPTION_PAYLOAD, which is off.
+        if events.exception.injected == 0 {
+            return Ok(None);
+        }
+        let exception = Exit::Exception {
+            vector: events.exception.nr,
+            error_code: match events.exception.has_error_code {
+                0 => 0,
+                _ => u64::from(events.exception.error_code),
+            },
+            address: self.fault_address(events.exception.nr)?,
+        };
+        events.exception = Default::default();
+        self.fd
+            .set_vcpu_events(&events)
+            .map_err(ioctl_error("KVM_SET_VCPU_EVENTS"))?;
+        Ok(Some(exception))
+    }
+
+    /// After [`Exit::Interrupted`] behind an `int3`: its exception, if that is still to come. On the PVM path KVM
+    /// has advanced RIP by then, forgets the exception when it is given registers, and does not tell of it in the
+    /// events. So the vCPU is let go on, as KVM has it, in `bare_root`, where the guest has no memory: either the
+    /// exception comes, or a page fault as the guest's next instruction is fetched.
+    ///
+    /// Kicks are cleared, so the caller has to look at what they were for.
+    pub fn deliver_breakpoint(&mut self, bare_root: u64) -> Result<Option<Exit>, KvmError> {
+        if self.path != EntryPath::Ring3 {
+            return Ok(None);
+        }
+        let registers = self.registers;
+        self.set_root(bare_root)?;
+        const TRIES: usize = 1000;
+        for _ in 0..TRIES {
+            self.clear_kick();
+            match self.fd.run() {
+                Ok(VcpuExit::Hlt) => {
+                    return match self.leave_by_exception()? {
+                        exit @ Exit::Exception {
+                            vector: BREAKPOINT, ..
+                        } => Ok(Some(exit)),
+                        _ => {
+                            self.registers = registers;
+                            Ok(None)
+                        }
+                    };
+                }
+                Ok(VcpuExit::Intr) => {}
+                Err(e) if matches!(e.errno(), libc::EINTR | libc::EAGAIN) => {}
+                _ => break,
+            }
+        }
+        Ok(None)
+    }
+
+    /// CR2 for a page fault, otherwise 0.
+    fn fault_address(&self, vector: u8) -> Result<u64, KvmError> {
+        if vector != PAGE_FAULT {
+            return Ok(0);
+        }
+        let sregs = self.fd.get_sregs();
+        Ok(sregs.map_err(ioctl_error("KVM_GET_SREGS"))?.cr2)
     }
 
     fn load_registers(&mut self) -> Result<(), KvmError> {
@@ -417,19 +529,10 @@ impl Vcpu {
         self.registers.rip = frame.rip;
         self.registers.rsp = frame.rsp;
         self.registers.rflags = frame.rflags;
-        let address = match vector {
-            14 => {
-                self.fd
-                    .get_sregs()
-                    .map_err(ioctl_error("KVM_GET_SREGS"))?
-                    .cr2
-            }
-            _ => 0,
-        };
         Ok(Exit::Exception {
             vector,
             error_code: frame.error_code,
-            address,
+            address: self.fault_address(vector)?,
         })
     }
 }

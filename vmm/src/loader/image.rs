@@ -8,7 +8,7 @@ use guest_agentless::{Backing, Elf, Errno, GuestRange, GuestVa, PAGE_SIZE, Prote
 use super::error::refuse;
 use super::file::ProgramFile;
 use super::{LoadError, Unusable};
-use crate::memory::{AddressSpace, copy, window};
+use crate::memory::{AddressSpace, Source, copy, window};
 
 /// Where an ELF file is loaded.
 #[derive(Debug, Clone, Copy)]
@@ -49,7 +49,7 @@ pub fn load_interpreter(
     // Room to move it up to where its alignment wants it.
     let room = elf.span().len().saturating_add(elf.align() - PAGE_SIZE);
     let free = space
-        .find_free(0, room)
+        .find_free(0, room, false)
         .ok_or_else(|| failed(Errno::ENOMEM))?;
     let image = Image::place(&elf, free.start()).map_err(refuse)?;
     let entry = image.entry(&elf).map_err(refuse)?;
@@ -146,13 +146,13 @@ fn map_file(
     }
     let pages = range.to_pages().ok_or(Errno::ENOMEM)?;
     space.unmap(pages)?;
-    let vma = Vma {
-        range: pages,
+    let vma = Vma::new(
+        pages,
         protection,
-        shared: false,
-        backing: Backing::File(file.backing(offset)),
-    };
-    space.map(vma, Some((file.as_fd(), offset)), 0)?;
+        false,
+        Backing::File(file.backing(offset)),
+    );
+    space.map(vma, Source::File(file.as_fd(), offset), 0)?;
     Ok(pages.end())
 }
 
@@ -172,7 +172,7 @@ fn map_zeros(
     let zeros = GuestRange::from_bounds(start, pages.end());
     match zeros.is_empty() {
         true => Ok(()),
-        false => space.map(Vma::anonymous(zeros, protection), None, 0),
+        false => space.map(Vma::anonymous(zeros, protection), Source::Zeros, 0),
     }
 }
 

@@ -60,6 +60,8 @@ pub struct Loaded {
     pub stack_pointer: u64,
     /// What `/proc/self/exe` refers to, without symbolic links. For a script it is the interpreter.
     pub executable: PathBuf,
+    /// Where the vDSO is.
+    pub vdso: u64,
     /// The auxiliary vector, without what points into the stack.
     pub auxv: Vec<(u64, u64)>,
     /// The name of the first thread (`comm`). For a script it is the script's.
@@ -142,6 +144,7 @@ pub fn load(
         entry: interpreter.map_or(entry, |interpreter| interpreter.entry),
         stack_pointer: filled.start(),
         executable: target.file.into_path(),
+        vdso: vdso.start(),
         auxv,
         name: thread_name(program.path),
         written,

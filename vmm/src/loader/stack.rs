@@ -7,7 +7,7 @@ use guest_agentless::{Backing, Errno, GuestRange, PAGE_SIZE, Protection, Vma};
 
 use super::LoadError;
 use super::auxv::Entry;
-use crate::memory::{AddressSpace, STACK_TOP, copy};
+use crate::memory::{AddressSpace, STACK_TOP, Source, copy};
 use crate::sys::errno_of;
 
 /// Bounds of the stack's size, which follows `RLIMIT_STACK`.
@@ -45,18 +45,18 @@ pub struct Contents<'a, S> {
 /// Maps the stack.
 pub fn map(space: &mut AddressSpace, executable: bool) -> Result<GuestRange, Errno> {
     let readwrite = Protection::READ | Protection::WRITE;
-    let vma = Vma {
-        range: GuestRange::from_bounds(STACK_TOP - size(soft_limit()?), STACK_TOP),
-        protection: match executable {
+    let vma = Vma::new(
+        GuestRange::from_bounds(STACK_TOP - size(soft_limit()?), STACK_TOP),
+        match executable {
             true => readwrite | Protection::EXEC,
             false => readwrite,
         },
-        shared: false,
-        backing: Backing::Stack,
-    };
+        false,
+        Backing::Stack,
+    );
     let range = vma.range;
     // The size is a limit, not a need.
-    space.map(vma, None, libc::MAP_NORESERVE)?;
+    space.map(vma, Source::Zeros, libc::MAP_NORESERVE)?;
     Ok(range)
 }
 

@@ -4,7 +4,7 @@ use std::os::fd::BorrowedFd;
 
 use guest_agentless::{Backing, Errno, GuestRange, PAGE_SIZE, Protection, Vma};
 
-use crate::memory::{AddressSpace, copy};
+use crate::memory::{AddressSpace, Source, copy};
 
 /// Maps the clock page and, right after it, `image`; returns where the image is.
 ///
@@ -19,25 +19,25 @@ pub fn map(
         .checked_next_multiple_of(PAGE_SIZE)
         .and_then(|len| len.checked_add(PAGE_SIZE))
         .ok_or(Errno::ENOMEM)?;
-    let place = space.find_free(0, len).ok_or(Errno::ENOMEM)?;
+    let place = space.find_free(0, len, false).ok_or(Errno::ENOMEM)?;
     let image_start = place.start() + PAGE_SIZE;
 
-    let page = Vma {
-        range: GuestRange::from_bounds(place.start(), image_start),
-        protection: Protection::READ,
-        shared: true,
-        backing: Backing::Vvar,
-    };
-    space.map(page, Some((clock, 0)), 0)?;
+    let page = Vma::new(
+        GuestRange::from_bounds(place.start(), image_start),
+        Protection::READ,
+        true,
+        Backing::Vvar,
+    );
+    space.map(page, Source::File(clock, 0), 0)?;
 
-    let code = Vma {
-        range: GuestRange::from_bounds(image_start, place.end()),
-        protection: Protection::READ | Protection::WRITE,
-        shared: false,
-        backing: Backing::Vdso,
-    };
+    let code = Vma::new(
+        GuestRange::from_bounds(image_start, place.end()),
+        Protection::READ | Protection::WRITE,
+        false,
+        Backing::Vdso,
+    );
     let range = code.range;
-    space.map(code, None, 0)?;
+    space.map(code, Source::Zeros, 0)?;
     copy::write(image_start, image).map_err(|_| Errno::EFAULT)?;
     space.protect(range, Protection::READ | Protection::EXEC)?;
     Ok(range)

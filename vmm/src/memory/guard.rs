@@ -12,18 +12,12 @@ use recovery::Tracker;
 
 use super::space::{AddressSpace, host_protect, is_zero_based};
 
-/// Why pages are guarded.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Guard {
-    /// The suspended domain of this thread has written them.
-    Suspended(i32),
-}
-
-/// The guarded pages, as ranges that do not overlap and of which each lies in one mapping.
+/// The guarded pages, as ranges that do not overlap and of which each lies in one mapping: suspended domains have
+/// written them.
 #[derive(Debug, Default)]
 pub struct Guards {
-    /// By start address: the end, and why.
-    ranges: BTreeMap<u64, (u64, Guard)>,
+    /// By start address: the end.
+    ranges: BTreeMap<u64, u64>,
 }
 
 impl Guards {
@@ -33,20 +27,16 @@ impl Guards {
     }
 
     /// The guarded parts of `range`, lowest first.
-    pub fn overlapping(
-        &self,
-        range: GuestRange,
-    ) -> impl Iterator<Item = (GuestRange, Guard)> + use<'_> {
+    pub fn overlapping(&self, range: GuestRange) -> impl Iterator<Item = GuestRange> + use<'_> {
         let first = match self.ranges.range(..=range.start()).next_back() {
-            Some((start, (end, _))) if *end > range.start() => *start,
+            Some((start, end)) if *end > range.start() => *start,
             _ => range.start(),
         };
         let end = if range.is_empty() { first } else { range.end() };
         self.ranges
             .range(first..end)
-            .filter_map(move |(start, (end, guard))| {
-                let part = GuestRange::from_bounds(*start, *end).intersection(range)?;
-                Some((part, *guard))
+            .filter_map(move |(start, end)| {
+                GuestRange::from_bounds(*start, *end).intersection(range)
             })
     }
 
@@ -55,27 +45,28 @@ impl Guards {
         !self.is_empty() && self.overlapping(page_range(page)).next().is_some()
     }
 
-    fn insert(&mut self, range: GuestRange, guard: Guard) {
+    fn insert(&mut self, range: GuestRange) {
         if !range.is_empty() {
-            self.ranges.insert(range.start(), (range.end(), guard));
+            self.ranges.insert(range.start(), range.end());
         }
     }
 
     /// Takes `part` out, which lies in one of the ranges or is one.
     fn remove(&mut self, part: GuestRange) {
-        let Some((&start, &(end, guard))) = self.ranges.range(..=part.start()).next_back() else {
+        let Some((&start, &end)) = self.ranges.range(..=part.start()).next_back() else {
             return;
         };
         if end < part.end() {
             return;
         }
         self.ranges.remove(&start);
-        self.insert(GuestRange::from_bounds(start, part.start()), guard);
-        self.insert(GuestRange::from_bounds(part.end(), end), guard);
+        self.insert(GuestRange::from_bounds(start, part.start()));
+        self.insert(GuestRange::from_bounds(part.end(), end));
     }
 }
 
-fn page_range(page: PageNumber) -> GuestRange {
+/// The addresses of a page.
+pub fn page_range(page: PageNumber) -> GuestRange {
     let start = page.address().0;
     GuestRange::from_bounds(start, start.saturating_add(PAGE_SIZE))
 }
@@ -101,13 +92,13 @@ impl AddressSpace {
     }
 
     /// Guards the mapped parts of `range` that are not guarded yet.
-    pub fn guard(&mut self, range: GuestRange, guard: Guard) -> Result<(), Errno> {
+    pub fn guard(&mut self, range: GuestRange) -> Result<(), Errno> {
         let mut parts: Vec<(GuestRange, Protection)> = Vec::new();
         for vma in self.vmas.overlapping(range) {
             let Some(mut rest) = vma.range.intersection(range) else {
                 continue;
             };
-            for (guarded, _) in self.guards.overlapping(rest) {
+            for guarded in self.guards.overlapping(rest) {
                 let before = GuestRange::from_bounds(rest.start(), guarded.start());
                 parts.push((before, vma.protection));
                 rest = GuestRange::from_bounds(guarded.end(), rest.end());
@@ -124,12 +115,12 @@ impl AddressSpace {
             };
             host_protect(part, for_a_moment)?;
             host_protect(part, protection)?;
-            self.guards.insert(part, guard);
+            self.guards.insert(part);
         }
         Ok(())
     }
 
-    /// Lets `part`, which is guarded as a whole by one guard, be used again.
+    /// Lets `part`, which is guarded as a whole, be used again.
     pub fn unguard(&mut self, tracker: &Tracker, part: GuestRange) {
         self.guards.remove(part);
         let Some(vma) = self.vmas.find(part.start()) else {
@@ -160,18 +151,12 @@ mod tests {
     #[test]
     fn parts_come_out_of_the_middle_of_a_range() {
         let mut guards = Guards::default();
-        guards.insert(range(10, 20), Guard::Suspended(1));
+        guards.insert(range(10, 20));
         guards.remove(range(13, 15));
-        let left: Vec<_> = guards
-            .overlapping(range(0, 100))
-            .map(|(part, _)| part)
-            .collect();
+        let left: Vec<_> = guards.overlapping(range(0, 100)).collect();
         assert_eq!(left, [range(10, 13), range(15, 20)]);
         assert!(!guards.contains(PageNumber(14)) && guards.contains(PageNumber(15)));
-        let clipped: Vec<_> = guards
-            .overlapping(range(12, 16))
-            .map(|(part, _)| part)
-            .collect();
+        let clipped: Vec<_> = guards.overlapping(range(12, 16)).collect();
         assert_eq!(clipped, [range(12, 13), range(15, 16)]);
         for part in left {
             guards.remove(part);

@@ -139,6 +139,11 @@ impl AddressSpace {
         self.table.root
     }
 
+    /// One that maps nothing of the guest.
+    pub fn bare_root(&self) -> u64 {
+        self.table.bare_root
+    }
+
     /// Hides regions, given by number. If that fails nothing has changed.
     pub fn hide(&mut self, vm: &Vm, regions: &[u64]) -> Result<(), KvmError> {
         self.table.hide(regions)?;

@@ -5,15 +5,18 @@ mod guard;
 mod hide;
 mod locked;
 mod monitor;
+mod own_limits;
 pub mod page_table;
 mod reserved;
 mod space;
+mod unwritten;
 pub mod window;
 
-pub use guard::{Guard, runs};
+pub use guard::{page_range, runs};
 pub use locked::LockedPages;
 pub use monitor::MonitorRegion;
-pub use reserved::{
-    first_reserved, guest_descriptor_limits, reserved_copy, reserved_fd, set_descriptor_limits,
+pub use own_limits::{Limit, OwnLimits};
+pub use reserved::{first_reserved, keep_descriptor_limits, reserved_copy, reserved_fd};
+pub use space::{
+    AddressSpace, Attempt, PROGRAM_BASE, Resolution, STACK_TOP, Source, Stash, is_zero_based,
 };
-pub use space::{AddressSpace, Attempt, PROGRAM_BASE, Resolution, STACK_TOP, Stash, is_zero_based};

@@ -36,6 +36,8 @@ pub struct PageTable {
     pub(super) region: Arc<MonitorRegion>,
     /// The first-level table that vCPUs run with.
     pub(super) root: u64,
+    /// One with the stubs and nothing of the guest.
+    pub(super) bare_root: u64,
     next_free: u64,
     /// Tables that may be used again.
     pub(super) free: Vec<u64>,
@@ -51,26 +53,34 @@ impl PageTable {
         let mut tables = PageTable {
             region,
             root: layout::PAGE_TABLES,
+            bare_root: layout::PAGE_TABLES,
             next_free: layout::PAGE_TABLES + PAGE_SIZE,
             free: Vec::new(),
             retired: Vec::new(),
             hidden: BTreeMap::new(),
         };
+        tables.map_stubs()?;
+        tables.root = tables.take_table()?;
+        tables.map_stubs()?;
+        Ok(tables)
+    }
+
+    fn map_stubs(&mut self) -> Result<(), KvmError> {
         let page = |address: u64| PageNumber(address / PAGE_SIZE);
         for user in [layout::SYSCALL_STUB, layout::PROBE_CODE] {
-            tables.put(page(user), PRESENT | USER | ACCESSED | (user & ADDRESS))?;
+            self.put(page(user), PRESENT | USER | ACCESSED | (user & ADDRESS))?;
         }
         for kernel in [layout::EXCEPTION_STUBS, layout::IDT, layout::GDT] {
-            tables.put(page(kernel), PRESENT | ACCESSED | (kernel & ADDRESS))?;
+            self.put(page(kernel), PRESENT | ACCESSED | (kernel & ADDRESS))?;
         }
         for index in 0..layout::MAX_VCPUS {
             let address = layout::vcpu_page(index);
-            tables.put(
+            self.put(
                 page(address),
                 PRESENT | WRITE | ACCESSED | NO_EXECUTE | address,
             )?;
         }
-        Ok(tables)
+        Ok(())
     }
 
     /// The same tables in the copy of the region that a forked child has.
@@ -78,6 +88,7 @@ impl PageTable {
         PageTable {
             region,
             root: self.root,
+            bare_root: self.bare_root,
             next_free: self.next_free,
             free: Vec::new(),
             retired: Vec::new(),

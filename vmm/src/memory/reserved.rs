@@ -5,6 +5,8 @@ use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::OnceLock;
 
+use super::own_limits::{Limit, host_limit, set_host_limit};
+
 /// Descriptors for the monitor, at most. A vCPU takes one.
 const RESERVED: u64 = 2048;
 /// Descriptors for the guest, at most.
@@ -14,7 +16,7 @@ struct Limits {
     /// The first reserved descriptor.
     first: i32,
     /// The guest's limits, soft and hard: those that the monitor was started with.
-    guest: (u64, u64),
+    guest: Limit,
 }
 
 static LIMITS: OnceLock<Limits> = OnceLock::new();
@@ -25,50 +27,34 @@ pub fn first_reserved() -> i32 {
 }
 
 /// The guest's limits on descriptors at its start, soft and hard.
-pub fn guest_descriptor_limits() -> (u64, u64) {
+pub fn guest_descriptor_limits() -> Limit {
     limits().guest
 }
 
-/// Makes room for the monitor's descriptors above the guest's on the first call. Where the hard limit may
-/// not be raised, the guest gets EMFILE an eighth before it.
 fn limits() -> &'static Limits {
-    LIMITS.get_or_init(|| {
-        let guest = descriptor_limits();
-        let hard = guest.1.min(MOST);
-        let first = match set_descriptor_limits(hard + RESERVED, hard + RESERVED) {
-            Ok(()) => hard,
-            Err(_) => {
-                let _ = set_descriptor_limits(hard, hard);
-                hard - RESERVED.min(hard / 8)
-            }
-        };
-        Limits {
-            first: first as i32,
-            guest,
+    LIMITS.get_or_init(|| make_room(host_limit(libc::RLIMIT_NOFILE).unwrap_or((1024, 1024))))
+}
+
+/// The guest's limits are those that a monitor before this one has known. To be called before anything is reserved.
+pub fn keep_descriptor_limits(guest: Limit) {
+    LIMITS.get_or_init(|| make_room(guest));
+}
+
+/// Makes room for the monitor's descriptors above the guest's. Where the hard limit may not be raised, the guest gets
+/// EMFILE an eighth before it.
+fn make_room(guest: Limit) -> Limits {
+    let set = |limit| set_host_limit(libc::RLIMIT_NOFILE, (limit, limit));
+    let hard = guest.1.min(MOST);
+    let first = match set(hard + RESERVED) {
+        Ok(()) => hard,
+        Err(_) => {
+            let _ = set(hard);
+            hard - RESERVED.min(hard / 8)
         }
-    })
-}
-
-fn descriptor_limits() -> (u64, u64) {
-    let mut limit = libc::rlimit {
-        rlim_cur: 0,
-        rlim_max: 0,
     };
-    // SAFETY: `limit` is valid for the call to fill in.
-    unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) };
-    (limit.rlim_cur, limit.rlim_max)
-}
-
-/// Sets the host's limits on descriptors.
-pub fn set_descriptor_limits(soft: u64, hard: u64) -> io::Result<()> {
-    let limit = libc::rlimit {
-        rlim_cur: soft,
-        rlim_max: hard,
-    };
-    // SAFETY: `limit` is initialised.
-    match unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) } {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
+    Limits {
+        first: first as i32,
+        guest,
     }
 }
 

@@ -10,7 +10,7 @@
 
 use std::collections::{BTreeSet, HashSet};
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsRawFd, BorrowedFd};
 
 use guest_agentless::{
     Backing, Errno, GuestRange, GuestVa, PAGE_SIZE, PageNumber, Protection, Vma, VmaMap,
@@ -18,7 +18,9 @@ use guest_agentless::{
 use recovery::Tracker;
 
 use super::guard::Guards;
+use super::own_limits::{Limit, OwnLimits, UNLIMITED};
 use super::page_table::{Access, PageTable};
+use super::unwritten::Looked;
 use super::window;
 use crate::kvm::{KvmError, Vm};
 use crate::sys::errno_of;
@@ -29,6 +31,8 @@ const SLOT_SIZE: u64 = 64 << 20;
 const LEAF_SIZE: u64 = 2 << 20;
 /// Top of the first thread's stack.
 pub const STACK_TOP: u64 = window::HIGH.1 - 0x1_0000;
+/// Where `MAP_32BIT` places mappings, as on Linux.
+const LOW_AREA: (u64, u64) = (0x4000_0000, window::LOW.1);
 /// Where the search for free addresses starts, downwards.
 const MMAP_TOP: u64 = window::HIGH.1 - (1 << 30);
 /// Where position-independent programs are loaded.
@@ -79,6 +83,17 @@ pub enum Resolution {
     Forbidden,
 }
 
+/// Where a new mapping has its contents from.
+#[derive(Debug, Clone, Copy)]
+pub enum Source<'a> {
+    /// Nowhere: they are zeros.
+    Zeros,
+    /// A file, from this offset on.
+    File(BorrowedFd<'a>, u64),
+    /// A segment of System V shared memory with this identifier.
+    Segment(i32),
+}
+
 /// A mapping that was moved out of the guest's reach, contents and all, to be put back or dropped.
 pub struct Stash {
     vma: Vma,
@@ -93,6 +108,7 @@ pub struct AddressSpace {
     /// Regions that the guest has no mapping in but that are not unmapped yet (see `hide`).
     pub(super) condemned: BTreeSet<u64>,
     slots: HashSet<u64>,
+    pub(super) looked: Looked,
     /// First address and current end of the heap.
     heap: (u64, u64),
 }
@@ -106,6 +122,7 @@ impl AddressSpace {
             guards: Guards::default(),
             condemned: BTreeSet::new(),
             slots: HashSet::new(),
+            looked: Looked::default(),
             heap: (0, 0),
         })
     }
@@ -119,6 +136,7 @@ impl AddressSpace {
             guards: Guards::default(),
             condemned: BTreeSet::new(),
             slots: HashSet::new(),
+            looked: Looked::default(),
             heap: self.heap,
         };
         for slot in slots {
@@ -142,55 +160,66 @@ impl AddressSpace {
         self.heap = heap;
     }
 
-    /// A free range of `len` bytes: at `hint` if that is possible, else high up.
-    pub fn find_free(&self, hint: u64, len: u64) -> Option<GuestRange> {
+    /// A free range of `len` bytes: at `hint` if that is possible, else high up; in the first 2 GiB if it has to be
+    /// `low` (`MAP_32BIT`).
+    pub fn find_free(&self, hint: u64, len: u64, low: bool) -> Option<GuestRange> {
         let len = len.checked_next_multiple_of(PAGE_SIZE)?;
         let hint = hint & !(PAGE_SIZE - 1);
         let is_free = |range: &GuestRange| self.vmas.overlapping(*range).next().is_none();
-        if let Some(wanted) = window::checked(hint, len).filter(is_free) {
+        let fits = |range: &GuestRange| !low || range.end() <= LOW_AREA.1;
+        let wanted = window::checked(hint, len).filter(fits);
+        if let Some(wanted) = wanted.filter(is_free) {
             return Some(wanted);
         }
-        let area = GuestRange::from_bounds(window::HIGH.0, MMAP_TOP);
+        let area = if low {
+            LOW_AREA
+        } else {
+            (window::HIGH.0, MMAP_TOP)
+        };
+        let area = GuestRange::from_bounds(area.0, area.1);
         let start = self.vmas.find_gap(area, len, PAGE_SIZE, true)?;
         GuestRange::new(GuestVa(start), len)
     }
 
-    /// Maps `vma`, whose range must be free. `file` and the flags `extra` (such as `MAP_NORESERVE`) are for
-    /// the host's mmap.
-    pub fn map(
-        &mut self,
-        vma: Vma,
-        file: Option<(BorrowedFd, u64)>,
-        extra: i32,
-    ) -> Result<(), Errno> {
-        use std::os::fd::AsRawFd;
+    /// Whether the limits of the process allow `vma` in addition to all mappings.
+    pub fn has_room(&self, vma: &Vma, limits: &OwnLimits) -> bool {
+        let is_data = |vma: &Vma| !vma.shared && vma.protection.allows(Protection::WRITE);
+        let fits = |limit: Limit, counts: &dyn Fn(&Vma) -> bool| {
+            let used = || -> u64 {
+                let counted = self.vmas.iter().filter(|vma| counts(vma));
+                counted.map(|vma| vma.range.len()).sum()
+            };
+            limit.0 == UNLIMITED
+                || !counts(vma)
+                || used().saturating_add(vma.range.len()) <= limit.0
+        };
+        fits(limits.address_space, &|_| true) && fits(limits.data, &is_data)
+    }
+
+    /// Maps `vma`, whose range must be free, with what `source` has. The flags `extra` (such as `MAP_NORESERVE`) are for the
+    /// host's mmap.
+    pub fn map(&mut self, vma: Vma, source: Source<'_>, extra: i32) -> Result<(), Errno> {
         if !window::contains(vma.range) || vma.range.is_empty() {
             return Err(Errno::ENOMEM);
         }
         if self.vmas.overlapping(vma.range).next().is_some() {
             return Err(Errno::EEXIST);
         }
-        let sharing = if vma.shared {
-            libc::MAP_SHARED
-        } else {
-            libc::MAP_PRIVATE
-        };
-        let anonymous = if file.is_none() {
-            libc::MAP_ANONYMOUS
-        } else {
-            0
-        };
-        let (fd, offset) = file.map_or((-1, 0), |(fd, offset)| (fd.as_raw_fd(), offset as i64));
-        // SAFETY: the range lies in a guest window, where the monitor keeps nothing of its own.
-        let address = unsafe {
-            libc::mmap(
-                vma.range.start() as *mut libc::c_void,
-                vma.range.len() as usize,
-                host_protection(vma.protection),
-                libc::MAP_FIXED | sharing | anonymous | extra,
-                fd,
-                offset,
-            )
+        let address = match source {
+            Source::Segment(id) => {
+                let read_only = match vma.protection.allows(Protection::WRITE) {
+                    true => 0,
+                    false => libc::SHM_RDONLY,
+                };
+                // SAFETY: the range lies in a guest window, where the monitor keeps nothing of its own, and the
+                // segment is as long as the range.
+                unsafe {
+                    let start = vma.range.start() as *const libc::c_void;
+                    libc::shmat(id, start, libc::SHM_REMAP | read_only)
+                }
+            }
+            Source::Zeros => host_mmap(&vma, libc::MAP_ANONYMOUS | extra, -1, 0),
+            Source::File(fd, offset) => host_mmap(&vma, extra, fd.as_raw_fd(), offset as i64),
         };
         if address == libc::MAP_FAILED {
             let error = errno_of(&io::Error::last_os_error());
@@ -475,6 +504,26 @@ fn host_protection(protection: Protection) -> i32 {
         p if p.is_writable() => libc::PROT_READ | libc::PROT_WRITE,
         p if p.is_readable() => libc::PROT_READ,
         _ => libc::PROT_NONE,
+    }
+}
+
+/// Maps `vma`, which lies in a guest window, on the host. What was there is gone.
+fn host_mmap(vma: &Vma, flags: i32, fd: i32, offset: i64) -> *mut libc::c_void {
+    let sharing = match vma.shared {
+        true => libc::MAP_SHARED,
+        false => libc::MAP_PRIVATE,
+    };
+    debug_assert!(window::contains(vma.range));
+    // SAFETY: the range lies in a guest window, where the monitor keeps nothing of its own.
+    unsafe {
+        libc::mmap(
+            vma.range.start() as *mut libc::c_void,
+            vma.range.len() as usize,
+            host_protection(vma.protection),
+            libc::MAP_FIXED | sharing | flags,
+            fd,
+            offset,
+        )
     }
 }
 

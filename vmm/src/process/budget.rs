@@ -19,7 +19,7 @@ use crate::host;
 const PAGES_KEPT: usize = 1024;
 
 /// Why a fault of such a domain is not recovered from.
-pub const REASON: &str =
+const REASON: &str =
     "there was no room for its shadow pages: what it wrote until then stays, except for its stack";
 
 /// What the machine is taken to have where nothing is known of it.
@@ -92,16 +92,25 @@ impl Thread {
         }
         self.count_written(state);
         // Between two domains there is nothing to commit, and little to write.
-        let Some(mut domain) = state.domain.take() else {
+        let Some(domain) = &state.domain else {
             return;
         };
         // What it does to files may fail, and would have to be told to the guest.
         if !domain.is_request() && !domain.has_deferred() {
-            state.domain = Some(domain);
             let _ = self.commit_early(state, Early::ShadowLimit);
             return;
         }
         process.stats.domains.early_committed.shadow_limit.inc();
+        self.commit_written(state, REASON);
+    }
+
+    /// What the running domain has written becomes the base of everybody, because of `why`; it goes on. Its stack is
+    /// kept, so that it can still be abandoned, and so are some pages in which locks are found that it holds.
+    pub(super) fn commit_written(&mut self, state: &mut State, why: &'static str) {
+        let process = Arc::clone(&self.process);
+        let Some(mut domain) = state.domain.take() else {
+            return;
+        };
         let own: Vec<GuestRange> = [domain.checkpoint.registers.rsp, domain.checkpoint.bases.0]
             .iter()
             .filter_map(|address| Some(state.space.vmas().find(*address)?.range))
@@ -120,7 +129,7 @@ impl Thread {
         domain.pages = written;
         domain.journal.mark();
         domain.audit = None;
-        domain.cramped = true;
+        domain.cramped = Some(why);
         state.domain = Some(domain);
     }
 

@@ -6,19 +6,17 @@
 //! kernel while the flag is set: the signal handler moves a thread that is about to do so past it.
 
 use std::cell::Cell;
-use std::io;
 use std::ptr;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError};
 
 use guest_agentless::coredump::ThreadState;
-use guest_agentless::{Errno, Signal, SignalSet};
+use guest_agentless::{Errno, SignalSet};
 
 use super::image::Parked;
 use super::limits::RequestNumber;
-use super::signals::{Delivery, SignalInfo};
-use super::thread::{inherited_ignored, is_caught};
+use super::signals::SignalInfo;
 use crate::kvm::Kicker;
 
 /// Sent between threads of the monitor; the guest's own use of it is emulated.
@@ -32,9 +30,8 @@ pub struct ThreadControl {
     attention: AtomicU8,
     /// Another thread waits for the run token.
     pub yield_requested: AtomicBool,
-    /// The guest's signal mask of this thread, for others to look at.
-    pub blocked: AtomicU64,
-    /// Signals sent to this thread by the guest and not delivered yet.
+    /// Signals that the guest has sent to this thread, of those that the host does not keep, and that are not
+    /// delivered yet.
     pub pending: Mutex<Vec<SignalInfo>>,
     /// Where the thread ID is cleared when the thread ends (`set_tid_address`), or 0.
     pub clear_tid: AtomicU64,
@@ -62,25 +59,14 @@ thread_local! {
     static CURRENT: Cell<*const ThreadControl> = const { Cell::new(ptr::null()) };
 }
 
-/// Signals of the host that have come in for the process, as a set; filled in by the signal handler.
-static ARRIVED: AtomicU64 = AtomicU64::new(0);
-/// Who sent each of them last: process in the lower half, user in the upper.
-static SENDERS: [AtomicU64; 65] = [const { AtomicU64::new(0) }; 65];
-/// The `si_code` and the `si_value` of each of them.
-static CODES: [AtomicI32; 65] = [const { AtomicI32::new(0) }; 65];
-static VALUES: [AtomicU64; 65] = [const { AtomicU64::new(0) }; 65];
-/// A thread to kick when a signal lands on one that is none of the guest's.
-static MAIN: AtomicPtr<ThreadControl> = AtomicPtr::new(ptr::null_mut());
-
 impl ThreadControl {
     /// A control for the thread that runs the vCPU behind `kicker`. It is never freed: signal handlers of
     /// other threads may hold on to it.
-    pub fn leak(kicker: Kicker, blocked: SignalSet) -> &'static ThreadControl {
+    pub fn leak(kicker: Kicker) -> &'static ThreadControl {
         Box::leak(Box::new(ThreadControl {
             tid: AtomicI32::new(0),
             attention: AtomicU8::new(0),
             yield_requested: AtomicBool::new(false),
-            blocked: AtomicU64::new(blocked.0),
             pending: Mutex::new(Vec::new()),
             clear_tid: AtomicU64::new(0),
             request: RequestNumber::default(),
@@ -97,12 +83,6 @@ impl ThreadControl {
         // SAFETY: gettid has no preconditions.
         self.tid.store(unsafe { libc::gettid() }, Ordering::Release);
         CURRENT.set(self);
-        let _ = MAIN.compare_exchange(
-            ptr::null_mut(),
-            ptr::from_ref(self).cast_mut(),
-            Ordering::AcqRel,
-            Ordering::Relaxed,
-        );
     }
 
     /// Ends the guest or a blocking call of this thread, now or the next time it enters one.
@@ -208,145 +188,20 @@ impl ThreadControl {
     }
 }
 
-/// Takes the lowest of the signals of `wanted` that have come in for the process.
-pub fn take_arrived_one(wanted: SignalSet) -> Option<SignalInfo> {
-    loop {
-        let signal = arrived().intersection(wanted).lowest()?;
-        let bit = SignalSet::of(signal).0;
-        if ARRIVED.fetch_and(!bit, Ordering::AcqRel) & bit != 0 {
-            let at = signal.number() as usize;
-            let sender = SENDERS[at].load(Ordering::Relaxed);
-            let (pid, uid) = (sender as u32 as i32, (sender >> 32) as u32);
-            return Some(SignalInfo {
-                code: CODES[at].load(Ordering::Relaxed),
-                value: VALUES[at].load(Ordering::Relaxed),
-                ..SignalInfo::from_process(signal, pid, uid)
-            });
-        }
-    }
-}
-
-/// The host signals that have come in for the process and wait for a thread.
-pub fn arrived() -> SignalSet {
-    SignalSet(ARRIVED.load(Ordering::Acquire))
-}
-
-/// Forgets a signal that has come in for the process, since what sent it is undone.
-pub fn drop_arrived(signal: Signal) {
-    ARRIVED.fetch_and(!SignalSet::of(signal).0, Ordering::AcqRel);
-}
-
-/// A signal for the process that comes from the guest itself.
-pub fn post_to_process(info: SignalInfo) {
-    arrive(
-        info.signal.raw(),
-        info.code,
-        (info.pid, info.uid),
-        info.value,
-    );
-}
-
-/// Takes note of a signal for the process; async-signal-safe.
-fn arrive(number: i32, code: i32, (pid, uid): (i32, u32), value: u64) {
-    let at = number as usize;
-    let sender = u64::from(pid as u32) | u64::from(uid) << 32;
-    SENDERS[at].store(sender, Ordering::Relaxed);
-    CODES[at].store(code, Ordering::Relaxed);
-    VALUES[at].store(value, Ordering::Relaxed);
-    ARRIVED.fetch_or(1 << (number - 1), Ordering::AcqRel);
-}
-
-/// In a forked child: the parent's threads and the signals that it has got are not the child's.
+/// In a forked child: the parent's threads are not the child's.
 pub fn forget_after_fork() {
     CURRENT.set(ptr::null());
-    MAIN.store(ptr::null_mut(), Ordering::Release);
-    ARRIVED.store(0, Ordering::Release);
 }
 
-/// What the host does with a signal on behalf of the guest.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum HostAction {
-    /// It is caught and becomes the guest's.
-    Catch,
-    /// It is ignored.
-    Ignore,
-    /// The host's default: stops and continues.
-    Default,
-}
-
-/// Sets what the host does with `signal`.
-pub fn set_host_action(signal: Signal, action: HostAction) -> io::Result<()> {
-    // SAFETY: an all-zero `sigaction` is a valid value.
-    let mut host: libc::sigaction = unsafe { std::mem::zeroed() };
-    host.sa_sigaction = match action {
-        HostAction::Catch => on_signal as *const () as usize,
-        HostAction::Ignore => libc::SIG_IGN,
-        HostAction::Default => libc::SIG_DFL,
-    };
-    // Without SA_RESTART: blocking calls end with EINTR, and the guest's own flag decides.
-    host.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
-    // SAFETY: `host` is initialised and the handler async-signal-safe.
-    match unsafe { libc::sigaction(signal.raw(), &host, ptr::null_mut()) } {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    }
-}
-
-/// Stop signals keep the host's default unless the guest handles or ignores them; all others are caught
-/// from the start, or as soon as the guest does not ignore what was ignored then.
-pub fn mirror(signal: Signal, delivery: Delivery) {
-    let stops = matches!(
-        signal,
-        Signal::SIGTSTP | Signal::SIGTTIN | Signal::SIGTTOU | Signal::SIGCONT
-    );
-    if !stops {
-        if delivery != Delivery::Ignore && is_caught(signal) && inherited_ignored(signal) {
-            set_or_say(signal, HostAction::Catch);
-        }
-        return;
-    }
-    let action = match delivery {
-        Delivery::Handle(_) => HostAction::Catch,
-        Delivery::Stop => HostAction::Default,
-        _ if signal == Signal::SIGCONT => HostAction::Default,
-        _ => HostAction::Ignore,
-    };
-    set_or_say(signal, action);
-}
-
-fn set_or_say(signal: Signal, action: HostAction) {
-    if let Err(error) = set_host_action(signal, action) {
-        log::error!("cannot set the host's action for {signal:?}: {error}");
-    }
-}
-
-extern "C" fn on_signal(number: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
-    if number != KICK_SIGNAL {
-        // SAFETY: the kernel passes a valid `siginfo_t`; the fields are meaningless for some origins of a
-        // signal but always initialised.
-        let (sender, value) = unsafe {
-            (
-                ((*info).si_pid(), (*info).si_uid()),
-                (*info).si_value().sival_ptr as u64,
-            )
-        };
-        // SAFETY: as above.
-        arrive(number, unsafe { (*info).si_code }, sender, value);
-    }
+/// For the handler of a signal: the calling thread has been interrupted at `context`. If it was about to enter the host
+/// kernel for a blocking call, it is moved past it.
+pub fn interrupt_current(context: &mut libc::ucontext_t) {
     let current = CURRENT.get();
     if current.is_null() {
-        // A thread of the monitor itself: let the first guest thread see to it.
-        let main = MAIN.load(Ordering::Acquire);
-        if number != KICK_SIGNAL && !main.is_null() {
-            // SAFETY: controls are never freed; `kick` is async-signal-safe.
-            unsafe { (*main).kick() };
-        }
         return;
     }
     // SAFETY: controls are never freed; `mark` only stores to atomics.
     unsafe { (*current).mark() };
-    // SAFETY: the kernel passes a valid `ucontext_t` to an SA_SIGINFO handler.
-    let context = unsafe { &mut *context.cast::<libc::ucontext_t>() };
     let rip = &mut context.uc_mcontext.gregs[libc::REG_RIP as usize];
     let start = &raw const vmsrs_blocking_check as i64;
     let end = &raw const vmsrs_blocking_done as i64;

@@ -1,6 +1,9 @@
 //! Which address an instruction was about to access, where KVM does not say.
 
-use iced_x86::{Decoder, DecoderOptions, Mnemonic, OpKind, Register};
+use guest_agentless::GuestRange;
+use iced_x86::{
+    Decoder, DecoderOptions, Instruction, InstructionInfoFactory, Mnemonic, OpKind, Register,
+};
 
 use crate::kvm::Registers;
 use crate::memory::copy;
@@ -8,18 +11,60 @@ use crate::memory::copy;
 /// Bytes of the longest instruction (SDM volume 2, 2.3.11).
 const LONGEST: usize = 15;
 
-/// The address of the first memory operand of the instruction at RIP that the host cannot access.
-pub fn inaccessible_operand(registers: &Registers) -> Option<u64> {
+/// The instruction at `rip`, if it can be read.
+fn instruction_at(rip: u64) -> Option<Instruction> {
     let mut code = [0u8; LONGEST];
     // An instruction at the end of a mapping is shorter.
     let len = (1..=LONGEST)
         .rev()
-        .find(|len| copy::read(registers.rip, &mut code[..*len]).is_ok());
-    let Some(len) = len else {
+        .find(|len| copy::read(rip, &mut code[..*len]).is_ok())?;
+    Some(Decoder::with_ip(64, &code[..len], rip, DecoderOptions::NONE).decode())
+}
+
+/// All memory that the instruction at RIP accesses; none if that is not known. `bases` are those of FS and GS.
+pub fn accesses(registers: &Registers, bases: (u64, u64)) -> Option<Vec<GuestRange>> {
+    /// RFLAGS.DF: strings are processed downwards.
+    const DIRECTION: u64 = 1 << 10;
+    let instruction = instruction_at(registers.rip)?;
+    // They would save, set or clear the flag that makes the thread stop after them.
+    if instruction.is_invalid()
+        || matches!(
+            instruction.mnemonic(),
+            Mnemonic::Pushfq | Mnemonic::Popfq | Mnemonic::Iretq
+        )
+    {
+        return None;
+    }
+    let repeats = instruction.has_rep_prefix() || instruction.has_repne_prefix();
+    let times = match repeats && instruction.is_string_instruction() {
+        true if registers.rflags & DIRECTION != 0 => return None,
+        true => registers.rcx,
+        false => 1,
+    };
+    let base = |register| match register {
+        Register::FS => Some(bases.0),
+        Register::GS => Some(bases.1),
+        other => value(registers, other),
+    };
+    let mut factory = InstructionInfoFactory::new();
+    let mut ranges = Vec::new();
+    for memory in factory.info(&instruction).used_memory() {
+        let start = memory.virtual_address(0, |register, _, _| base(register))?;
+        let size = memory.memory_size().size() as u64;
+        if size == 0 {
+            return None;
+        }
+        let end = start.checked_add(size.checked_mul(times)?)?;
+        ranges.push(GuestRange::from_bounds(start, end));
+    }
+    Some(ranges)
+}
+
+/// The address of the first memory operand of the instruction at RIP that the host cannot access.
+pub fn inaccessible_operand(registers: &Registers) -> Option<u64> {
+    let Some(instruction) = instruction_at(registers.rip) else {
         return Some(registers.rip);
     };
-    let instruction =
-        Decoder::with_ip(64, &code[..len], registers.rip, DecoderOptions::NONE).decode();
     (0..instruction.op_count())
         .filter(|operand| {
             matches!(

@@ -7,6 +7,7 @@ use recovery::{Journal, Origin, SuspendedPages};
 use super::effects::{Deferred, Undo};
 use super::files::GivenBack;
 use super::rerun::Committed;
+use super::strike::Target;
 use super::thread::Thread;
 use super::tracked::{HostMemory, TrackedMemory, mapped_parts};
 use super::withdraw::Waits;
@@ -50,20 +51,26 @@ pub struct Domain {
     pub calls: u64,
     /// Why it was committed early, if it was: a fault cannot undo what came before.
     pub committed_early: Option<&'static str>,
-    /// Whether there was no room for its shadow pages.
-    pub cramped: bool,
+    /// Why what it had written until some time can no longer be undone, if so, except for its stack.
+    pub cramped: Option<&'static str>,
     /// The events that it began with, if it began with some.
     pub delivered: Option<Delivered>,
     /// What it had written when it was suspended last, if it was.
     pub pages: SuspendedPages,
     /// Time slices that it has used up.
     pub slices: u32,
+    /// Accesses of others that were told apart from what it wrote, while it was suspended.
+    pub told_apart: u32,
+    /// Its own accesses that were told apart from what suspended domains had written.
+    pub steps: u32,
     /// The futexes that it has waited for.
     pub waits: Waits,
     /// What it was given, to be given again if it has to run again.
     pub replay: Option<GivenBack>,
     /// Its effects are done at once.
     pub pass_through: bool,
+    /// Whether it is to be struck by an injected fault.
+    pub target: Target,
     /// All writable memory at the checkpoint, when audited.
     pub audit: Option<super::recover::Image>,
 }
@@ -221,13 +228,16 @@ impl Thread {
             held_bytes: 0,
             calls: 0,
             committed_early: None,
-            cramped: false,
+            cramped: None,
             delivered: self.delivered.take(),
             pages: SuspendedPages::default(),
             slices: 0,
+            told_apart: 0,
+            steps: 0,
             waits: Waits::default(),
             replay: None,
             pass_through: self.pass_through.take_if(|of| *of == origin).is_some(),
+            target: Target::default(),
             audit,
         });
         Ok(())
@@ -256,6 +266,7 @@ impl Thread {
             return Committed::Done;
         };
         self.request_succeeded(state, &domain);
+        self.target_ended(state, std::mem::take(&mut domain.target));
         let stats = std::sync::Arc::clone(&self.process.stats);
         let (deferred, undo) = domain.journal.commit();
         let done = self.commit_memory(state, &domain);
@@ -267,7 +278,7 @@ impl Thread {
         stats.shadow_bytes.raise(tracker.shadow_bytes());
         stats.image_bytes.raise(tracker.image_bytes());
         state.drop_lost_image();
-        self.note_room(state, !domain.cramped);
+        self.note_room(state, domain.cramped.is_none());
         stats.domains.committed.inc();
         self.tell_suspended(state);
         state.note_heap();
@@ -286,9 +297,10 @@ impl Thread {
     /// is charged to the same origin and cannot undo what came before. It begins when the thread returns
     /// to the guest.
     pub fn commit_early(&mut self, state: &mut State, why: Early) -> Committed {
-        let Some(domain) = &state.domain else {
+        let Some(domain) = &mut state.domain else {
             return self.commit(state);
         };
+        let target = std::mem::take(&mut domain.target);
         let (origin, request) = (domain.origin, domain.is_request());
         let (input, pass_through) = (domain.input.clone(), domain.pass_through);
         if request {
@@ -314,7 +326,10 @@ impl Thread {
                 origin,
                 input,
                 reason: why.reason(),
+                target,
             });
+        } else {
+            self.target_ended(state, target);
         }
         Committed::Done
     }
@@ -332,6 +347,7 @@ impl Thread {
                 if let Some(domain) = &mut state.domain {
                     domain.input = continuation.input;
                     domain.committed_early = Some(continuation.reason);
+                    domain.target = continuation.target;
                 }
                 Ok(())
             }
@@ -344,4 +360,5 @@ pub struct Continuation {
     pub origin: Origin,
     pub input: Vec<u8>,
     pub reason: &'static str,
+    pub target: Target,
 }

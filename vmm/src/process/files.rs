@@ -270,9 +270,13 @@ impl Files {
         self.serves = true;
     }
 
-    /// Whether the process has ever accepted a connection: it is a server.
+    /// Whether the process is a server: it has accepted a connection, and can accept more. One that has closed its
+    /// sockets for that is about to end.
     pub fn serves(&self) -> bool {
-        self.serves
+        let mut known = self.known.iter();
+        let listens =
+            |(fd, known): (&i32, &Known)| known.kind == Kind::Listening && host::is_listening(*fd);
+        self.serves && known.any(listens)
     }
 
     /// The descriptor is new or has changed its meaning (`connect`, `listen`, `dup2`): look again.

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use guest_agentless::heap::{self, Corruption, Heaps, Memory, Overlay};
+use guest_agentless::heap::{self, Corruption, Heaps, Memory, NotFound, Overlay};
 use guest_agentless::{Backing, GuestRange, PageNumber, Signal};
 use recovery::event::{Event, FaultKind};
 use recovery::{SuspendedPages, stats};
@@ -30,7 +30,8 @@ pub struct HeapWatch {
     is_checked: bool,
 }
 
-struct Guest;
+/// Guest memory as it is.
+pub struct Guest;
 
 impl Memory for Guest {
     fn read(&self, address: u64, into: &mut [u8]) -> bool {
@@ -57,10 +58,7 @@ impl HeapWatch {
     }
 
     fn search(&mut self, thread: &Thread, state: &State) {
-        let data = state.space.vmas().iter().filter(|vma| {
-            vma.protection.is_writable() && !vma.shared && matches!(vma.backing, Backing::File(_))
-        });
-        let reason = match heap::find(&Guest, data.map(|vma| vma.range)) {
+        let reason = match state.main_arena() {
             Ok(main) => {
                 self.heaps = Some(Heaps::new(main));
                 None
@@ -188,6 +186,18 @@ fn has_suspended(state: &State) -> bool {
 }
 
 impl State {
+    /// The main arena of the guest's glibc.
+    ///
+    /// # Errors
+    ///
+    /// If the guest allocates with something else.
+    pub fn main_arena(&self) -> Result<u64, NotFound> {
+        let data = self.space.vmas().iter().filter(|vma| {
+            vma.protection.is_writable() && !vma.shared && matches!(vma.backing, Backing::File(_))
+        });
+        heap::find(&Guest, data.map(|vma| vma.range))
+    }
+
     /// The running domain has been committed or suspended, checked or not.
     pub fn note_heap(&mut self) {
         let heaps = self

@@ -26,7 +26,7 @@ use super::thread::Thread;
 use super::{State, Turn};
 use crate::host;
 use crate::kvm::Registers;
-use crate::memory::{AddressSpace, Stash};
+use crate::memory::{AddressSpace, OwnLimits, Stash};
 
 /// Bytes of a `syscall` instruction.
 const SYSCALL_LEN: u64 = 2;
@@ -90,8 +90,8 @@ pub struct Image {
     pub heap: (u64, u64),
     /// Signal dispositions.
     pub dispositions: Dispositions,
-    /// See [`State::descriptor_limit`].
-    pub descriptor_limit: (u64, u64),
+    /// See [`State::own_limits`].
+    pub own_limits: OwnLimits,
     /// Mappings that the guest has unmapped since, contents and all, and which parts of them it needs.
     pub aside: Vec<(Vec<Stash>, Vec<SavedPages>)>,
 }
@@ -259,7 +259,7 @@ impl Thread {
             threads,
             heap: state.space.heap(),
             dispositions: state.dispositions.clone(),
-            descriptor_limit: state.descriptor_limit,
+            own_limits: state.own_limits,
             vmas,
             aside: Vec::new(),
         })

@@ -76,6 +76,11 @@ impl RequestNumber {
         self.overdue.store(number, Ordering::SeqCst);
     }
 
+    /// The running request gets time until the next look.
+    pub fn spare(&self) {
+        self.overdue.store(0, Ordering::SeqCst);
+    }
+
     /// Whether the running request has run for too long.
     pub fn is_overdue(&self) -> bool {
         self.running() == Some(self.overdue.load(Ordering::SeqCst))
@@ -183,5 +188,11 @@ mod tests {
         assert!(!request.is_overdue());
         request.begin();
         assert!(!request.is_overdue());
+        let third = request.running().unwrap();
+        request.set_overdue(third);
+        request.spare();
+        assert!(!request.is_overdue());
+        request.set_overdue(third);
+        assert!(request.is_overdue());
     }
 }

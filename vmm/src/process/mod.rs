@@ -13,7 +13,9 @@ pub mod files;
 mod flusher;
 pub mod handoff;
 pub mod heap;
+pub mod host_signals;
 pub mod image;
+pub mod inherited;
 pub mod limits;
 mod offenders;
 mod overflow;
@@ -24,6 +26,8 @@ pub mod rerun;
 pub mod restart;
 pub mod restore;
 pub mod signals;
+mod step;
+pub mod strike;
 mod suspend;
 pub mod thread;
 mod touch;
@@ -34,6 +38,7 @@ mod withdraw;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{CString, OsString};
+use std::io::Write;
 use std::os::unix::ffi::OsStringExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
@@ -45,13 +50,15 @@ use recovery::ladder::Ladder;
 use recovery::learn::Offenders;
 use recovery::stats::Stats;
 
-use crate::inject::Injection;
+use crate::host::handles::Messages;
+use crate::inject::Injector;
 use crate::kvm::{EntryPath, Vcpu, Vm};
-use crate::memory::{AddressSpace, LockedPages};
+use crate::memory::{AddressSpace, LockedPages, OwnLimits};
 use control::ThreadControl;
 use domain::Domain;
 use files::Files;
 use handoff::Handoffs;
+use inherited::Inherited;
 use reporter::Reporter;
 use signals::Dispositions;
 pub use turn::Turn;
@@ -83,19 +90,27 @@ pub struct Options {
     pub restart: image::RestartMode,
     /// Bytes that the image of the process may take; none: a quarter of the machine's memory.
     pub image_limit: Option<u64>,
-    /// A fault to inject.
-    pub inject: Option<Injection>,
+    /// The socket of the control interface; absolute.
+    pub control: Option<std::path::PathBuf>,
+    /// Faults take their course, as without the monitor: for comparison.
+    pub give_up: bool,
     /// The options of `vmsrs run` that were given, with absolute paths.
     pub given: Vec<OsString>,
 }
 
 impl Options {
     /// The monitor's own command line to run the program `path` with `args` in place of this one.
-    pub fn own_arguments(&self, path: &Path, args: Vec<CString>) -> Vec<CString> {
+    pub fn own_arguments(
+        &self,
+        inherited: &Inherited,
+        path: &Path,
+        args: Vec<CString>,
+    ) -> Vec<CString> {
         let own = ["vmsrs".into(), "run".into()]
             .into_iter()
             .chain(self.given.iter().cloned());
-        let file = ["--exec".into(), path.into(), "--".into()];
+        let inherited = format!("--inherited={inherited}").into();
+        let file = [inherited, "--exec".into(), path.into(), "--".into()];
         let own = own
             .chain(file)
             .filter_map(|arg: OsString| CString::new(arg.into_vec()).ok());
@@ -123,6 +138,8 @@ pub struct State {
     pub left_reads: Vec<(u64, u32)>,
     /// Signal dispositions.
     pub dispositions: Dispositions,
+    /// The guest has been asked to end: a signal for that has reached its handler.
+    pub is_stopping: bool,
     /// Which recovery strategy comes next.
     pub ladder: Ladder,
     /// Whose bytes led to what.
@@ -131,12 +148,16 @@ pub struct State {
     pub restart: image::RestartState,
     /// The inputs that have crashed the server, where they are to be refused.
     pub offenders: Option<Offenders>,
-    /// The guest's limit on descriptors: soft and hard.
-    pub descriptor_limit: (u64, u64),
+    /// Limits of resources that are the guest's and not the host's.
+    pub own_limits: OwnLimits,
     /// What is known of the heap, if it is verified.
     pub heap: Option<Box<heap::HeapWatch>>,
     /// What the guest has locked in memory.
     pub locked: LockedPages,
+    /// Where the functions are that somebody has asked for, by name.
+    pub functions: BTreeMap<String, Vec<u64>>,
+    /// Where the running request is to be struck.
+    pub strike_points: strike::StrikePoints,
 }
 
 /// A guest process.
@@ -159,6 +180,10 @@ pub struct Process {
     pub auxv: Vec<(u64, u64)>,
     /// A page of `/proc/self/mem` of the monitor: reaches guest memory whatever its protection.
     pub own_memory: std::fs::File,
+    /// What the pages of that memory are, where faults are recovered from.
+    pub own_page_map: Option<std::fs::File>,
+    /// Faults to inject, where that can be asked for.
+    pub injector: Option<Arc<Injector>>,
     /// Finds requests that run for too long.
     pub watchdog: watchdog::Watchdog,
     state: FairMutex<State>,
@@ -197,6 +222,10 @@ pub struct Parts {
     pub auxv: Vec<(u64, u64)>,
     /// See [`Process::own_memory`].
     pub own_memory: std::fs::File,
+    /// See [`Process::own_page_map`].
+    pub own_page_map: Option<std::fs::File>,
+    /// See [`Process::injector`].
+    pub injector: Option<Arc<Injector>>,
     /// The state at the first instruction.
     pub state: State,
 }
@@ -214,6 +243,8 @@ impl Process {
             executable: parts.executable,
             auxv: parts.auxv,
             own_memory: parts.own_memory,
+            own_page_map: parts.own_page_map,
+            injector: parts.injector,
             watchdog: watchdog::Watchdog::default(),
             state: FairMutex::new(parts.state),
             holder: AtomicI32::new(0),
@@ -269,7 +300,16 @@ impl Process {
         };
         let name = |number| guest_agentless::syscall::lookup(number).map(|row| row.name);
         if let Err(error) = self.stats.write(path, name) {
-            eprintln!("vmsrs: cannot write {}: {error}", path.display());
+            let path = path.display();
+            let _ = writeln!(Messages, "vmsrs: cannot write {path}: {error}");
+        }
+    }
+
+    /// Makes the thread that holds the run token leave the guest for a moment.
+    pub fn kick_holder(&self) {
+        let holder = self.holder.load(Ordering::Acquire);
+        if let Some(control) = self.threads().get(&holder) {
+            control.kick();
         }
     }
 

@@ -9,9 +9,11 @@ use recovery::ladder::{FaultSite, GiveUpReason, Rung};
 use recovery::tracker::{PageContent, RestoredPage};
 use recovery::{Journal, Origin, stats};
 
+use super::domain::Continuation;
 use super::effects::{Deferred, Undo};
 use super::reporter::FaultRecord;
 use super::signals::SignalInfo;
+use super::strike::Target;
 use super::thread::{Flow, Thread};
 use super::withdraw::{self, Withdrawal};
 use super::{State, Turn};
@@ -168,10 +170,10 @@ impl Fault {
         let Course::Signal(signal) = self.course else {
             return None;
         };
-        Some(SignalInfo {
-            code: self.code,
-            address: self.address,
-            ..SignalInfo::from_process(signal, std::process::id() as i32, host::user())
+        Some(match self.address {
+            Some(address) => SignalInfo::of_fault(signal, self.code, address),
+            None => SignalInfo::from_process(signal, std::process::id() as i32, host::user())
+                .with_code(self.code),
         })
     }
 
@@ -191,7 +193,10 @@ impl Thread {
     pub fn fault(&mut self, turn: &mut Turn<'_>, fault: Fault) -> Result<Flow, KvmError> {
         let begun = Instant::now();
         self.clear_breakpoints();
+        self.clear_strike_points(turn);
+        self.end_step(turn);
         let registers = *self.vcpu.registers();
+        self.put_back_unwritten(turn, registers.rip);
         if self.continues.is_some() {
             self.ensure_domain(turn)?;
         }
@@ -206,10 +211,21 @@ impl Thread {
             );
             return Ok(Flow::Continue);
         };
+        if self.process.options.give_up {
+            self.process.stats.ladder.give_up.inc();
+            self.give_up(turn, fault, &registers, "by --recover=off".into());
+            return Ok(Flow::Continue);
+        }
         let origin = domain.origin;
+        // What was committed early goes on in its middle. If it is past its limits again, wherever it is by then, that
+        // has not helped.
+        let stuck = domain.committed_early.is_some() && fault.course == Course::GoesOn;
         let site = FaultSite {
             thread: self.tid(),
-            rip: registers.rip,
+            rip: match stuck {
+                true => domain.checkpoint.registers.rip,
+                false => registers.rip,
+            },
             origin: origin.kind(),
         };
         // Work without a client of its own may have been handed over by one.
@@ -225,7 +241,7 @@ impl Thread {
                 Rung::Handoff => may_be_handed_over,
                 Rung::ResetDelivered => may_be_handed_over || delivered.is_some(),
                 // What has only used too much is let go on rather than everybody thrown out.
-                Rung::Restart => obstacle.is_none() && fault.course != Course::GoesOn,
+                Rung::Restart => obstacle.is_none() && (fault.course != Course::GoesOn || stuck),
                 _ => true,
             });
             // To find the call to skip may take more than one rerun, so it is looked for once more before
@@ -276,6 +292,31 @@ impl Thread {
         self.undo_domain(turn, fault, begun, rung)
     }
 
+    /// Damage to code outlives the request that has met it: it is looked for, and mended.
+    fn put_back_unwritten(&mut self, state: &mut State, rip: u64) {
+        let process = &self.process;
+        let Some(page_map) = &process.own_page_map else {
+            return;
+        };
+        let damaged = state
+            .space
+            .put_back_unwritten(rip, &process.own_memory, page_map);
+        let Some(first) = damaged.first() else {
+            return;
+        };
+        process.stats.pages.damaged.add(damaged.len() as u64);
+        let what = format!(
+            "{} pages that nobody may write, {:#x} the first, differed from their files; put back",
+            damaged.len(),
+            first.address().0
+        );
+        log::warn!("{what}");
+        self.fault_detail = Some(match self.fault_detail.take() {
+            Some(detail) => format!("{detail}; {what}"),
+            None => what,
+        });
+    }
+
     /// Undoes the running domain and completes its origin with the error that the server knows how to
     /// handle.
     fn undo_domain(
@@ -288,6 +329,7 @@ impl Thread {
         let Some(mut domain) = state.domain.take() else {
             return Ok(Flow::Continue);
         };
+        self.target_ended(state, std::mem::take(&mut domain.target));
         let written = (self.written + state.tracker.written_bytes()) / PAGE_SIZE;
         self.end_limits();
         let mut record = self.describe(state, fault, domain.origin);
@@ -382,6 +424,15 @@ impl Thread {
         for fd in &suspects {
             state.files.reset(*fd);
         }
+        if let (Some(reason), Course::GoesOn) = (domain.committed_early, fault.course) {
+            self.continues = Some(Continuation {
+                origin: domain.origin,
+                input: record.input.clone(),
+                reason,
+                target: Target::default(),
+            });
+            self.begin_limits();
+        }
         // What was committed early goes on where it was committed; only an origin call gets its error.
         if let (Some(error), None) = (error, domain.committed_early) {
             self.vcpu.registers().rax = guest_agentless::to_rax(Err(error));
@@ -390,7 +441,7 @@ impl Thread {
         let broken = undone.lost.len() as u32 + not_withdrawn + self.undo_failures;
         let lessened = domain
             .committed_early
-            .or(domain.cramped.then_some(super::budget::REASON))
+            .or(domain.cramped)
             .map(str::to_owned)
             .or_else(|| decision.withdrawal.reason());
         (record.outcome, record.reason) = match (lessened, broken) {
@@ -477,7 +528,7 @@ impl Thread {
             SignalInfo::from_process(signal, std::process::id() as i32, host::user())
         });
         // A blocked or ignored signal that the CPU raised ends the process, as on Linux.
-        let ignored = turn.dispositions.delivery(signal) == super::signals::Delivery::Ignore;
+        let ignored = turn.dispositions.ignores(signal);
         if self.blocked.contains(signal) || ignored {
             let _ = self.commit(turn);
             sys::end::by_signal(self, turn, signal);

@@ -104,6 +104,7 @@ impl Thread {
                     origin: domain.origin,
                     input: domain.input,
                     reason,
+                    target: domain.target,
                 });
             }
             (false, None) => {

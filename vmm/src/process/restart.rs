@@ -239,11 +239,12 @@ impl Thread {
         }
         let pages = self.restore_memory(state)?;
         if let Some(image) = &state.restart.image {
+            state.is_stopping = false;
             state.dispositions.clone_from(&image.dispositions);
-            state.descriptor_limit = image.descriptor_limit;
+            state.own_limits = image.own_limits;
             state.handoffs.forget();
             for signal in (1..=64).filter_map(Signal::new) {
-                super::control::mirror(signal, state.dispositions.delivery(signal));
+                super::host_signals::mirror(signal, &state.dispositions);
             }
         }
         Ok((files, pages))
@@ -289,6 +290,7 @@ impl Thread {
     pub fn rejoin(&mut self, state: &State) -> Result<Flow, KvmError> {
         self.epoch = state.restart.epoch;
         self.forget_following();
+        self.stepping.clear();
         self.mask_after_handler = None;
         self.next_origin = Origin::Internal;
         self.delivered = None;

@@ -43,7 +43,7 @@ impl State {
 
     /// The monitor is about to read `range` for a purpose of its own: what waits there is restored. Nobody has
     /// touched what is guarded there.
-    pub(super) fn restore_in(&mut self, process: &Process, range: GuestRange) {
+    pub fn restore_in(&mut self, process: &Process, range: GuestRange) {
         for region in self.space.hidden_in(range) {
             self.restore(process, region);
         }

@@ -9,73 +9,75 @@ use kvm_bindings::kvm_xsave;
 use crate::kvm::Registers;
 use crate::memory::copy;
 
-/// A signal to be delivered, with what `siginfo_t` says of it.
+/// A signal to be delivered: a `siginfo_t`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SignalInfo {
     /// Which.
     pub signal: Signal,
-    /// `si_code`.
-    pub code: i32,
-    /// `si_pid`.
-    pub pid: i32,
-    /// `si_uid`.
-    pub uid: u32,
-    /// `si_value`, of `sigqueue` and timers.
-    pub value: u64,
-    /// `si_addr`, for signals that a fault raises.
-    pub address: Option<u64>,
+    /// As the kernel has it; the number is that of `signal`.
+    bytes: [u8; SignalInfo::SIZE],
 }
 
 impl SignalInfo {
+    /// Bytes of a `siginfo_t`.
+    pub const SIZE: usize = 128;
+
     /// Sent by a process.
     pub fn from_process(signal: Signal, pid: i32, uid: u32) -> SignalInfo {
-        SignalInfo {
-            signal,
-            code: libc::SI_USER,
-            pid,
-            uid,
-            value: 0,
-            address: None,
-        }
+        SignalInfo::new(signal, libc::SI_USER)
+            .with(16, &pid.to_ne_bytes())
+            .with(20, &uid.to_ne_bytes())
     }
 
     /// Sent by a thread of the guest.
     pub fn from_thread(signal: Signal, pid: i32, uid: u32) -> SignalInfo {
-        SignalInfo {
-            signal,
-            code: libc::SI_TKILL,
-            ..SignalInfo::from_process(signal, pid, uid)
-        }
+        SignalInfo::from_process(signal, pid, uid).with_code(libc::SI_TKILL)
+    }
+
+    /// Raised by a fault at `address`.
+    pub fn of_fault(signal: Signal, code: i32, address: u64) -> SignalInfo {
+        SignalInfo::new(signal, code).with(16, &address.to_ne_bytes())
     }
 
     /// From what the guest passes to `rt_sigqueueinfo`.
-    pub fn from_bytes(signal: Signal, bytes: &[u8; 128]) -> SignalInfo {
-        let word =
-            |i: usize| u32::from_ne_bytes([bytes[i], bytes[i + 1], bytes[i + 2], bytes[i + 3]]);
+    pub fn from_bytes(signal: Signal, bytes: &[u8; Self::SIZE]) -> SignalInfo {
+        let number = signal.raw().to_ne_bytes();
         SignalInfo {
             signal,
-            code: word(8) as i32,
-            pid: word(16) as i32,
-            uid: word(20),
-            value: u64::from(word(24)) | u64::from(word(28)) << 32,
-            address: None,
+            bytes: *bytes,
         }
+        .with(0, &number)
+    }
+
+    /// From the kernel; none if there is no such signal.
+    pub fn from_host(bytes: &[u8; Self::SIZE]) -> Option<SignalInfo> {
+        let number = u32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+        Signal::new(number).map(|signal| SignalInfo::from_bytes(signal, bytes))
     }
 
     /// As `siginfo_t`.
-    pub fn to_bytes(self) -> [u8; 128] {
-        let mut bytes = [0u8; 128];
-        bytes[0..4].copy_from_slice(&self.signal.raw().to_ne_bytes());
-        bytes[8..12].copy_from_slice(&self.code.to_ne_bytes());
-        match self.address {
-            Some(address) => bytes[16..24].copy_from_slice(&address.to_ne_bytes()),
-            None => {
-                bytes[16..20].copy_from_slice(&self.pid.to_ne_bytes());
-                bytes[20..24].copy_from_slice(&self.uid.to_ne_bytes());
-                bytes[24..32].copy_from_slice(&self.value.to_ne_bytes());
-            }
-        }
-        bytes
+    pub fn to_bytes(self) -> [u8; Self::SIZE] {
+        self.bytes
+    }
+
+    /// `si_code`.
+    pub fn code(&self) -> i32 {
+        let bytes = &self.bytes;
+        i32::from_ne_bytes([bytes[8], bytes[9], bytes[10], bytes[11]])
+    }
+
+    /// The same with another `si_code`.
+    pub fn with_code(self, code: i32) -> SignalInfo {
+        self.with(8, &code.to_ne_bytes())
+    }
+
+    fn new(signal: Signal, code: i32) -> SignalInfo {
+        SignalInfo::from_bytes(signal, &[0; Self::SIZE]).with_code(code)
+    }
+
+    fn with(mut self, at: usize, bytes: &[u8]) -> SignalInfo {
+        self.bytes[at..at + bytes.len()].copy_from_slice(bytes);
+        self
     }
 }
 
@@ -178,6 +180,11 @@ impl Dispositions {
             },
             _ => Delivery::Handle(action),
         }
+    }
+
+    /// Whether a delivery of `signal` does nothing.
+    pub fn ignores(&self, signal: Signal) -> bool {
+        self.delivery(signal) == Delivery::Ignore
     }
 
     /// After a delivery to a one-shot handler.

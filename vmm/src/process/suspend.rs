@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 
-use guest_agentless::{GuestRange, GuestVa, PageNumber, sync};
+use guest_agentless::{GuestVa, PageNumber, sync};
 use recovery::SuspendedPages;
 use recovery::suspended::Merge;
 
@@ -16,22 +16,15 @@ use super::domain::{Domain, Early};
 use super::rerun::Committed;
 use super::thread::Thread;
 use super::withdraw;
-use crate::memory::{Guard, runs};
+use crate::memory::runs;
 
-/// Pages that a request may have written to be suspended. One that has written more is committed early: to
-/// keep two copies of everything would cost too much, and time besides.
+/// Pages that a request may have written to be suspended as a whole: to keep two copies of more would cost too much,
+/// and time besides.
 const PAGES_LIMIT: usize = 4096;
+const WROTE_TOO_MUCH: &str = "it had written too much to be watched when it was suspended, so that others could run: \
+                              what it wrote until then stays, except for its stack";
 /// What is below this is no address.
 const LOWEST_ADDRESS: u64 = 0x1_0000;
-
-impl State {
-    /// Somebody else touches pages of `part` that the suspended domain of thread `tid` has written.
-    pub(super) fn share(&mut self, tid: i32, part: GuestRange) {
-        if let Some(domain) = self.suspended.get_mut(&tid) {
-            domain.pages.share(part);
-        }
-    }
-}
 
 impl Thread {
     /// The running domain waits, or has used up its time slice: others will run.
@@ -68,16 +61,21 @@ impl Thread {
         if !fits {
             domain.pages = written;
             state.domain = Some(domain);
-            return self.commit_early(state, Early::Suspended);
+            self.commit_written(state, WROTE_TOO_MUCH);
+            let Some(cramped) = state.domain.take() else {
+                return Committed::Done;
+            };
+            domain = cramped;
+            written = std::mem::take(&mut domain.pages);
+            left.clear();
         }
         state.note_heap();
         for (page, base, content) in left {
             written.leave(page, &base, &content);
         }
-        let tid = self.tid();
-        for range in runs(written.unshared()) {
-            if state.space.guard(range, Guard::Suspended(tid)).is_err() {
-                // Unwatched, so it has to be taken for touched.
+        for range in runs(written.unused()) {
+            if state.space.guard(range).is_err() {
+                // Unwatched, so it has to be taken for used.
                 written.share(range);
             }
         }
@@ -86,7 +84,7 @@ impl Thread {
         // Others change memory from now on.
         domain.audit = None;
         self.process.stats.domains.suspended.inc();
-        state.suspended.insert(tid, domain);
+        state.suspended.insert(self.tid(), domain);
         Committed::Done
     }
 
@@ -96,16 +94,8 @@ impl Thread {
         let Some(mut domain) = state.suspended.remove(&tid) else {
             return;
         };
-        for range in runs(domain.pages.unshared()) {
-            let parts: Vec<_> = state.space.guards().overlapping(range).collect();
-            for (part, guard) in parts {
-                match guard {
-                    Guard::Suspended(owner) if owner == tid => {}
-                    // Another one wrote there later: it is the other one that is touched now.
-                    Guard::Suspended(owner) => state.share(owner, part),
-                }
-                state.space.unguard(&state.tracker, part);
-            }
+        for range in runs(domain.pages.unused()) {
+            state.unguard_unwatched(range);
         }
         self.take_over_changes(state, &mut domain);
         state.domain = Some(domain);

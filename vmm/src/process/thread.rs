@@ -1,19 +1,22 @@
 //! A guest thread: a host thread with a vCPU, in a loop of running the guest and serving what it left for.
 
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use guest_agentless::{Errno, GuestRange, GuestVa, Signal, SignalSet};
+use guest_agentless::{Errno, GuestVa, PageNumber, Signal, SignalSet};
 use recovery::Origin;
 use recovery::event::FaultKind;
 
-use super::control::{self, KICK_SIGNAL, ThreadControl};
+use super::control::ThreadControl;
 use super::domain::{Continuation, Domain, Early};
 use super::handoff::Following;
+use super::host_signals;
 use super::overflow::is_stack_overflow;
 use super::recover::Fault;
 use super::signals::{self, Action, AlternateStack, Delivery, Interrupted, SignalInfo};
+use super::strike::Struck;
 use super::{Process, State, Turn};
 use crate::kvm::{Exit, KvmError, Vcpu};
 use crate::memory::{Attempt, Resolution};
@@ -21,20 +24,29 @@ use crate::{host, sys};
 
 /// Exits for which a client's time slice has to be enough: few requests make as many.
 const SLICE_EXITS: u32 = 500;
+/// What others wait for one request at most.
+const LONGEST_SLICE: Duration = Duration::from_secs(2);
 /// Slices after which what it has to say to others is said.
 const SILENT_SLICES: u32 = 4;
 /// Likewise for everything else, before it gives way. CPU time and not wall time, so that a thread is not
 /// stopped in the middle of a critical section only because the machine is busy.
 const SLICE: Duration = Duration::from_millis(5);
+/// The vector of debug exceptions.
+const DEBUG: u8 = 1;
 /// How many faults on the same address without progress make the monitor stop believing in them.
 const SAME_FAULT_LIMIT: u32 = 64;
 
 /// The time slice of requests on a machine where an exit costs `exit_cost`. What is suspended and crashes may be
-/// `degraded`, so that a slow machine must not make that of a request which is short elsewhere.
-pub fn request_slice(exit_cost: Duration) -> Duration {
-    exit_cost
+/// `degraded`, so that a slow machine must not make that of a request which is short elsewhere. A request whose CPU
+/// time is limited to `cpu` anyway is not suspended before, if others can wait for as long.
+pub fn request_slice(exit_cost: Duration, cpu: Option<Duration>) -> Duration {
+    let slice = exit_cost
         .saturating_mul(SLICE_EXITS)
-        .clamp(Duration::from_millis(50), Duration::from_secs(2))
+        .clamp(Duration::from_millis(50), LONGEST_SLICE);
+    match cpu {
+        Some(cpu) if cpu <= LONGEST_SLICE / 2 => slice.max(cpu * 2),
+        _ => slice,
+    }
 }
 
 /// Whether a thread goes on.
@@ -97,6 +109,8 @@ pub struct Thread {
     /// Bytes that the running request had written when it was suspended or committed early.
     pub written: u64,
     pub(super) last_fault: (u64, u32),
+    /// Pages that the next instruction may touch, and no other: see [`super::step`].
+    pub(super) stepping: Vec<PageNumber>,
     /// Which life of the process the thread is in (see [`super::restart`]).
     pub epoch: u64,
 }
@@ -104,7 +118,7 @@ pub struct Thread {
 impl Thread {
     /// A thread that continues at the registers of `vcpu`.
     pub fn new(process: Arc<Process>, mut vcpu: Vcpu, blocked: SignalSet) -> Thread {
-        let control = ThreadControl::leak(vcpu.kicker(), blocked);
+        let control = ThreadControl::leak(vcpu.kicker());
         Thread {
             process,
             vcpu,
@@ -131,6 +145,7 @@ impl Thread {
             memory_waived: false,
             written: 0,
             last_fault: (0, 0),
+            stepping: Vec::new(),
             epoch: 0,
         }
     }
@@ -164,8 +179,7 @@ impl Thread {
             }
         }
         process.threads().remove(&tid);
-        // Signals for the process that it has put off until the end of its request.
-        self.pass_on_signals();
+        host_signals::pass_on();
         turn.ladder.thread_ended(tid);
         drop(turn);
         process.give_vcpu(self.vcpu);
@@ -186,10 +200,17 @@ impl Thread {
             self.deliver_signals(turn);
         }
         self.ensure_domain(turn)?;
+        self.keep_to_own_strike_points(turn);
         self.vcpu.set_root(turn.space.root())?;
-        let exit = self.vcpu.run()?;
+        self.vcpu.set_signal_mask(self.mask_in_guest().0)?;
+        let mut exit = self.vcpu.run()?;
+        if exit == Exit::Interrupted && self.is_behind_breakpoint() {
+            let pending = self.vcpu.deliver_breakpoint(turn.space.bare_root())?;
+            exit = pending.unwrap_or(exit);
+        }
         if matches!(exit, Exit::Interrupted | Exit::RingFull) {
             self.rewind_breakpoint();
+            self.rewind_strike_point(turn);
         }
         if matches!(exit, Exit::Syscall) {
             self.breakpoints_settled();
@@ -200,6 +221,7 @@ impl Thread {
                 stats.exits.syscall.inc();
                 self.last_fault = (0, 0);
                 self.sliced = false;
+                self.end_step(turn);
                 sys::serve(self, turn)
             }
             Exit::Exception {
@@ -214,16 +236,27 @@ impl Thread {
                 vector, error_code, ..
             } => {
                 stats.exits.other_exception.inc();
-                if matches!(vector, 1 | 3) && self.debug_exception(turn, vector)? {
-                    self.breakpoints_settled();
+                if vector == DEBUG && self.has_stepped(turn) {
                     return Ok(Flow::Continue);
+                }
+                if matches!(vector, 1 | 3) {
+                    if let Some(struck) = self.strike_at_point(turn, vector) {
+                        return self.go_on_struck(turn, struck);
+                    }
+                    if self.debug_exception(turn, vector)? {
+                        self.breakpoints_settled();
+                        return Ok(Flow::Continue);
+                    }
                 }
                 let rip = self.vcpu.registers().rip;
                 self.fault(turn, Fault::from_exception(vector, error_code, rip))
             }
             Exit::Interrupted => {
                 stats.exits.kick.inc();
-                Ok(Flow::Continue)
+                // It may have been a signal, which is still pending.
+                self.control.request_attention();
+                let struck = self.strike_in_code(turn);
+                self.go_on_struck(turn, struck)
             }
             Exit::RingFull => {
                 stats.exits.dirty_ring_full.inc();
@@ -247,6 +280,14 @@ impl Thread {
         }
     }
 
+    /// Whether the thread may just have executed an `int3` (`cc`, or `cd 03`).
+    fn is_behind_breakpoint(&mut self) -> bool {
+        let mut before = [0; 2];
+        let start = self.vcpu.registers().rip.wrapping_sub(2);
+        let memory = &self.process.own_memory;
+        memory.read_exact_at(&mut before, start).is_ok() && matches!(before, [_, 0xcc] | [0xcd, 3])
+    }
+
     fn page_fault(
         &mut self,
         turn: &mut Turn<'_>,
@@ -265,10 +306,7 @@ impl Thread {
                 self.first_write(state, GuestVa(address).page())
             }
             Resolution::Guarded => {
-                self.touch(
-                    state,
-                    GuestRange::from_bounds(address, address.saturating_add(1)),
-                );
+                self.touch_guarded(state, address, attempt);
                 true
             }
             Resolution::NotMapped | Resolution::Forbidden => false,
@@ -294,12 +332,27 @@ impl Thread {
                 Fault::page(attempt, address, Resolution::Forbidden, error_code),
             );
         }
-        Ok(Flow::Continue)
+        let struck = self.strike_in_code(turn);
+        self.go_on_struck(turn, struck)
+    }
+
+    /// Goes on after an injection in the middle of the guest's code.
+    fn go_on_struck(&mut self, turn: &mut Turn<'_>, struck: Struck) -> Result<Flow, KvmError> {
+        match struck {
+            Struck::Fault(fault) => self.fault(turn, fault),
+            // Where there is no call to fail, none is.
+            Struck::GoOn | Struck::Diverted | Struck::Fails(_) => Ok(Flow::Continue),
+        }
     }
 
     /// Does what a kick was for: yields, delivers signals.
     fn attend(&mut self, turn: &mut Turn<'_>) {
         self.vcpu.clear_kick();
+        // Nobody else may run before the instruction is done.
+        if self.is_stepping(turn) {
+            self.control.request_attention();
+            return;
+        }
         if self.control.yield_requested.swap(false, Ordering::AcqRel) {
             self.give_way(turn);
         }
@@ -338,18 +391,21 @@ impl Thread {
         self.resume(turn);
     }
 
-    /// Signals that could be delivered to this thread now, before a blocking call is entered or restarted.
+    /// Whether there is a signal to be delivered to this thread now, before a blocking call is entered or restarted.
+    /// It is kept for this thread.
     pub fn has_deliverable(&self, state: &State) -> bool {
-        let relevant = |signal: Signal| state.dispositions.delivery(signal) != Delivery::Ignore;
-        let waiting = self.control.pending_set().union(control::arrived());
-        waiting.difference(self.blocked).iter().any(relevant)
+        let open = SignalSet::ALL.difference(self.blocked);
+        let sent = self.control.pending_set().intersection(open);
+        sent.iter()
+            .any(|signal| !state.dispositions.ignores(signal))
+            || host_signals::keep_next(open, &state.dispositions)
     }
 
     fn take_signal(&mut self) -> Option<SignalInfo> {
         let open = SignalSet::ALL.difference(self.blocked);
         self.control
             .take_pending(open)
-            .or_else(|| control::take_arrived_one(open))
+            .or_else(|| host_signals::take(open))
     }
 
     /// Delivers the signals that wait for this thread, unless it is in the middle of a client's request.
@@ -366,21 +422,13 @@ impl Thread {
         if let Some(mask) = self.mask_after_handler.take() {
             self.set_blocked(mask);
         }
-        self.pass_on_signals();
     }
 
-    /// Signals for the process that this thread blocks: another thread may take them.
-    fn pass_on_signals(&self) {
-        let waiting = control::arrived();
-        if waiting.is_empty() {
-            return;
-        }
-        for (tid, control) in self.process.threads().iter() {
-            let blocked = SignalSet(control.blocked.load(Ordering::Acquire));
-            if *tid != self.tid() && !waiting.difference(blocked).is_empty() {
-                control.kick();
-                return;
-            }
+    /// The host's mask while the thread is in the guest.
+    fn mask_in_guest(&self) -> SignalSet {
+        match self.signals_postponed || !self.stepping.is_empty() {
+            true => host_signals::closed_mask(self.blocked),
+            false => host_signals::open_mask(self.blocked),
         }
     }
 
@@ -399,6 +447,7 @@ impl Thread {
             }
             Delivery::Handle(action) => action,
         };
+        turn.is_stopping |= info.signal.asks_to_end();
         // A domain that is put back meets the handler at its checkpoint.
         let _ = self.commit(turn);
         // The handler is not the client's: what it does (it may well exit) is not charged to the request
@@ -474,56 +523,14 @@ impl Thread {
     pub fn set_blocked(&mut self, mut blocked: SignalSet) {
         blocked.remove(Signal::SIGKILL);
         blocked.remove(Signal::SIGSTOP);
-        let opened = self.blocked.difference(blocked);
-        self.blocked = blocked;
-        self.control.blocked.store(blocked.0, Ordering::Release);
-        let waiting = self.control.pending_set().union(control::arrived());
-        if !waiting.intersection(opened).is_empty() {
+        let before = std::mem::replace(&mut self.blocked, blocked);
+        let opened = before.difference(blocked);
+        if !self.control.pending_set().intersection(opened).is_empty() {
             self.control.request_attention();
         }
-    }
-}
-
-/// Whether the monitor catches `signal` for the guest. Others are its own, or the host's default stays.
-pub fn is_caught(signal: Signal) -> bool {
-    !matches!(
-        signal.raw(),
-        libc::SIGKILL
-            | libc::SIGSTOP
-            | libc::SIGSEGV
-            | libc::SIGBUS
-            | libc::SIGILL
-            | libc::SIGFPE
-            | libc::SIGABRT
-            | libc::SIGTRAP
-            | libc::SIGPIPE
-            | libc::SIGTSTP
-            | libc::SIGTTIN
-            | libc::SIGTTOU
-            | libc::SIGCONT
-            | 32
-            | 33
-    )
-}
-
-/// Catches the signals that the guest may get from outside, and the monitor's own kick.
-pub fn install_signal_handlers() -> std::io::Result<()> {
-    for signal in (1..=64).filter_map(Signal::new) {
-        let own = signal.raw() == KICK_SIGNAL;
-        // Whether the guest starts with it ignored is inherited, as through exec.
-        if own || is_caught(signal) && !inherited_ignored(signal) {
-            control::set_host_action(signal, control::HostAction::Catch)?;
+        host_signals::put_back(blocked);
+        if host_signals::closed_mask(before) != host_signals::closed_mask(blocked) {
+            host_signals::close(blocked);
         }
-    }
-    Ok(())
-}
-
-/// Whether the monitor was started with `signal` ignored.
-pub fn inherited_ignored(signal: Signal) -> bool {
-    // SAFETY: an all-zero `sigaction` is valid for the call to fill in.
-    unsafe {
-        let mut current: libc::sigaction = std::mem::zeroed();
-        libc::sigaction(signal.raw(), std::ptr::null(), &mut current) == 0
-            && current.sa_sigaction == libc::SIG_IGN
     }
 }

@@ -4,18 +4,12 @@ use guest_agentless::{GuestRange, GuestVa, PAGE_SIZE};
 
 use super::State;
 use super::thread::Thread;
-use crate::memory::Guard;
 
 impl Thread {
     /// `range` is about to be read or written: by this thread, or for it by the monitor or the host. What
     /// is guarded there is so no longer.
     pub fn touch(&mut self, state: &mut State, range: GuestRange) {
-        if state.space.hides() {
-            for region in state.space.hidden_in(range) {
-                let done = state.restore(&self.process, region);
-                self.process.stats.restoration.on_touch.add(done);
-            }
-        }
+        self.reveal(state, range);
         if state.space.guards().is_empty() {
             return;
         }
@@ -23,11 +17,21 @@ impl Thread {
             return;
         };
         let parts: Vec<_> = state.space.guards().overlapping(pages).collect();
-        for (part, guard) in parts {
-            match guard {
-                Guard::Suspended(tid) => state.share(tid, part),
+        for part in parts {
+            if let Some(exactly) = part.intersection(range) {
+                state.note_access(exactly);
             }
-            state.space.unguard(&state.tracker, part);
+            state.unguard_unwatched(part);
+        }
+    }
+
+    /// Restores what waits in `range`.
+    pub(super) fn reveal(&mut self, state: &mut State, range: GuestRange) {
+        if state.space.hides() {
+            for region in state.space.hidden_in(range) {
+                let done = state.restore(&self.process, region);
+                self.process.stats.restoration.on_touch.add(done);
+            }
         }
     }
 

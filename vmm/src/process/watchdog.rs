@@ -12,6 +12,7 @@ use std::thread::{self, Builder};
 use std::time::{Duration, Instant};
 
 use super::Process;
+use super::control::ThreadControl;
 use super::limits::Limits;
 use crate::host;
 
@@ -19,6 +20,9 @@ use crate::host;
 const LOOKS: u32 = 8;
 const SHORTEST: Duration = Duration::from_millis(10);
 const LONGEST: Duration = Duration::from_secs(1);
+/// The part of the limit that a request which has run for too long gets once another one has ended for that: it may have
+/// waited for that one, and be one of many that did.
+const GRACE: u32 = 2;
 
 /// How the threads of a process reach its watchdog.
 #[derive(Default)]
@@ -93,8 +97,14 @@ struct Seen {
 }
 
 /// Looks at every thread once; `passed` is the time since the last look.
+///
+/// Of requests that have run for too long only the oldest is ended at a time: the others may have waited for it, and get
+/// some time to go on without it.
 fn look(process: &Process, limits: Limits, passed: Duration, seen: &mut HashMap<i32, Seen>) {
+    let past = |limit: Option<Duration>, used| limit.is_some_and(|limit| used >= limit);
     let threads = process.threads();
+    let mut oldest: Option<(Duration, &ThreadControl, u64)> = None;
+    let mut is_one_ending = false;
     seen.retain(|tid, _| threads.contains_key(tid));
     for (tid, control) in threads.iter() {
         let running = control.request.running();
@@ -117,11 +127,30 @@ fn look(process: &Process, limits: Limits, passed: Duration, seen: &mut HashMap<
                 cpu,
             };
         }
-        let past = |limit: Option<Duration>, used| limit.is_some_and(|limit| used >= limit);
-        if past(limits.timeout, entry.wall) || past(limits.cpu, cpu.saturating_sub(entry.cpu)) {
+        if past(limits.cpu, cpu.saturating_sub(entry.cpu)) {
             control.request.set_overdue(number);
+        }
+        if control.request.is_overdue() {
             // Again at every look, until the thread has seen to it.
             control.kick();
+            is_one_ending = true;
+        } else if past(limits.timeout, entry.wall)
+            && oldest.is_none_or(|(wall, ..)| entry.wall > wall)
+        {
+            oldest = Some((entry.wall, control, number));
+        }
+    }
+    let Some(limit) = limits.timeout else {
+        return;
+    };
+    if let (Some((_, control, number)), false) = (oldest, is_one_ending) {
+        control.request.set_overdue(number);
+        control.kick();
+        is_one_ending = true;
+    }
+    if is_one_ending {
+        for entry in seen.values_mut() {
+            entry.wall = entry.wall.min(limit - limit / GRACE);
         }
     }
 }

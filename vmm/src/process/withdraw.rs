@@ -18,7 +18,7 @@ use super::domain::{Checkpoint, Domain};
 use super::effects::Undo;
 use super::thread::Thread;
 use crate::host;
-use crate::memory::copy;
+use crate::memory::{copy, page_range};
 
 /// Bytes above the thread pointer that belong to the thread: glibc's `struct pthread`.
 const THREAD_AREA: u64 = 0x900;
@@ -85,7 +85,7 @@ impl Waits {
 pub enum Withdrawal {
     /// Nobody has touched what it wrote, or it was not suspended.
     Whole,
-    /// Others have touched pages of it, so many.
+    /// Others have touched pages of it, and have used what it wrote in so many.
     Shared(usize),
     /// Others have built on what it wrote.
     Entangled,
@@ -95,7 +95,7 @@ impl Withdrawal {
     /// Why the outcome is not `recovered`, if so.
     pub fn reason(self) -> Option<String> {
         match self {
-            Withdrawal::Whole => None,
+            Withdrawal::Whole | Withdrawal::Shared(0) => None,
             Withdrawal::Shared(pages) => Some(format!(
                 "while the request waited others used {pages} pages that it had written"
             )),
@@ -176,7 +176,7 @@ pub struct Decision {
 /// Decides how `domain` is to be undone, now that it has faulted.
 pub fn decide(state: &State, domain: &Domain, tid: i32) -> Decision {
     let shared = domain.pages.shared().count();
-    if domain.cramped {
+    if domain.cramped.is_some() {
         return Decision {
             withdrawal: Withdrawal::Entangled,
             held: held_locks(state, &domain.pages, tid),
@@ -212,7 +212,7 @@ pub fn decide(state: &State, domain: &Domain, tid: i32) -> Decision {
     Decision {
         withdrawal: match entangled {
             true => Withdrawal::Entangled,
-            false => Withdrawal::Shared(shared),
+            false => Withdrawal::Shared(domain.pages.used().count()),
         },
         held,
     }
@@ -344,11 +344,12 @@ impl Thread {
     fn put(&mut self, state: &mut State, edits: Edits, wakes: Vec<(u64, u32)>) -> u32 {
         let mut lost = 0;
         for (page, content) in edits.0 {
-            let start = page.address().0;
-            self.touch(
-                state,
-                GuestRange::from_bounds(start, start.saturating_add(PAGE_SIZE)),
-            );
+            let whole = page_range(page);
+            self.reveal(state, whole);
+            // Nothing but words of the domain that is withdrawn, and of locks, is changed.
+            for other in state.suspended.values_mut() {
+                other.pages.touch(whole);
+            }
             let (tracker, mut memory) = state.tracking(&self.process, &mut self.vcpu);
             if !tracker.rebase(&mut memory, page, &content) {
                 lost += 1;
@@ -429,9 +430,7 @@ fn restore_own(state: &State, pages: &SuspendedPages, checkpoint: &Checkpoint, e
     let area = GuestRange::from_bounds(checkpoint.bases.0, area_end);
     for range in [stack, area] {
         for (page, without) in pages.iter() {
-            let start = page.address().0;
-            let whole = GuestRange::from_bounds(start, start.saturating_add(PAGE_SIZE));
-            let Some(part) = whole.intersection(range) else {
+            let Some(part) = page_range(page).intersection(range) else {
                 continue;
             };
             let first = part.start() & !3;

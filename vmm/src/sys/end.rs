@@ -1,12 +1,13 @@
 //! The end of the process.
 
 use std::error::Error;
+use std::io::Write;
 
 use guest_agentless::{Errno, Signal};
 use recovery::event::{Event, signal_name};
 
 use super::Call;
-use crate::host;
+use crate::host::{self, handles::Messages};
 use crate::process::recover::Fault;
 use crate::process::thread::Thread;
 use crate::process::{Process, Turn};
@@ -17,15 +18,23 @@ pub const MONITOR_FAILED: i32 = 125;
 /// `exit_group`.
 ///
 /// In a client's request it is a fault: one client ends the server of all. A process that has never accepted
-/// a connection serves nobody else, like a client or a server of `inetd`.
+/// a connection serves nobody else, like a client or a server of `inetd`. And one that was asked to end may do so
+/// whenever it sees fit, such as when it has answered its last client.
 pub fn exit_group(call: &mut Call) -> Result<u64, Errno> {
     let status = call.int(0) & 0xff;
-    let limits = call.thread.process.options.limits;
-    if call.in_request() && call.state.files.serves() && !limits.allow_exit {
+    let allowed = call.thread.process.options.limits.allow_exit;
+    if call.in_request() && !call.is_ending() && !allowed {
         return call.fault(Fault::exit(status));
     }
     call.commit()?;
     with_status(call.thread, call.state, status)
+}
+
+impl Call<'_, '_> {
+    /// Whether the process serves nobody any more: it was asked to end, or accepts no connections.
+    pub(super) fn is_ending(&self) -> bool {
+        self.state.is_stopping || !self.state.files.serves()
+    }
 }
 
 /// The process exits.
@@ -42,7 +51,7 @@ pub fn by_signal(thread: &Thread, turn: &mut Turn<'_>, signal: Signal) -> ! {
 
 /// The monitor cannot go on.
 pub fn fail(process: &Process, error: &dyn Error) -> ! {
-    eprintln!("vmsrs: {}", crate::cli::chain(error));
+    let _ = writeln!(Messages, "vmsrs: {}", crate::cli::chain(error));
     process.reporter.finish();
     // SAFETY: ends the process without running destructors under threads that still use what they destroy.
     unsafe { libc::_exit(MONITOR_FAILED) }
@@ -71,6 +80,10 @@ fn finish(process: &Process, status: Option<i32>, signal: Option<Signal>) -> ! {
     });
     process.reporter.finish();
     process.write_stats();
+    if let Some(socket) = &process.options.control {
+        // A socket that nobody listens on any more is taken over by the next one all the same.
+        let _ = std::fs::remove_file(socket);
+    }
     if let Some(signal) = signal.filter(|_| process.options.is_child) {
         host::die_by(signal.raw());
     }

@@ -30,7 +30,7 @@ enum Source {
 
 fn source(fd: i32, kind: Kind) -> Source {
     if kind == Kind::Anonymous {
-        let link = std::fs::read_link(format!("/proc/self/fd/{fd}")).unwrap_or_default();
+        let link = crate::host::handles::path_of(fd).unwrap_or_default();
         return match link.to_str() {
             Some("anon_inode:[eventfd]") => Source::Eventfd,
             Some("anon_inode:[timerfd]") => Source::Timerfd,

@@ -114,7 +114,7 @@ impl Call<'_, '_> {
     pub(super) fn made_descriptor(&mut self, result: Result<u64, Errno>) -> Result<u64, Errno> {
         let fd = result? as i32;
         self.state.files.forget(fd);
-        if fd as u64 >= self.state.descriptor_limit.0 || fd >= first_reserved() {
+        if fd as u64 >= self.state.own_limits.descriptors.0 || fd >= first_reserved() {
             self.state.files.close(fd);
             return Err(Errno::EMFILE);
         }
@@ -300,7 +300,12 @@ fn creates_descriptor(call: &mut Call) -> Result<u64, Errno> {
 
 fn dup_to(call: &mut Call) -> Result<u64, Errno> {
     let (old, new) = (call.int(0), call.int(1));
-    let limit = call.state.descriptor_limit.0.min(first_reserved() as u64);
+    let limit = call
+        .state
+        .own_limits
+        .descriptors
+        .0
+        .min(first_reserved() as u64);
     if new < 0 || new as u64 >= limit {
         return Err(Errno::EBADF);
     }
@@ -387,7 +392,7 @@ fn fcntl(call: &mut Call) -> Result<u64, Errno> {
         libc::F_SETFD => call.change_flags(fd, libc::F_GETFD, command, value),
         libc::F_SETFL => call.change_flags(fd, libc::F_GETFL, command, value),
         libc::F_DUPFD | libc::F_DUPFD_CLOEXEC => {
-            if value as u64 >= call.state.descriptor_limit.0 {
+            if value as u64 >= call.state.own_limits.descriptors.0 {
                 return Err(Errno::EINVAL);
             }
             let made = host::fcntl(fd, command, value)
@@ -426,6 +431,9 @@ const F_SETSIG: i32 = 10;
 const F_GETSIG: i32 = 11;
 const F_SETOWN_EX: i32 = 15;
 const F_GETOWN_EX: i32 = 16;
+
+/// `FIOASYNC` of `asm-generic/ioctls.h`, likewise.
+const FIOASYNC: u64 = 0x5452;
 
 /// Who gets the signals of a descriptor, and which.
 fn set_owner(call: &mut Call) -> Result<u64, Errno> {
@@ -480,14 +488,14 @@ fn ioctl(call: &mut Call) -> Result<u64, Errno> {
         libc::TCGETS => (0, 36),
         libc::TIOCGWINSZ => (0, 8),
         libc::TIOCGPGRP => (0, 4),
-        libc::FIONBIO => {
+        libc::FIONBIO | FIOASYNC => {
             let on = i32::from_ne_bytes(call.read(address)?) != 0;
             let old = host::fcntl(fd, libc::F_GETFL, 0).map_err(|e| errno_of(&e))?;
-            let new = if on {
-                old | libc::O_NONBLOCK
-            } else {
-                old & !libc::O_NONBLOCK
+            let flag = match request {
+                libc::FIONBIO => libc::O_NONBLOCK,
+                _ => libc::O_ASYNC,
             };
+            let new = if on { old | flag } else { old & !flag };
             return call.change_flags(fd, libc::F_GETFL, libc::F_SETFL, new);
         }
         libc::FIOCLEX | libc::FIONCLEX => {

@@ -5,6 +5,7 @@
 //! `CLONE_THREAD`) is a copied one: POSIX lets a `vfork` be a `fork`, and `posix_spawn` only loses the error
 //! of a failed exec, which the child's exit status 127 tells.
 
+use std::ffi::OsString;
 use std::sync::Arc;
 
 use guest_agentless::Errno;
@@ -15,11 +16,12 @@ use recovery::stats::Stats;
 
 use super::wait::For;
 use super::{Call, Handler, errno_of};
-use crate::host;
+use crate::host::{self, handles};
 use crate::kvm::{KvmError, Registers, Vm};
-use crate::memory::{first_reserved, reserved_fd, window};
+use crate::memory::window;
 use crate::process::control;
 use crate::process::domain::Early;
+use crate::process::host_signals;
 use crate::process::reporter::Reporter;
 use crate::process::thread::Thread;
 use crate::process::{Options, Parts, Process, State};
@@ -100,6 +102,15 @@ pub fn clone_process(call: &mut Call) -> Result<u64, Errno> {
     }
 }
 
+/// The monitor's options for what a child executes: the control socket stays its parent's.
+fn without_control(given: &[OsString]) -> Vec<OsString> {
+    let mut left = given.to_vec();
+    if let Some(at) = left.iter().position(|option| option == "--control") {
+        left.drain(at..(at + 2).min(left.len()));
+    }
+    left
+}
+
 fn run_child(thread: Thread, flags: u64, child_tid: u64) -> ! {
     let tid = std::process::id() as i32;
     if flags & libc::CLONE_CHILD_SETTID as u64 != 0 {
@@ -121,8 +132,9 @@ fn run_child(thread: Thread, flags: u64, child_tid: u64) -> ! {
 /// In the child: a machine, a process and a thread of its own.
 fn become_child(call: &mut Call, start: Start) -> Result<Thread, KvmError> {
     control::forget_after_fork();
+    host_signals::forget();
     // The parent's machine, vCPUs and files of the monitor.
-    host::close_from(first_reserved());
+    handles::close_others();
     let parent = &call.thread.process;
     let vm = Vm::create_for_child(parent.vm.monitor().clone())?;
     let mut vcpu = vm.create_vcpu()?;
@@ -130,12 +142,8 @@ fn become_child(call: &mut Call, start: Start) -> Result<Thread, KvmError> {
     vcpu.set_segment_bases(start.bases.0, start.bases.1)?;
     vcpu.set_extended_state(&start.extended)?;
     *vcpu.registers() = start.registers;
-    let own_memory = std::fs::File::options()
-        .read(true)
-        .write(true)
-        .open("/proc/self/mem")
-        .and_then(|file| reserved_fd(file.into()))
-        .map_err(|e| KvmError::Ioctl("opening /proc/self/mem", e))?;
+    let own_memory =
+        handles::open_own_memory().map_err(|e| KvmError::Ioctl("opening /proc/self/mem", e))?;
     let state: &mut State = call.state;
     state.files.forget_image();
     let state = State {
@@ -147,17 +155,20 @@ fn become_child(call: &mut Call, start: Start) -> Result<Thread, KvmError> {
         wait_words: Default::default(),
         left_reads: Vec::new(),
         dispositions: std::mem::take(&mut state.dispositions),
+        is_stopping: false,
         ladder: Ladder::default(),
         handoffs: Default::default(),
         restart: Default::default(),
         offenders: None,
-        descriptor_limit: state.descriptor_limit,
+        own_limits: state.own_limits,
         heap: None,
         locked: crate::memory::LockedPages::default(),
+        functions: Default::default(),
+        strike_points: Default::default(),
     };
     let options = Options {
         is_child: true,
-        given: parent.options.given.clone(),
+        given: without_control(&parent.options.given),
         ..Options::default()
     };
     let process = Process::new(Parts {
@@ -169,12 +180,32 @@ fn become_child(call: &mut Call, start: Start) -> Result<Thread, KvmError> {
         program: parent.program.clone(),
         executable: parent.executable.clone(),
         auxv: parent.auxv.clone(),
-        own_memory: own_memory.into(),
+        own_memory,
+        own_page_map: None,
+        injector: None,
         state,
     });
     let mut thread = Thread::new(Arc::new(process), vcpu, call.thread.blocked);
     thread.alternate_stack = call.thread.alternate_stack;
     Ok(thread)
+}
+
+impl Call<'_, '_> {
+    /// A host call that takes a child's status, which cannot be given back.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Call::block`].
+    unsafe fn reap(&mut self, number: i64, args: [u64; 6], options: u64) -> Result<u64, Errno> {
+        if options as i32 & libc::WNOHANG != 0 {
+            self.commit_early(Early::External)?;
+            // It does not wait, so no signal ends it: programs do not expect EINTR.
+            // SAFETY: the caller answers for the arguments.
+            return unsafe { host::syscall(number as u64, args) };
+        }
+        // SAFETY: as above.
+        unsafe { self.block(number, args, For::Midway) }
+    }
 }
 
 fn wait4(call: &mut Call) -> Result<u64, Errno> {
@@ -190,7 +221,7 @@ fn wait4(call: &mut Call) -> Result<u64, Errno> {
         0,
     ];
     // SAFETY: both results are in the monitor and have the sizes that the kernel writes.
-    let child = unsafe { call.block(libc::SYS_wait4, args, For::Midway) }?;
+    let child = unsafe { call.reap(libc::SYS_wait4, args, options) }?;
     if child != 0 {
         if status != 0 {
             call.write(status, &status_word.to_ne_bytes())?;
@@ -215,7 +246,7 @@ fn waitid(call: &mut Call) -> Result<u64, Errno> {
         0,
     ];
     // SAFETY: as in `wait4`.
-    let result = unsafe { call.block(libc::SYS_waitid, args, For::Midway) }?;
+    let result = unsafe { call.reap(libc::SYS_waitid, args, options) }?;
     if info != 0 {
         call.write(info, &info_bytes)?;
     }

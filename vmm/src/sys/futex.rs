@@ -75,7 +75,11 @@ fn futex(call: &mut Call) -> Result<u64, Errno> {
         return Err(Errno::EAGAIN);
     }
     if fourth == 0 && call.waits_for_own_effect(word) {
-        return call.fault(Fault::crash_path());
+        if !call.is_ending() {
+            return call.fault(Fault::crash_path());
+        }
+        // It stops its threads because it ends, not because it crashes.
+        call.commit_early(Early::Suspended)?;
     }
     let plain = command == libc::FUTEX_WAIT;
     if !plain && call.state.wait_words.len() < WAIT_WORDS_LIMIT {

@@ -106,6 +106,7 @@ impl Call<'_, '_> {
                 self.thread
                     .note_received(self.state, fd, parts, bytes.len() as u64);
             }
+            self.thread.choose_target(self.state);
         }
         self.scatter(parts, bytes)?;
         Ok(bytes.len() as u64)
@@ -310,7 +311,10 @@ impl Call<'_, '_> {
             self.commit_early(Early::External)?;
         }
         let Some(domain) = &mut self.state.domain else {
-            return self.write_now(fd, &bytes, offset);
+            return match flags & libc::O_DIRECT {
+                0 => self.write_now(fd, &bytes, offset),
+                _ => self.write_now(fd, host::Aligned::copy(&bytes).bytes(), offset),
+            };
         };
         domain.held_bytes += len;
         domain.journal.defer(Deferred::Write {

@@ -31,7 +31,7 @@ enum Kind {
 }
 
 fn held(fd: i32) -> Vec<Held> {
-    let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).unwrap_or_default();
+    let text = crate::host::handles::fdinfo(fd).unwrap_or_default();
     text.lines().filter_map(held_of).collect()
 }
 

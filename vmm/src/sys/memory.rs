@@ -13,7 +13,7 @@ use recovery::tracker::{Memory, PageContent};
 
 use super::{Call, Handler, errno_of};
 use crate::host;
-use crate::memory::{copy, is_zero_based, window};
+use crate::memory::{Source, copy, is_zero_based, window};
 use crate::process::State;
 use crate::process::domain::Early;
 use crate::process::effects::{Deferred, Undo};
@@ -62,7 +62,7 @@ fn page_range(address: u64, len: u64) -> Result<GuestRange, Errno> {
 
 impl Call<'_, '_> {
     /// Makes `range` free. In a domain, what was there is kept to be put back.
-    fn make_free(&mut self, range: GuestRange) -> Result<(), Errno> {
+    pub(super) fn make_free(&mut self, range: GuestRange) -> Result<(), Errno> {
         self.thread.touch(self.state, range);
         if self.state.space.vmas().overlapping(range).next().is_none() {
             return Ok(());
@@ -109,16 +109,19 @@ impl Call<'_, '_> {
     }
 
     /// Maps `vma` into a free range.
-    fn map_new(
+    pub(super) fn map_new(
         &mut self,
         vma: Vma,
-        file: Option<(BorrowedFd, u64)>,
+        source: Source<'_>,
         extra: i32,
     ) -> Result<(), Errno> {
         let range = vma.range;
+        if !self.state.space.has_room(&vma, &self.state.own_limits) {
+            return Err(Errno::ENOMEM);
+        }
         self.thread.touch(self.state, range);
         self.forget(range);
-        self.state.space.map(vma, file, extra)?;
+        self.state.space.map(vma, source, extra)?;
         self.compensate(Undo::Unmap { range });
         Ok(())
     }
@@ -133,6 +136,10 @@ fn mmap(call: &mut Call) -> Result<u64, Errno> {
         libc::MAP_SHARED | libc::MAP_SHARED_VALIDATE => true,
         _ => return Err(Errno::EINVAL),
     };
+    if flags & libc::MAP_HUGETLB != 0 {
+        // As where none are reserved: pages are tracked one by one.
+        return Err(Errno::ENOMEM);
+    }
     let fixed = flags & (libc::MAP_FIXED | libc::MAP_FIXED_NOREPLACE) != 0;
     let range = if fixed {
         page_range(address, len)?
@@ -140,9 +147,10 @@ fn mmap(call: &mut Call) -> Result<u64, Errno> {
         if len == 0 {
             return Err(Errno::EINVAL);
         }
+        let low = flags & libc::MAP_32BIT != 0;
         call.state
             .space
-            .find_free(address, len)
+            .find_free(address, len, low)
             .ok_or(Errno::ENOMEM)?
     };
     if flags & libc::MAP_FIXED_NOREPLACE != 0
@@ -167,38 +175,24 @@ fn mmap(call: &mut Call) -> Result<u64, Errno> {
     if fixed {
         call.make_free(range)?;
     }
-    // SAFETY: only borrowed for the duration of the mapping; a descriptor that is not open is EBADF there.
-    let file = (!anonymous).then(|| (unsafe { BorrowedFd::borrow_raw(fd as i32) }, offset));
+    let source = match anonymous {
+        true => Source::Zeros,
+        // SAFETY: only borrowed for the duration of the mapping; a descriptor that is not open is EBADF there.
+        false => Source::File(unsafe { BorrowedFd::borrow_raw(fd as i32) }, offset),
+    };
     let mut extra =
         flags & (libc::MAP_NORESERVE | libc::MAP_POPULATE | libc::MAP_STACK) & MAP_KNOWN;
     if call.in_request() {
         // Pages that nobody writes are not counted, and a request's memory is limited.
         extra &= !libc::MAP_POPULATE;
     }
-    call.map_new(
-        Vma {
-            range,
-            protection,
-            shared,
-            backing,
-        },
-        file,
-        extra,
-    )?;
+    call.map_new(Vma::new(range, protection, shared, backing), source, extra)?;
     Ok(range.start())
-}
-
-impl Call<'_, '_> {
-    fn check_descriptor(&mut self, fd: i32) -> Result<(), Errno> {
-        let bad =
-            fd < 0 || fd >= crate::memory::first_reserved() || self.state.files.is_closing(fd);
-        if bad { Err(Errno::EBADF) } else { Ok(()) }
-    }
 }
 
 fn file_backing(fd: i32, offset: u64) -> Result<FileBacking, Errno> {
     let (device, inode) = host::identity(fd).map_err(|e| errno_of(&e))?;
-    let path = std::fs::read_link(format!("/proc/self/fd/{fd}"))
+    let path = host::handles::path_of(fd)
         .map(|path| path.to_string_lossy().into_owned())
         .unwrap_or_default();
     let device = (libc::major(device), libc::minor(device));
@@ -285,13 +279,8 @@ fn brk(call: &mut Call) -> Result<u64, Errno> {
         let free =
             window::contains(range) && call.state.space.vmas().overlapping(range).next().is_none();
         let protection = Protection::READ.union(Protection::WRITE);
-        let vma = Vma {
-            range,
-            protection,
-            shared: false,
-            backing: Backing::Heap,
-        };
-        if !free || call.map_new(vma, None, 0).is_err() {
+        let vma = Vma::new(range, protection, false, Backing::Heap);
+        if !free || call.map_new(vma, Source::Zeros, 0).is_err() {
             return Ok(end);
         }
     } else if new_top < old_top {
@@ -351,7 +340,7 @@ fn mremap(call: &mut Call) -> Result<u64, Errno> {
     };
     let grown = GuestRange::new(GuestVa(old.end()), new_len.saturating_sub(old.len()));
     if let Some(range) = grown.filter(fits) {
-        call.map_new(Vma { range, ..vma }, None, 0)?;
+        call.map_new(Vma { range, ..vma }, Source::Zeros, 0)?;
         return Ok(address);
     }
     if flags & libc::MREMAP_MAYMOVE == 0 {
@@ -362,7 +351,7 @@ fn mremap(call: &mut Call) -> Result<u64, Errno> {
         false => call
             .state
             .space
-            .find_free(0, new_len)
+            .find_free(0, new_len, false)
             .ok_or(Errno::ENOMEM)?,
     };
     if target.intersection(old).is_some() {
@@ -376,7 +365,7 @@ fn mremap(call: &mut Call) -> Result<u64, Errno> {
             range: target,
             ..vma
         },
-        None,
+        Source::Zeros,
         0,
     )?;
     call.copy_pages(old, target)?;

@@ -14,6 +14,7 @@ mod foretell;
 mod fork;
 mod futex;
 mod io;
+mod ipc;
 mod lock;
 mod memory;
 mod net;
@@ -43,6 +44,7 @@ use crate::process::domain::{Domain, Early};
 use crate::process::effects::{Deferred, HostCall, Undo};
 use crate::process::rerun::Committed;
 use crate::process::signals::SignalInfo;
+use crate::process::strike::Struck;
 use crate::process::thread::{Flow, Thread};
 
 /// Bytes that one read or receive moves at most: a short count is what servers expect of sockets.
@@ -68,10 +70,16 @@ pub fn serve(thread: &mut Thread, state: &mut Turn<'_>) -> Result<Flow, KvmError
     let args = [regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9];
     thread.process.stats.syscalls.inc(regs.rax);
     thread.restart = None;
-    if let Some(domain) = &mut state.domain {
-        if strike(thread, domain) {
+    match thread.strike_at_call(state, regs.rax) {
+        Struck::GoOn => {}
+        Struck::Diverted => return Ok(Flow::Continue),
+        Struck::Fault(fault) => return thread.fault(state, fault),
+        Struck::Fails(error) => {
+            thread.vcpu.registers().rax = to_rax(Err(error));
             return Ok(Flow::Continue);
         }
+    }
+    if let Some(domain) = &mut state.domain {
         domain.calls += 1;
     }
     let Some(row) = syscall::lookup(regs.rax) else {
@@ -114,20 +122,6 @@ pub fn serve(thread: &mut Thread, state: &mut Turn<'_>) -> Result<Flow, KvmError
     }
 }
 
-/// The configured fault injection: corrupts the instruction pointer.
-fn strike(thread: &mut Thread, domain: &Domain) -> bool {
-    let Some(injection) = &thread.process.options.inject else {
-        return false;
-    };
-    let strikes = injection.strikes(domain.origin.kind(), &domain.input, domain.calls);
-    if strikes {
-        let registers = thread.vcpu.registers();
-        registers.rax = to_rax(Err(Errno::ENOSYS));
-        registers.rip = 0;
-    }
-    strikes
-}
-
 fn unsupported(thread: &Thread, number: u64, error: Errno) -> u64 {
     let stats = &thread.process.stats;
     if stats.unsupported.get(number) == 0 {
@@ -167,6 +161,7 @@ impl Call<'_, '_> {
             .or_else(|| file::handler(number))
             .or_else(|| net::handler(number))
             .or_else(|| event::handler(number))
+            .or_else(|| ipc::handler(number))
             .or_else(|| wait::handler(number))
     }
 
@@ -175,14 +170,20 @@ impl Call<'_, '_> {
         for (arg, value) in self.row.args.iter().zip(self.args) {
             let fd = value as i32;
             match arg.kind {
-                ArgKind::Fd if fd >= first_reserved() || self.state.files.is_closing(fd) => {
-                    return Err(Errno::EBADF);
-                }
+                ArgKind::Fd => self.check_descriptor(fd)?,
                 ArgKind::DirFd if fd >= first_reserved() => return Err(Errno::EBADF),
                 _ => {}
             }
         }
         Ok(())
+    }
+
+    /// The monitor's own descriptors and those that the domain has closed are none of the guest's.
+    fn check_descriptor(&self, fd: i32) -> Result<(), Errno> {
+        match fd >= first_reserved() || self.state.files.is_closing(fd) {
+            true => Err(Errno::EBADF),
+            false => Ok(()),
+        }
     }
 
     /// Whether a broken pipe is told by a signal too: the monitor's own writes never raise it.

@@ -127,7 +127,7 @@ fn accept(call: &mut Call) -> Result<u64, Errno> {
     call.begin(Origin::Accept(fd))?;
     call.state.files.forget(connection);
     call.state.files.set_serves();
-    if connection as u64 >= call.state.descriptor_limit.0 {
+    if connection as u64 >= call.state.own_limits.descriptors.0 {
         call.state.files.close(connection);
         return Err(Errno::EMFILE);
     }

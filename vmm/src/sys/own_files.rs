@@ -50,7 +50,7 @@ fn in_procfs(fd: i32) -> Option<Vec<u8>> {
     if !host::is_in_procfs(fd) {
         return None;
     }
-    let link = std::fs::read_link(format!("/proc/self/fd/{fd}")).ok()?;
+    let link = host::handles::path_of(fd).ok()?;
     Some(link.into_os_string().into_vec())
 }
 

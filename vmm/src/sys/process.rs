@@ -3,7 +3,7 @@
 use guest_agentless::Errno;
 
 use super::{Call, Handler};
-use crate::memory::window;
+use crate::memory::{Limit, window};
 use crate::process::domain::Early;
 use crate::process::effects::{HostCall, Undo};
 
@@ -52,7 +52,7 @@ fn arch_prctl(call: &mut Call) -> Result<u64, Errno> {
         })
 }
 
-/// The descriptor limit is the guest's own: the host's has to leave room for the monitor.
+/// Some limits are the guest's own: the host's have to leave room for the monitor.
 fn prlimit(call: &mut Call) -> Result<u64, Errno> {
     let (pid, resource) = (call.int(0), call.int(1));
     let (new, old) = (call.args[2], call.args[3]);
@@ -60,18 +60,17 @@ fn prlimit(call: &mut Call) -> Result<u64, Errno> {
         call.commit_early(Early::External)?;
         return call.pass();
     }
-    if resource as u32 != libc::RLIMIT_NOFILE {
+    let Some(current) = call.state.own_limits.get(resource as u32) else {
         return match new {
             0 => call.pass(),
             at => call.set_limit(resource, at),
         };
-    }
+    };
     if old != 0 {
         window::checked(old, 16).ok_or(Errno::EFAULT)?;
     }
-    let current = call.state.descriptor_limit;
     if new != 0 {
-        set_descriptor_limit(call, new)?;
+        set_own_limit(call, resource as u32, current, new)?;
     }
     if old != 0 {
         call.write_pair(old, current)?;
@@ -80,33 +79,36 @@ fn prlimit(call: &mut Call) -> Result<u64, Errno> {
 }
 
 fn getrlimit(call: &mut Call) -> Result<u64, Errno> {
-    if call.args[0] as u32 != libc::RLIMIT_NOFILE {
-        return call.pass();
+    match call.state.own_limits.get(call.args[0] as u32) {
+        None => call.pass(),
+        Some(limit) => call.write_pair(call.args[1], limit).map(|()| 0),
     }
-    call.write_pair(call.args[1], call.state.descriptor_limit)
-        .map(|()| 0)
 }
 
 fn setrlimit(call: &mut Call) -> Result<u64, Errno> {
-    if call.args[0] as u32 != libc::RLIMIT_NOFILE {
-        return call.set_limit(call.int(0), call.args[1]);
+    let resource = call.args[0] as u32;
+    match call.state.own_limits.get(resource) {
+        None => call.set_limit(call.int(0), call.args[1]),
+        Some(old) => set_own_limit(call, resource, old, call.args[1]).map(|()| 0),
     }
-    set_descriptor_limit(call, call.args[1]).map(|()| 0)
 }
 
-fn set_descriptor_limit(call: &mut Call, address: u64) -> Result<(), Errno> {
+/// Sets limit `resource` of the guest's own, which was `old`, to what is at `address`.
+fn set_own_limit(call: &mut Call, resource: u32, old: Limit, address: u64) -> Result<(), Errno> {
     let bytes: [u8; 16] = call.read(address)?;
     let word = |i: usize| u64::from_ne_bytes(bytes[i..i + 8].try_into().unwrap_or([0; 8]));
     let (soft, hard) = (word(0), word(8));
-    let old = call.state.descriptor_limit;
     if soft > hard {
         return Err(Errno::EINVAL);
     }
-    if hard > old.1 {
+    if hard > old.1 && !crate::host::is_capable(CAP_SYS_RESOURCE) {
         return Err(Errno::EPERM);
     }
-    call.state.descriptor_limit = (soft, hard);
-    call.compensate(Undo::DescriptorLimit { limit: old });
+    call.state.own_limits.set(resource, (soft, hard));
+    call.compensate(Undo::OwnLimit {
+        resource,
+        limit: old,
+    });
     Ok(())
 }
 

@@ -256,6 +256,7 @@ impl Call<'_, '_> {
                         self.begin(Origin::Datagram(fd))?;
                     }
                     self.note_datagram(bytes, envelope);
+                    self.thread.choose_target(self.state);
                 }
                 self.scatter(parts, bytes)?;
                 Ok(n as u64)
@@ -364,7 +365,12 @@ impl Call<'_, '_> {
     /// The kernel has made descriptors for what the message brought. Those beyond the guest's limit have found no
     /// room.
     fn take_descriptors(&mut self, envelope: &mut Envelope) {
-        let limit = self.state.descriptor_limit.0.min(first_reserved() as u64);
+        let limit = self
+            .state
+            .own_limits
+            .descriptors
+            .0
+            .min(first_reserved() as u64);
         let all = envelope.descriptors();
         let fits = all
             .iter()

@@ -3,11 +3,13 @@
 use guest_agentless::{Errno, Signal, SignalSet};
 
 use super::event::sanitized;
-use super::wait::For;
+use super::wait::{For, pointer_to};
 use super::{Call, Handler, errno_of};
 use crate::host;
-use crate::process::control::{self, ThreadControl};
-use crate::process::effects::{Deferred, Undo};
+use crate::process::control::ThreadControl;
+use crate::process::domain::Early;
+use crate::process::effects::{Deferred, HostCall, Undo};
+use crate::process::host_signals;
 use crate::process::recover::Fault;
 use crate::process::signals::{Action, AlternateStack, Delivery, SignalInfo};
 
@@ -20,6 +22,7 @@ pub fn handler(number: i64) -> Option<Handler> {
         libc::SYS_rt_sigsuspend => sigsuspend,
         libc::SYS_rt_sigtimedwait => sigtimedwait,
         libc::SYS_sigaltstack => sigaltstack,
+        libc::SYS_signalfd | libc::SYS_signalfd4 => signalfd,
         libc::SYS_kill => kill,
         libc::SYS_tkill | libc::SYS_tgkill => tgkill,
         libc::SYS_pidfd_send_signal => pidfd_send_signal,
@@ -45,7 +48,7 @@ fn sigaction(call: &mut Call) -> Result<u64, Errno> {
     if let Some(mut action) = wanted {
         action.mask = sanitized(action.mask);
         call.state.dispositions.set(signal, action);
-        control::mirror(signal, call.state.dispositions.delivery(signal));
+        host_signals::mirror(signal, &call.state.dispositions);
         call.compensate(Undo::Disposition {
             signal,
             action: current,
@@ -86,8 +89,10 @@ fn sigprocmask(call: &mut Call) -> Result<u64, Errno> {
 }
 
 fn sigpending(call: &mut Call) -> Result<u64, Errno> {
-    let pending = control::arrived().union(call.thread.control.pending_set());
-    let pending = pending.intersection(call.thread.blocked);
+    let pending = host_signals::pending()
+        .union(call.thread.control.pending_set())
+        .union(call.sent_to_itself())
+        .intersection(call.thread.blocked);
     call.write(call.args[0], &pending.0.to_ne_bytes())?;
     Ok(0)
 }
@@ -126,16 +131,24 @@ fn sigtimedwait(call: &mut Call) -> Result<u64, Errno> {
         return Err(Errno::EINVAL);
     }
     let wanted = sanitized(SignalSet(u64::from_ne_bytes(call.read(set)?)));
-    let limit: Option<[u8; 16]> = match timeout {
-        0 => None,
-        at => Some(call.read(at)?),
-    };
-    // The wanted signals are blocked in the guest; to be woken by them they are opened while it waits.
-    call.wait_with_mask(call.thread.blocked.difference(wanted));
-    let pointer = limit.as_ref().map_or(0, |limit| limit.as_ptr() as u64);
-    let args = [0, 0, pointer, 0, 8, 0];
-    // SAFETY: the timeout is in the monitor; there are no descriptors and no mask.
-    let result = unsafe { call.block(libc::SYS_ppoll, args, For::Work) };
+    let limit = call.read_timespec(timeout)?;
+    // What does not go through the host wakes the thread like a signal that it does not block.
+    let threads_own = |signal: &Signal| !host_signals::is_hosts(*signal);
+    let threads_own: SignalSet = wanted.iter().filter(threads_own).collect();
+    call.wait_with_mask(call.thread.blocked.difference(threads_own));
+    let mut bytes = [0u8; SignalInfo::SIZE];
+    // The monitor's kick must not be taken for one of the guest's.
+    let set = wanted.difference(threads_own).0;
+    let args = [
+        &raw const set as u64,
+        bytes.as_mut_ptr() as u64,
+        pointer_to(&limit),
+        8,
+        0,
+        0,
+    ];
+    // SAFETY: set, result and timeout are in the monitor, and of the sizes that the kernel takes them to be.
+    let result = unsafe { call.block(libc::SYS_rt_sigtimedwait, args, For::Work) };
     if let Some(mask) = call.thread.mask_after_handler.take() {
         call.thread.set_blocked(mask);
     }
@@ -143,21 +156,51 @@ fn sigtimedwait(call: &mut Call) -> Result<u64, Errno> {
     if call.is_outdated() {
         return Err(Errno::EINTR);
     }
-    let taken = call
-        .thread
-        .control
-        .take_pending(wanted)
-        .or_else(|| control::take_arrived_one(wanted));
-    match (taken, result) {
-        (Some(taken), _) => {
-            if info != 0 {
-                call.write(info, &taken.to_bytes())?;
-            }
-            Ok(u64::from(taken.signal.number()))
-        }
-        (None, Ok(_)) => Err(Errno::EAGAIN),
-        (None, Err(error)) => Err(error),
+    let taken = match result {
+        Ok(_) => SignalInfo::from_host(&bytes),
+        Err(_) => call.thread.control.take_pending(wanted),
+    };
+    let taken = match (taken, result) {
+        (Some(taken), _) => taken,
+        (None, Ok(_)) => return Err(Errno::EINTR),
+        (None, Err(error)) => return Err(error),
+    };
+    call.state.is_stopping |= taken.signal.asks_to_end();
+    if info != 0 {
+        call.write(info, &taken.to_bytes())?;
     }
+    Ok(u64::from(taken.signal.number()))
+}
+
+/// The signals themselves stay with the host's kernel; see [`host_signals`].
+fn signalfd(call: &mut Call) -> Result<u64, Errno> {
+    let [_, mask, size, flags, ..] = call.args;
+    let fd = call.int(0);
+    let flags = match i64::from(call.row.number) {
+        libc::SYS_signalfd => 0,
+        _ => flags,
+    };
+    if size != 8 {
+        return Err(Errno::EINVAL);
+    }
+    let mask = SignalSet(u64::from_ne_bytes(call.read(mask)?));
+    if fd != -1 {
+        call.check_descriptor(fd)?;
+    }
+    let before = host::signals_of(fd);
+    let set = host_signals::without_kick(mask).0;
+    let args = [fd as u64, &raw const set as u64, size, flags, 0, 0];
+    // SAFETY: the kernel reads the set, which is the monitor's.
+    let result = unsafe { host::syscall(libc::SYS_signalfd4 as u64, args) };
+    if fd == -1 {
+        return call.made_descriptor(result);
+    }
+    let result = result?;
+    let before = before.map_err(|e| errno_of(&e))?;
+    let args = [fd as u64, 0, size, 0, 0, 0];
+    let back = HostCall::with(libc::SYS_signalfd4, args, before.to_ne_bytes().to_vec());
+    call.compensate_by(back, "the signals of a signalfd were changed");
+    Ok(result)
 }
 
 fn sigaltstack(call: &mut Call) -> Result<u64, Errno> {
@@ -296,13 +339,19 @@ fn send_info(call: &mut Call, tid: i32, info: SignalInfo) -> Result<u64, Errno> 
 fn queue_info(call: &mut Call) -> Result<u64, Errno> {
     let to_thread = i64::from(call.row.number) == libc::SYS_rt_tgsigqueueinfo;
     let at = if to_thread { 2 } else { 1 };
-    if call.int(0) != std::process::id() as i32 {
-        return Err(Errno::ESRCH);
+    let (own, receiver) = (std::process::id() as i32, call.int(at - 1));
+    let bytes = call.read(call.args[at + 1])?;
+    if call.args[at] == 0 || call.int(0) != own {
+        return call.queue_elsewhere(&bytes, to_thread);
     }
     let signal = Signal::new(call.args[at] as u32).ok_or(Errno::EINVAL)?;
-    let info = SignalInfo::from_bytes(signal, &call.read(call.args[at + 1])?);
+    let info = SignalInfo::from_bytes(signal, &bytes);
+    // Nobody but the receiver itself may say that the kernel or `kill` has sent it.
+    if (info.code() >= 0 || info.code() == libc::SI_TKILL) && receiver != call.thread.tid() {
+        return Err(Errno::EPERM);
+    }
     if to_thread {
-        return send_info(call, call.int(1), info);
+        return send_info(call, receiver, info);
     }
     if call.ends_process(signal) {
         return call.fault(Fault::raised(signal));
@@ -352,6 +401,20 @@ impl Call<'_, '_> {
         Ok(0)
     }
 
+    /// `rt_sigqueueinfo` to another process, or with no signal.
+    fn queue_elsewhere(
+        &mut self,
+        bytes: &[u8; SignalInfo::SIZE],
+        to_thread: bool,
+    ) -> Result<u64, Errno> {
+        let at = if to_thread { 3 } else { 2 };
+        let mut args = self.args;
+        args[at] = bytes.as_ptr() as u64;
+        self.commit_early(Early::External)?;
+        // SAFETY: the kernel reads the `siginfo_t`, which is in the monitor.
+        unsafe { host::syscall(u64::from(self.row.number), args) }
+    }
+
     /// Whether `signal`, sent by the running domain to its own thread or process, is a fault of it: it would
     /// end the process. A crash is one even if the guest has a handler for it. Any other signal is treated
     /// like `exit`.
@@ -365,22 +428,28 @@ impl Call<'_, '_> {
             false => {
                 let exits = delivery == Delivery::End && self.in_request();
                 let allowed = self.thread.process.options.limits.allow_exit;
-                exits && !allowed && self.state.files.serves()
+                exits && !allowed && !self.is_ending()
             }
         }
     }
 
-    /// The fatal signal that the running request has sent to itself, and that is not blocked any more.
-    fn fatal_signal_opened(&self) -> Option<Signal> {
-        let domain = self.state.domain.as_ref()?;
+    /// The signals that the running domain has sent to its own thread or process, and that wait for its commit.
+    fn sent_to_itself(&self) -> SignalSet {
         let own = self.thread.tid();
-        let sent = domain.journal.deferred().iter();
+        let domain = self.state.domain.iter();
+        let sent = domain.flat_map(|domain| domain.journal.deferred().iter());
         sent.filter_map(|effect| match effect {
             Deferred::SignalSelf { info } => Some(info.signal),
             Deferred::SignalThread { tid, info } if *tid == own => Some(info.signal),
             _ => None,
         })
-        .find(|signal| self.ends_process(*signal))
+        .collect()
+    }
+
+    /// The fatal signal that the running request has sent to itself, and that is not blocked any more.
+    fn fatal_signal_opened(&self) -> Option<Signal> {
+        let sent = self.sent_to_itself();
+        sent.iter().find(|signal| self.ends_process(*signal))
     }
 
     /// Runs the handler of a signal that a request sends to itself before the call returns, as Linux does: the

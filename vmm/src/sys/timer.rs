@@ -4,8 +4,8 @@ use guest_agentless::{Errno, Signal};
 
 use super::{Call, Handler};
 use crate::host;
-use crate::process::control;
 use crate::process::effects::{Deferred, HostCall, Undo};
+use crate::process::host_signals;
 
 pub fn handler(number: i64) -> Option<Handler> {
     Some(match number {
@@ -61,7 +61,7 @@ fn set_interval_timer(call: &mut Call) -> Result<u64, Errno> {
     call.compensate(Undo::IntervalTimer {
         call: HostCall::with(libc::SYS_setitimer, [which, 0, 0, 0, 0, 0], old),
         // One that is there already is not the timer's that is set now.
-        signal: Some(signal).filter(|signal| !control::arrived().contains(*signal)),
+        signal: Some(signal).filter(|signal| !host_signals::pending().contains(*signal)),
     });
     Ok(result)
 }

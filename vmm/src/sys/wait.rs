@@ -2,13 +2,14 @@
 
 use std::sync::atomic::Ordering;
 
-use guest_agentless::{Errno, to_rax};
+use guest_agentless::{Errno, sync, to_rax};
 use recovery::Origin;
 
-use super::{Call, Handler};
+use super::{Call, Handler, copy_u32};
 use crate::process::control::blocking_syscall;
 use crate::process::domain::{Domain, Early};
 use crate::process::effects::Deferred;
+use crate::process::host_signals;
 use crate::process::recover::Fault;
 
 /// What a thread waits for.
@@ -31,7 +32,17 @@ pub fn handler(number: i64) -> Option<Handler> {
     })
 }
 
+/// For the kernel: where a `timespec` is, or 0.
+pub fn pointer_to(time: &Option<[u8; 16]>) -> u64 {
+    time.as_ref().map_or(0, |bytes| bytes.as_ptr() as u64)
+}
+
 impl Call<'_, '_> {
+    /// The `timespec` at `address`, if there is one.
+    pub(super) fn read_timespec(&mut self, address: u64) -> Result<Option<[u8; 16]>, Errno> {
+        (address != 0).then(|| self.read(address)).transpose()
+    }
+
     /// Ends or suspends the domain, and makes a host call without the run token. EINTR if a signal is to be
     /// delivered; other kicks do not end it.
     ///
@@ -75,17 +86,27 @@ impl Call<'_, '_> {
     unsafe fn wait_released(&mut self, number: i64, args: [u64; 6]) -> Option<Result<u64, Errno>> {
         let control = self.thread.control;
         self.thread.park(true);
+        let mut has_blamed = false;
         loop {
             if control.take_attention() {
                 self.thread.vcpu.clear_kick();
+            }
+            // Once: those who wait for each other would blame each other for ever.
+            if self.thread.overdue() && !has_blamed {
+                has_blamed = true;
+                if self.blame_holder(number, args) {
+                    control.request.spare();
+                }
             }
             if self.thread.overdue() || self.thread.has_deliverable(self.state) {
                 return None;
             }
             control.enter_host();
+            let blocked = self.thread.blocked;
             let result = self.state.released(|| {
                 // SAFETY: the caller answers for the arguments.
-                let result = unsafe { blocking_syscall(control, number, args) };
+                let wait = || unsafe { blocking_syscall(control, number, args) };
+                let result = host_signals::while_open(blocked, wait);
                 control.leave_host(number, result)
             });
             control.go_on();
@@ -98,6 +119,33 @@ impl Call<'_, '_> {
                 other => return Some(other),
             }
         }
+    }
+
+    /// If the thread waits for a mutex that another request holds, in a wait of its own, it is that one which takes too
+    /// long.
+    fn blame_holder(&self, number: i64, args: [u64; 6]) -> bool {
+        let operation = args[1] as i32 & !libc::FUTEX_PRIVATE_FLAG;
+        if number != libc::SYS_futex || operation != libc::FUTEX_WAIT {
+            return false;
+        }
+        let word = |address| copy_u32(address).ok();
+        let Some(owner) = sync::mutex_owner(&word, args[0]) else {
+            return false;
+        };
+        let is_request = |domain: &Domain| domain.is_request();
+        if !self.state.suspended.get(&owner).is_some_and(is_request) {
+            return false;
+        }
+        let threads = self.thread.process.threads();
+        let Some((control, running)) = threads
+            .get(&owner)
+            .and_then(|control| Some((control, control.request.running()?)))
+        else {
+            return false;
+        };
+        control.request.set_overdue(running);
+        control.kick();
+        true
     }
 
     /// Whether the process was restarted while this call waited: whatever comes of it is no longer wanted.

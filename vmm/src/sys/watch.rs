@@ -28,7 +28,7 @@ fn add_watch(call: &mut Call) -> Result<u64, Errno> {
 
 /// The watches of an inotify descriptor with their masks, as the kernel tells them.
 fn masks(fd: i32) -> Vec<(i32, u32)> {
-    let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).unwrap_or_default();
+    let text = crate::host::handles::fdinfo(fd).unwrap_or_default();
     text.lines().filter_map(watch_of).collect()
 }
 

@@ -21,10 +21,9 @@ super::rows! {
         timeout: In(Fixed(16)), sigmask: In(Len(5)), sigsetsize: Value) Boundary Full "As epoll_wait.";
     SYS_eventfd(initval: Value) Compensated Full "";
     SYS_eventfd2(initval: Value, flags: Value) Compensated Full "";
-    SYS_signalfd(fd: Value, mask: In(Len(2)), sizemask: Value) Pure Refused
-        "ENOSYS: signals for the guest reach it through the monitor only.";
-    SYS_signalfd4(fd: Value, mask: In(Len(2)), sizemask: Value, flags: Value) Pure Refused
-        "ENOSYS: as signalfd.";
+    SYS_signalfd(fd: Value, mask: In(Len(2)), sizemask: Value) Compensated Full
+        "SIGPIPE and the signals of faults, when the guest has sent them itself, do not come this way.";
+    SYS_signalfd4(fd: Value, mask: In(Len(2)), sizemask: Value, flags: Value) Compensated Full "As signalfd.";
     SYS_timerfd_create(clockid: Value, flags: Value) Compensated Full "";
     SYS_timerfd_settime(fd: Fd, flags: Value, new_value: In(Fixed(32)), old_value: Out(Fixed(32)))
         Compensated Full "";
@@ -42,16 +41,16 @@ super::rows! {
         External Full "";
     SYS_mq_timedreceive(mqdes: Fd, msg_ptr: Out(Len(2)), msg_len: Value, msg_prio: Out(Fixed(4)),
         abs_timeout: In(Fixed(16))) External Full "";
-    SYS_mq_notify(mqdes: Fd, sevp: In(Fixed(64))) Pure Refused
-        "ENOSYS: signals for the guest reach it through the monitor only.";
+    SYS_mq_notify(mqdes: Fd, sevp: In(Fixed(64))) External Full
+        "With SIGEV_THREAD the kernel reads 32 bytes more where sigev_value points to.";
     SYS_mq_getsetattr(mqdes: Fd, newattr: In(Fixed(64)), oldattr: Out(Fixed(64))) Compensated Full "";
     SYS_semget(key: Value, nsems: Value, semflg: Value) External Full "";
     SYS_semop(semid: Value, sops: In(Elements { count: 2, each: 6 }), nsops: Value) External Full "";
     SYS_semtimedop(semid: Value, sops: In(Elements { count: 2, each: 6 }), nsops: Value, timeout: In(Fixed(16)))
         External Full "";
-    SYS_semctl(semid: Value, semnum: Value, cmd: Value, arg: Custom) External Partial
-        "IPC_STAT and SEM_STAT write 104 bytes, IPC_INFO and SEM_INFO 40, IPC_SET reads 104; SETVAL and the GET \
-         commands take no address. GETALL and SETALL, whose size only the kernel knows: EINVAL.";
+    SYS_semctl(semid: Value, semnum: Value, cmd: Value, arg: Custom) External Full
+        "IPC_STAT and SEM_STAT write 104 bytes, IPC_INFO and SEM_INFO 40, IPC_SET reads 104; GETALL and SETALL take two \
+         bytes for each semaphore; SETVAL and the other GET commands take no address.";
     SYS_msgget(key: Value, msgflg: Value) External Full "";
     SYS_msgsnd(msqid: Value, msgp: Custom, msgsz: Value, msgflg: Value) External Full
         "The kernel reads 8 + msgsz bytes.";

@@ -35,11 +35,12 @@ super::rows! {
     SYS_pkey_free(pkey: Value) Pure Refused "ENOSYS: as pkey_alloc.";
     SYS_pkey_mprotect(addr: Address, len: Value, prot: Value, pkey: Value) Pure Refused "ENOSYS: as pkey_alloc.";
     SYS_membarrier(cmd: Value, flags: Value, cpu_id: Value) Pure Full "";
-    SYS_shmget(key: Value, size: Value, shmflg: Value) Pure Refused
-        "ENOSYS: memory shared with other processes cannot be restored; not yet carried.";
-    SYS_shmat(shmid: Value, shmaddr: Address, shmflg: Value) Pure Refused "ENOSYS: as shmget.";
-    SYS_shmdt(shmaddr: Address) Pure Refused "ENOSYS: as shmget.";
-    SYS_shmctl(shmid: Value, cmd: Value, buf: Custom) Pure Refused "ENOSYS: as shmget.";
+    SYS_shmget(key: Value, size: Value, shmflg: Value) External Full "SHM_HUGETLB is the host's business.";
+    SYS_shmat(shmid: Value, shmaddr: Address, shmflg: Value) External Full
+        "The monitor chooses the place, inside the guest windows; an address outside of them: EINVAL.";
+    SYS_shmdt(shmaddr: Address) External Full "";
+    SYS_shmctl(shmid: Value, cmd: Value, buf: Custom) External Full
+        "IPC_STAT and SHM_STAT write 112 bytes, IPC_INFO 72, SHM_INFO 48, IPC_SET reads 112.";
     SYS_mbind(addr: Address, len: Value, mode: Value, nodemask: Custom, maxnode: Value, flags: Value) Pure Refused
         "ENOSYS: where memory lies is the monitor's choice.";
     SYS_set_mempolicy(mode: Value, nodemask: Custom, maxnode: Value) Pure Refused "ENOSYS: as mbind.";

@@ -10,8 +10,8 @@ super::rows! {
     SYS_vfork() Process Partial "As fork: the parent goes on at once, with memory of its own.";
     SYS_execve(pathname: Path, argv: Strings, envp: Strings) Process Full
         "The monitor executes itself with the new program.";
-    SYS_execveat(dirfd: DirFd, pathname: Path, argv: Strings, envp: Strings, flags: Value) Process Refused
-        "ENOSYS: several processes: not yet carried.";
+    SYS_execveat(dirfd: DirFd, pathname: Path, argv: Strings, envp: Strings, flags: Value) Process Partial
+        "A file that has no name any more cannot be executed so; the C library then tries /proc/self/fd.";
     SYS_exit(status: Value) Process Full "The domain commits; the last thread's is as `exit_group`.";
     SYS_exit_group(status: Value) Process Full "In a client's request of a server a fault of kind `exit`, unless `--allow-exit` is given; elsewhere the domain commits.";
     SYS_wait4(pid: Value, wstatus: Out(Fixed(4)), options: Value, rusage: Out(Fixed(144))) Process Full

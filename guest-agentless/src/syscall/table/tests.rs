@@ -175,6 +175,7 @@ const WRITERS: &[(&str, &[usize])] = &[
     ("sendfile", &[2]),
     ("sendmmsg", &[1]),
     ("setitimer", &[2]),
+    ("shmctl", &[2]),
     ("sigaltstack", &[1]),
     ("socketpair", &[3]),
     ("splice", &[1, 3]),

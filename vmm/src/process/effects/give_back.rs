@@ -1,10 +1,9 @@
 //! Gives back what a domain has taken away: bytes of a pipe, expirations of a timer.
 
-use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::AsRawFd;
 
-use crate::host;
+use crate::host::{self, handles};
 
 use super::HostCall;
 
@@ -32,15 +31,10 @@ pub fn expirations(fd: i32, count: u64) -> io::Result<()> {
 /// Puts bytes that were read from a pipe back before what has come since. The readiness of the pipe follows,
 /// for whoever waits for it.
 pub fn bytes(fd: i32, bytes: &[u8]) -> io::Result<()> {
-    let path = format!("/proc/self/fd/{fd}");
-    let mut options = File::options();
-    let flags = libc::O_NONBLOCK | libc::O_CLOEXEC;
+    let path = format!("fd/{fd}");
     // The end to write to, of a pipe that may have no writer left. First the reader, so that neither blocks.
-    let mut reader =
-        std::os::unix::fs::OpenOptionsExt::custom_flags(options.read(true), flags).open(&path)?;
-    let mut options = File::options();
-    let writer =
-        std::os::unix::fs::OpenOptionsExt::custom_flags(options.write(true), flags).open(&path)?;
+    let mut reader = handles::open_own(&path, libc::O_RDONLY | libc::O_NONBLOCK)?;
+    let writer = handles::open_own(&path, libc::O_WRONLY | libc::O_NONBLOCK)?;
     let mut all = bytes.to_vec();
     let mut part = [0u8; 4096];
     while all.len() < PIPE_MOST {

@@ -37,6 +37,7 @@ fn shape(number: i64) -> Option<Option<(usize, usize)>> {
         libc::SYS_sched_setattr => Some((1, 48)),
         libc::SYS_sched_setaffinity => Some((2, 8)),
         libc::SYS_mq_getsetattr => Some((1, 64)),
+        libc::SYS_signalfd4 => Some((1, 8)),
         libc::SYS_inotify_add_watch => Some((1, 1)),
         libc::SYS_pidfd_send_signal => Some((2, 128)),
         // Record locks and owners.

@@ -8,11 +8,12 @@ mod undo;
 
 use std::io;
 
-use guest_agentless::GuestRange;
+use guest_agentless::{GuestRange, SignalSet};
 use recovery::SuspendedPages;
 
 use super::State;
-use super::control;
+use super::host_signals;
+use super::signals::SignalInfo;
 use super::thread::Thread;
 use crate::host;
 use crate::memory::AddressSpace;
@@ -69,18 +70,30 @@ impl Thread {
             }
             Deferred::Shutdown { fd, how } => state.files.shutdown(fd, how),
             Deferred::SignalSelf { info } => {
-                control::post_to_process(info);
-                self.control.request_attention();
+                self.send_signal(info, None);
             }
             Deferred::SignalThread { tid, info } => {
-                if let Some(control) = self.process.threads().get(&tid) {
-                    control.send(info);
-                }
+                self.send_signal(info, Some(tid));
             }
             Deferred::SignalProcess { pid, signal } => {
                 let _ = host::kill(pid, signal);
             }
             Deferred::Discard { range } => self.discard_if_zero(state, range),
+        }
+    }
+
+    /// Sends a signal of the guest's to its process or one of its threads.
+    fn send_signal(&self, info: SignalInfo, thread: Option<i32>) {
+        if host_signals::is_hosts(info.signal) {
+            if let Err(error) = host_signals::send(info, thread) {
+                // The queue of real-time signals may be full, or the thread has ended.
+                log::debug!("a signal was not sent: {error}");
+            }
+            return;
+        }
+        let threads = self.process.threads();
+        if let Some(control) = threads.get(&thread.unwrap_or(self.tid())) {
+            control.send(info);
         }
     }
 
@@ -120,7 +133,7 @@ impl Thread {
             Undo::Watch { fd, watch } => give_back::watch(fd, watch),
             Undo::IntervalTimer { call, signal } => {
                 if let Some(signal) = signal {
-                    control::drop_arrived(signal);
+                    let _ = host_signals::take(SignalSet::of(signal));
                 }
                 made(call)
             }
@@ -168,7 +181,7 @@ impl Thread {
             }
             Undo::Disposition { signal, action } => {
                 state.dispositions.set(signal, action);
-                control::mirror(signal, state.dispositions.delivery(signal));
+                host_signals::mirror(signal, &state.dispositions);
                 Ok(())
             }
             Undo::ThreadName { name } => {
@@ -178,8 +191,8 @@ impl Thread {
             Undo::Prctl { option, value } => host::prctl(option, value)
                 .map(drop)
                 .map_err(|e| io::Error::from_raw_os_error(e.raw())),
-            Undo::DescriptorLimit { limit } => {
-                state.descriptor_limit = limit;
+            Undo::OwnLimit { resource, limit } => {
+                state.own_limits.set(resource, limit);
                 Ok(())
             }
         };

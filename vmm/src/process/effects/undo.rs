@@ -7,7 +7,7 @@ use recovery::SuspendedPages;
 use recovery::tracker::SavedPages;
 
 use super::HostCall;
-use crate::memory::Stash;
+use crate::memory::{Limit, Stash};
 use crate::process::files::Replaced;
 use crate::process::signals::Action;
 
@@ -88,8 +88,8 @@ pub enum Undo {
     ThreadName { name: Vec<u8> },
     /// An attribute of the thread or process was set.
     Prctl { option: i32, value: u64 },
-    /// The guest's limit on descriptors was changed.
-    DescriptorLimit { limit: (u64, u64) },
+    /// A limit that is the guest's own was changed.
+    OwnLimit { resource: u32, limit: Limit },
 }
 
 impl std::fmt::Debug for Undo {
@@ -171,7 +171,7 @@ impl Undo {
             Undo::Disposition { signal, .. } => format!("the action for {signal:?} was changed"),
             Undo::ThreadName { .. } => "the thread was renamed".into(),
             Undo::Prctl { option, .. } => format!("attribute {option} of the process was set"),
-            Undo::DescriptorLimit { .. } => "the descriptor limit was changed".into(),
+            Undo::OwnLimit { .. } => "a limit was changed".into(),
         }
     }
 }

@@ -318,7 +318,7 @@ fn is_socket(fd: i32) -> bool {
 
 /// The count of an eventfd, as procfs shows it; none for anything else.
 fn event_count(fd: i32) -> Option<u64> {
-    let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).ok()?;
+    let text = host::handles::fdinfo(fd).ok()?;
     parse_count(&text)
 }
 

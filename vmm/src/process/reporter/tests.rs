@@ -122,12 +122,12 @@ fn own_mappings() -> Vec<Vma> {
             "[vdso]" => Backing::Vdso,
             _ => file_backing(path, offset).unwrap_or(Backing::Anonymous),
         };
-        Some(Vma {
-            range: GuestRange::from_bounds(hex(start), hex(end)),
+        Some(Vma::new(
+            GuestRange::from_bounds(hex(start), hex(end)),
             protection,
-            shared: flags.contains('s'),
+            flags.contains('s'),
             backing,
-        })
+        ))
     };
     maps.lines().filter_map(parse).collect()
 }

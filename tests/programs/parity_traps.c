@@ -1,0 +1,59 @@
+/*
+ * Traps, whose instruction is over when they are told, while a timer interrupts the thread again and again: each is
+ * told once. (A fault comes again when its instruction does; a trap that gets lost is lost.)
+ */
+#include <signal.h>
+#include <stdio.h>
+#include <sys/time.h>
+
+#define TIMES 700
+
+static volatile sig_atomic_t traps, alarms;
+
+static void on_trap(int number)
+{
+    (void)number;
+    traps++;
+}
+
+static void on_alarm(int number)
+{
+    (void)number;
+    alarms++;
+}
+
+static void by_int3(void) { __asm__ volatile("int3" ::: "memory"); }
+static void by_int1(void) { __asm__ volatile(".byte 0xf1" ::: "memory"); }
+
+/* The trap comes after the second `popf`, which clears the flag again. */
+static void by_trap_flag(void)
+{
+    __asm__ volatile("lea -128(%%rsp), %%rsp\n\t"
+                     "pushf\n\tpushf\n\torl $0x100, (%%rsp)\n\tpopf\n\tpopf\n\t"
+                     "lea 128(%%rsp), %%rsp" ::
+                         : "memory", "cc");
+}
+
+static void repeat(const char *name, void (*trap)(void), unsigned each)
+{
+    traps = 0;
+    for (int i = 0; i < TIMES; i++)
+        trap();
+    if (traps == (sig_atomic_t)(TIMES * each))
+        printf("%s: each was told\n", name);
+    else
+        printf("%s: %d of %u\n", name, (int)traps, TIMES * each);
+}
+
+int main(void)
+{
+    signal(SIGTRAP, on_trap);
+    signal(SIGALRM, on_alarm);
+    struct itimerval often = {.it_interval = {.tv_usec = 500}, .it_value = {.tv_usec = 500}};
+    setitimer(ITIMER_REAL, &often, NULL);
+    repeat("int3", by_int3, 1);
+    repeat("int1", by_int1, 1);
+    repeat("trap flag", by_trap_flag, 1);
+    puts(alarms > 20 ? "the timer interrupted it" : "the timer did not interrupt it");
+    return 0;
+}

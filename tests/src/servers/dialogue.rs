@@ -1,0 +1,205 @@
+//! What clients say and hear.
+
+use std::{
+    io::{self, Read, Write},
+    time::Duration,
+};
+
+use crate::net::{self, Stream};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// What every web server has at `/page.txt`. HAProxy takes up to 16 KiB.
+pub fn page() -> String {
+    (0..1500).map(|n| format!("line {n}\n")).collect()
+}
+
+fn unexpected(what: &str, got: &[u8]) -> io::Error {
+    let got = String::from_utf8_lossy(&got[..got.len().min(300)]).into_owned();
+    io::Error::other(format!("{what}: {got:?}"))
+}
+
+fn connect(port: u16) -> io::Result<Stream> {
+    net::connect_to(&port.into(), PATIENCE)
+}
+
+/// A request for [`page`], over a connection of its own: one that is kept may be closed by a server that reloads.
+pub fn http(port: u16, tag: &str) -> io::Result<()> {
+    let mut stream = connect(port)?;
+    let request = format!("GET /page.txt?{tag} HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    stream.write_all(request.as_bytes())?;
+    let mut got = Vec::new();
+    let head = loop {
+        if let Some(at) = got.windows(4).position(|four| four == b"\r\n\r\n") {
+            break at + 4;
+        }
+        receive(&mut stream, &mut got)?;
+    };
+    let text = String::from_utf8_lossy(&got[..head]).to_ascii_lowercase();
+    let length = text
+        .lines()
+        .find_map(|line| line.strip_prefix("content-length:"));
+    let length: usize = length
+        .and_then(|length| length.trim().parse().ok())
+        .ok_or_else(|| unexpected("no length", &got))?;
+    while got.len() < head + length {
+        receive(&mut stream, &mut got)?;
+    }
+    match text.contains(" 200 ok") && got[head..] == *page().as_bytes() {
+        true => Ok(()),
+        false => Err(unexpected("not the page", &got)),
+    }
+}
+
+fn receive(stream: &mut Stream, into: &mut Vec<u8>) -> io::Result<()> {
+    let mut part = [0; 16 << 10];
+    match stream.read(&mut part)? {
+        0 => Err(unexpected("the connection has ended after", into)),
+        n => {
+            into.extend_from_slice(&part[..n]);
+            Ok(())
+        }
+    }
+}
+
+/// Subscribes to a topic of its own, publishes something there, and gets it.
+pub fn mqtt(port: u16, tag: &str) -> io::Result<()> {
+    fn packet(kind: u8, parts: &[&[u8]]) -> Vec<u8> {
+        let body = parts.concat();
+        [&[kind, body.len() as u8], &body[..]].concat()
+    }
+    fn text(text: &str) -> Vec<u8> {
+        [&(text.len() as u16).to_be_bytes(), text.as_bytes()].concat()
+    }
+    let mut stream = connect(port)?;
+    let mut exchange = |say: &[u8], hear: &[u8]| -> io::Result<()> {
+        stream.write_all(say)?;
+        let mut got = Vec::new();
+        while got.len() < hear.len() {
+            receive(&mut stream, &mut got)?;
+        }
+        match got == hear {
+            true => Ok(()),
+            false => Err(unexpected("another packet", &got)),
+        }
+    };
+    let hello = packet(0x10, &[&text("MQTT"), &[4, 2, 0, 60], &text(tag)]);
+    exchange(&hello, &[0x20, 2, 0, 0])?;
+    exchange(
+        &packet(0x82, &[&[0, 1], &text(tag), &[0]]),
+        &[0x90, 3, 0, 1, 0],
+    )?;
+    let message = packet(0x30, &[&text(tag), b"message for ", tag.as_bytes()]);
+    exchange(&message, &message)?;
+    exchange(&[0xe0, 0], &[])
+}
+
+/// Logs in as a guest.
+pub fn ftp(port: u16, tag: &str) -> io::Result<()> {
+    let mut stream = connect(port)?;
+    let mut exchange = |say: &str, hear: &str| -> io::Result<()> {
+        stream.write_all(say.as_bytes())?;
+        let mut got = Vec::new();
+        while !got.ends_with(b"\n") {
+            receive(&mut stream, &mut got)?;
+        }
+        match got.starts_with(hear.as_bytes()) {
+            true => Ok(()),
+            false => Err(unexpected(say, &got)),
+        }
+    };
+    exchange("", "220")?;
+    exchange("USER anonymous\r\n", "331")?;
+    exchange(&format!("PASS {tag}\r\n"), "230")?;
+    exchange("PWD\r\n", "257")?;
+    exchange("SIZE page.txt\r\n", &format!("213 {}", page().len()))?;
+    exchange("QUIT\r\n", "221")
+}
+
+/// A query of PostgreSQL (its documentation, "Frontend/Backend Protocol").
+pub fn postgresql(port: u16, tag: &str) -> io::Result<()> {
+    let mut stream = connect(port)?;
+    let mut got = Vec::new();
+    let startup = b"\0\x03\0\0user\0postgres\0database\0postgres\0\0";
+    stream.write_all(&(startup.len() as u32 + 4).to_be_bytes())?;
+    stream.write_all(startup)?;
+    until_ready(&mut stream, &mut got)?;
+    let query = format!("select 'query of ' || '{tag}', count(*) from pg_class\0");
+    stream.write_all(b"Q")?;
+    stream.write_all(&(query.len() as u32 + 4).to_be_bytes())?;
+    stream.write_all(query.as_bytes())?;
+    until_ready(&mut stream, &mut got)?;
+    let wanted = format!("query of {tag}");
+    match got
+        .windows(wanted.len())
+        .any(|part| part == wanted.as_bytes())
+    {
+        true => stream.write_all(b"X\0\0\0\x04"),
+        false => Err(unexpected("another answer", &got)),
+    }
+}
+
+/// Reads messages up to ReadyForQuery; `got` has them all.
+fn until_ready(stream: &mut Stream, got: &mut Vec<u8>) -> io::Result<()> {
+    got.clear();
+    let mut at = 0;
+    loop {
+        while got.len() < at + 5 {
+            receive(stream, got)?;
+        }
+        let (kind, length) = (got[at], &got[at + 1..at + 5]);
+        let length = u32::from_be_bytes([length[0], length[1], length[2], length[3]]) as usize;
+        while got.len() < at + 1 + length {
+            receive(stream, got)?;
+        }
+        match kind {
+            b'Z' => return Ok(()),
+            b'E' => return Err(unexpected("an error", got)),
+            _ => at += 1 + length,
+        }
+    }
+}
+
+/// A query of MariaDB, which asks for no password (its documentation, "Client/Server Protocol").
+pub fn mariadb(port: u16, tag: &str) -> io::Result<()> {
+    let mut stream = connect(port)?;
+    let mut got = Vec::new();
+    let packet = |stream: &mut Stream, got: &mut Vec<u8>| -> io::Result<Vec<u8>> {
+        while got.len() < 4 {
+            receive(stream, got)?;
+        }
+        let length = u32::from_le_bytes([got[0], got[1], got[2], 0]) as usize + 4;
+        while got.len() < length {
+            receive(stream, got)?;
+        }
+        Ok(got.drain(..length).skip(4).collect())
+    };
+    packet(&mut stream, &mut got)?;
+    // Protocol 4.1 and secure connections; 16 MiB; UTF-8; no password.
+    let mut login = vec![0x00, 0x82, 0x00, 0x00, 0, 0, 0, 1, 33];
+    login.extend([0; 23]);
+    login.extend(b"root\0\0");
+    let say = |stream: &mut Stream, number: u8, body: &[u8]| -> io::Result<()> {
+        let length = (body.len() as u32).to_le_bytes();
+        stream.write_all(&[&length[..3], &[number], body].concat())
+    };
+    say(&mut stream, 1, &login)?;
+    let welcome = packet(&mut stream, &mut got)?;
+    if welcome.first() != Some(&0) {
+        return Err(unexpected("not let in", &welcome));
+    }
+    let query = format!("\x03select concat('query of ', '{tag}')");
+    say(&mut stream, 0, query.as_bytes())?;
+    let wanted = format!("query of {tag}");
+    // The number of columns, the column, the end of columns, the row.
+    for _ in 0..4 {
+        let part = packet(&mut stream, &mut got)?;
+        if part.first() == Some(&0xff) {
+            return Err(unexpected("an error", &part));
+        }
+        if part.ends_with(wanted.as_bytes()) && !part.starts_with(b"\x03def") {
+            return say(&mut stream, 0, &[1]);
+        }
+    }
+    Err(unexpected("no row", &got))
+}

@@ -1,0 +1,336 @@
+//! The servers' files and command lines.
+
+use std::{fs, io, path::Path, process::Command};
+
+use tempfile::TempDir;
+
+use super::{Recipe, Server, dialogue};
+
+/// All servers.
+pub fn all() -> Vec<Recipe> {
+    let recipe = |name, set_up| Recipe { name, set_up };
+    vec![
+        recipe("nginx with workers", |port| nginx(port, true)),
+        recipe("nginx alone", |port| nginx(port, false)),
+        recipe("lighttpd", lighttpd),
+        recipe("apache event", |port| apache(port, "event")),
+        recipe("apache prefork", |port| apache(port, "prefork")),
+        recipe("haproxy", |port| haproxy(port, false)),
+        recipe("haproxy with workers", |port| haproxy(port, true)),
+        recipe("mosquitto", mosquitto),
+        recipe("vsftpd", vsftpd),
+        recipe("postgresql", postgresql),
+        recipe("mariadb", mariadb),
+        recipe("node", node),
+        recipe("python", python),
+        recipe("gunicorn", gunicorn),
+    ]
+}
+
+/// A directory that everybody may look into, with [`dialogue::page`] in `www`.
+fn directory() -> io::Result<TempDir> {
+    let dir = tempfile::Builder::new().prefix("vmsrs-server-").tempdir()?;
+    let www = dir.path().join("www");
+    fs::create_dir(&www)?;
+    fs::write(www.join("page.txt"), dialogue::page())?;
+    for path in [dir.path(), &www] {
+        open_to_all(path)?;
+    }
+    Ok(dir)
+}
+
+fn open_to_all(path: &Path) -> io::Result<()> {
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    fs::set_permissions(path, mode)
+}
+
+/// Writes `text` to `name`, with `DIR` and `PORT` put in; the path.
+fn write(dir: &TempDir, port: u16, name: &str, text: &str) -> io::Result<String> {
+    let path = dir.path().join(name);
+    let text = text
+        .replace("DIR", &dir.path().display().to_string())
+        .replace("PORT", &port.to_string());
+    fs::write(&path, text)?;
+    Ok(path.display().to_string())
+}
+
+/// A web server that is protected and cannot reload.
+fn web(dir: TempDir, port: u16, command: &[&str]) -> Server {
+    Server {
+        dir,
+        port,
+        command: command.iter().map(|word| (*word).to_owned()).collect(),
+        reload: None,
+        stop: libc::SIGTERM,
+        visit: dialogue::http,
+        is_protected: true,
+    }
+}
+
+fn nginx(port: u16, workers: bool) -> io::Result<Server> {
+    let dir = directory()?;
+    let processes = match workers {
+        true => "user root; worker_processes 2;",
+        false => "master_process off;",
+    };
+    let text = "daemon off; error_log stderr; pid DIR/pid;
+        events { worker_connections 256; }
+        http { access_log off; client_body_temp_path DIR/b; proxy_temp_path DIR/p; fastcgi_temp_path DIR/f;
+               uwsgi_temp_path DIR/u; scgi_temp_path DIR/s; default_type text/plain;
+               server { listen 127.0.0.1:PORT; root DIR/www; } }";
+    let file = write(&dir, port, "conf", &format!("{processes} {text}"))?;
+    Ok(Server {
+        // Alone it cannot.
+        reload: workers.then_some(libc::SIGHUP),
+        stop: libc::SIGQUIT,
+        is_protected: !workers,
+        ..web(dir, port, &["nginx", "-c", &file])
+    })
+}
+
+fn lighttpd(port: u16) -> io::Result<Server> {
+    let dir = directory()?;
+    let text = r#"
+        server.document-root = "DIR/www"
+        server.bind = "127.0.0.1"
+        server.port = PORT
+        mimetype.assign = ( ".txt" => "text/plain" )
+        "#;
+    let file = write(&dir, port, "conf", text)?;
+    Ok(Server {
+        // It opens its log files anew.
+        reload: Some(libc::SIGHUP),
+        stop: libc::SIGINT,
+        ..web(dir, port, &["lighttpd", "-D", "-f", &file])
+    })
+}
+
+fn apache(port: u16, module: &str) -> io::Result<Server> {
+    let dir = directory()?;
+    let text = "
+        ServerRoot DIR
+        PidFile DIR/pid
+        Listen 127.0.0.1:PORT
+        ServerName localhost
+        ErrorLog /dev/stderr
+        DocumentRoot DIR/www
+        StartServers 2
+        LoadModule mpm_MODULE_module /usr/lib/apache2/modules/mod_mpm_MODULE.so
+        LoadModule authz_core_module /usr/lib/apache2/modules/mod_authz_core.so
+        User www-data
+        Group www-data
+        "
+    .replace("MODULE", module);
+    let file = write(&dir, port, "conf", &text)?;
+    Ok(Server {
+        reload: Some(libc::SIGUSR1),
+        stop: libc::SIGWINCH,
+        is_protected: false,
+        ..web(dir, port, &["apache2", "-DFOREGROUND", "-f", &file])
+    })
+}
+
+fn haproxy(port: u16, workers: bool) -> io::Result<Server> {
+    let dir = directory()?;
+    let text = "
+        global
+            maxconn 200
+            hard-stop-after 5s
+        defaults
+            mode http
+            timeout client 30s
+            timeout server 30s
+            timeout connect 5s
+        frontend page
+            bind 127.0.0.1:PORT
+            http-request return status 200 content-type text/plain file DIR/www/page.txt
+";
+    let file = write(&dir, port, "conf", text)?;
+    let command: &[&str] = match workers {
+        true => &["haproxy", "-W", "-f", &file],
+        false => &["haproxy", "-db", "-f", &file],
+    };
+    Ok(Server {
+        reload: workers.then_some(libc::SIGUSR2),
+        stop: match workers {
+            true => libc::SIGTERM,
+            false => libc::SIGUSR1,
+        },
+        is_protected: !workers,
+        ..web(dir, port, command)
+    })
+}
+
+fn mosquitto(port: u16) -> io::Result<Server> {
+    let dir = directory()?;
+    let text = "listener PORT 127.0.0.1\nallow_anonymous true\nuser root\n";
+    let file = write(&dir, port, "conf", text)?;
+    Ok(Server {
+        reload: Some(libc::SIGHUP),
+        visit: dialogue::mqtt,
+        ..web(dir, port, &["mosquitto", "-c", &file])
+    })
+}
+
+fn vsftpd(port: u16) -> io::Result<Server> {
+    let dir = directory()?;
+    let text = "
+listen=YES
+listen_address=127.0.0.1
+listen_port=PORT
+background=NO
+anonymous_enable=YES
+anon_root=DIR/www
+secure_chroot_dir=DIR/empty
+nopriv_user=nobody
+";
+    fs::create_dir(dir.path().join("empty"))?;
+    open_to_all(&dir.path().join("empty"))?;
+    let file = write(&dir, port, "conf", text)?;
+    Ok(Server {
+        reload: Some(libc::SIGHUP),
+        visit: dialogue::ftp,
+        is_protected: false,
+        ..web(dir, port, &["vsftpd", &file])
+    })
+}
+
+fn done(command: &mut Command) -> io::Result<()> {
+    let output = command.output()?;
+    match output.status.success() {
+        true => Ok(()),
+        false => Err(io::Error::other(format!("{command:?}: {output:?}"))),
+    }
+}
+
+/// PostgreSQL does not run as root.
+fn postgresql(port: u16) -> io::Result<Server> {
+    const BINARIES: &str = "/usr/lib/postgresql";
+    const AS_POSTGRES: [&str; 4] = [
+        "/usr/bin/setpriv",
+        "--reuid=postgres",
+        "--regid=postgres",
+        "--clear-groups",
+    ];
+    let dir = directory()?;
+    let version = fs::read_dir(BINARIES)?
+        .next()
+        .ok_or(io::ErrorKind::NotFound)??;
+    let binaries = version.path().join("bin");
+    let program = |name: &str| binaries.join(name).display().to_string();
+    let data = dir.path().join("data");
+    fs::create_dir(&data)?;
+    done(
+        Command::new("chown")
+            .arg("postgres")
+            .args([dir.path(), &data]),
+    )?;
+    let data = data.display().to_string();
+    done(
+        Command::new(AS_POSTGRES[0])
+            .args(&AS_POSTGRES[1..])
+            .arg(program("initdb"))
+            .args(["--no-sync", "--auth=trust", "-D", &data]),
+    )?;
+    let (port_text, sockets) = (port.to_string(), dir.path().display().to_string());
+    let mut command = AS_POSTGRES.to_vec();
+    let postgres = program("postgres");
+    command.extend([
+        postgres.as_str(),
+        "-D",
+        &data,
+        "-p",
+        &port_text,
+        "-k",
+        &sockets,
+    ]);
+    Ok(Server {
+        reload: Some(libc::SIGHUP),
+        stop: libc::SIGINT,
+        visit: dialogue::postgresql,
+        is_protected: false,
+        ..web(dir, port, &command)
+    })
+}
+
+fn mariadb(port: u16) -> io::Result<Server> {
+    let dir = directory()?;
+    let data = format!("--datadir={}", dir.path().join("data").display());
+    done(Command::new("mariadb-install-db").args([
+        "--no-defaults",
+        "--user=root",
+        "--skip-test-db",
+        "--auth-root-authentication-method=normal",
+        &data,
+    ]))?;
+    let socket = format!("--socket={}", dir.path().join("socket").display());
+    let port_option = format!("--port={port}");
+    let command = [
+        "mariadbd",
+        "--no-defaults",
+        "--user=root",
+        "--skip-name-resolve",
+        "--bind-address=127.0.0.1",
+        // Otherwise it reserves 8 TiB of addresses.
+        "--innodb-buffer-pool-size-max=256M",
+        &data,
+        &socket,
+        &port_option,
+    ];
+    Ok(Server {
+        reload: Some(libc::SIGHUP),
+        visit: dialogue::mariadb,
+        ..web(dir, port, &command)
+    })
+}
+
+fn node(port: u16) -> io::Result<Server> {
+    let dir = directory()?;
+    let text = "
+        const page = require('fs').readFileSync('DIR/www/page.txt');
+        const server = require('http').createServer((request, answer) => {
+            answer.writeHead(200, { 'Content-Length': page.length });
+            answer.end(page);
+        });
+        server.listen(PORT, '127.0.0.1');
+        process.on('SIGTERM', () => server.close(() => process.exit(3)));
+        ";
+    let file = write(&dir, port, "server.js", text)?;
+    Ok(web(dir, port, &["node", &file]))
+}
+
+fn python(port: u16) -> io::Result<Server> {
+    let dir = directory()?;
+    let (www, number) = (
+        dir.path().join("www").display().to_string(),
+        port.to_string(),
+    );
+    let options = ["--bind", "127.0.0.1", "--directory", &www, &number];
+    let command = [&["/usr/bin/python3", "-m", "http.server"], &options[..]].concat();
+    Ok(Server {
+        stop: libc::SIGINT,
+        ..web(dir, port, &command)
+    })
+}
+
+fn gunicorn(port: u16) -> io::Result<Server> {
+    let dir = directory()?;
+    let text = "
+page = open('DIR/www/page.txt', 'rb').read()
+def app(environment, start):
+    start('200 OK', [('Content-Length', str(len(page)))])
+    return [page]
+";
+    write(&dir, port, "pages.py", text)?;
+    let (path, address) = (
+        dir.path().display().to_string(),
+        format!("127.0.0.1:{port}"),
+    );
+    let options = ["--chdir", &path, "--bind", &address, "--workers", "2"];
+    let command = [&["gunicorn"], &options[..], &["pages:app"]].concat();
+    Ok(Server {
+        reload: Some(libc::SIGHUP),
+        is_protected: false,
+        ..web(dir, port, &command)
+    })
+}

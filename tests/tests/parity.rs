@@ -1,0 +1,68 @@
+//! C programs, one for each topic, that say the same natively and under the monitor, and end the same way.
+
+use vmsrs_tests::{guest, kvm_case, run};
+
+/// Runs `tests/programs/NAME.c` both ways; its output has to have so many lines.
+fn same(name: &str, lines: usize) {
+    let program = guest::program(name).unwrap_or_else(|error| panic!("{error}"));
+    let ended = run::same(&[program], b"");
+    assert_eq!(
+        (ended.code(), ended.out().lines().count()),
+        (0, lines),
+        "{ended}"
+    );
+}
+
+#[test]
+fn system_v_shared_memory_semaphores_and_messages() {
+    kvm_case("system_v_shared_memory_semaphores_and_messages");
+    same("parity_ipc", 37);
+}
+
+#[test]
+fn limits_of_memory() {
+    kvm_case("limits_of_memory");
+    same("parity_limits", 15);
+}
+
+#[test]
+fn a_daemon_that_becomes_another_user() {
+    kvm_case("a_daemon_that_becomes_another_user");
+    same("parity_drop", 5);
+}
+
+#[test]
+fn a_daemon_with_a_root_directory_of_its_own() {
+    kvm_case("a_daemon_with_a_root_directory_of_its_own");
+    same("parity_chroot", 5);
+}
+
+#[test]
+fn signals_from_descriptors() {
+    kvm_case("signals_from_descriptors");
+    same("parity_async", 5);
+}
+
+#[test]
+fn a_signal_that_all_threads_block_and_one_waits_for() {
+    kvm_case("a_signal_that_all_threads_block_and_one_waits_for");
+    same("parity_sigwait", 20);
+}
+
+#[test]
+fn traps_while_a_timer_interrupts() {
+    kvm_case("traps_while_a_timer_interrupts");
+    same("parity_traps", 4);
+}
+
+#[test]
+fn signals_queue_and_wait_and_are_waited_for() {
+    kvm_case("signals_queue_and_wait_and_are_waited_for");
+    same("parity_signals", 16);
+}
+
+#[test]
+fn direct_input_and_output() {
+    kvm_case("direct_input_and_output");
+    same("parity_direct", 8);
+}

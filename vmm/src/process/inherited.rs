@@ -1,0 +1,92 @@
+//! What a program that the guest executes has from the monitor before its own.
+
+use std::fmt;
+use std::str::FromStr;
+
+use guest_agentless::SignalSet;
+
+use crate::host::handles::Numbers;
+use crate::memory::OwnLimits;
+
+/// As it is written into the command line of the next monitor: whole numbers, with commas in between.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Inherited {
+    /// The monitor's own descriptors.
+    pub handles: Numbers,
+    /// Limits that the host does not know.
+    pub limits: OwnLimits,
+    /// The guest's signal mask; the host's is closed.
+    pub blocked: SignalSet,
+}
+
+impl fmt::Display for Inherited {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [device, program, procfs, messages] = self.handles;
+        write!(f, "{device},{program},{procfs},{messages}")?;
+        let limits = &self.limits;
+        for (soft, hard) in [limits.descriptors, limits.address_space, limits.data] {
+            write!(f, ",{soft},{hard}")?;
+        }
+        write!(f, ",{}", self.blocked.0)
+    }
+}
+
+impl FromStr for Inherited {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Inherited, String> {
+        let mut words = text.split(',');
+        let inherited = Inherited::read(&mut words).filter(|_| words.next().is_none());
+        inherited.ok_or_else(|| format!("{text:?} is not what a monitor hands on"))
+    }
+}
+
+impl Inherited {
+    fn read<'a>(words: &mut impl Iterator<Item = &'a str>) -> Option<Inherited> {
+        fn next<'a, T: FromStr>(words: &mut impl Iterator<Item = &'a str>) -> Option<T> {
+            words.next()?.parse().ok()
+        }
+        let mut handles = Numbers::default();
+        for number in &mut handles {
+            *number = next(words)?;
+        }
+        let mut pair = || Some((next(words)?, next(words)?));
+        let (descriptors, address_space, data) = (pair()?, pair()?, pair()?);
+        Some(Inherited {
+            handles,
+            limits: OwnLimits {
+                descriptors,
+                address_space,
+                data,
+            },
+            blocked: SignalSet(next(words)?),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_is_read() {
+        let inherited = Inherited {
+            handles: [2049, 2050, 2051, -1],
+            limits: OwnLimits {
+                descriptors: (1024, 4096),
+                address_space: (u64::MAX, u64::MAX),
+                data: (1 << 30, u64::MAX),
+            },
+            blocked: SignalSet(5),
+        };
+        assert_eq!(inherited.to_string().parse(), Ok(inherited));
+        for bad in [
+            "",
+            "1,2,3",
+            "1,2,3,4,5,6,7,8,9,10,x",
+            "1,2,3,4,5,6,7,8,9,0,1,2",
+        ] {
+            assert!(bad.parse::<Inherited>().is_err(), "{bad}");
+        }
+    }
+}
