@@ -383,6 +383,19 @@ impl Monitored {
     }
 }
 
+/// A test that fails says how its server was doing.
+impl Drop for Monitored {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            let status = match self.try_wait() {
+                Ok(Some(status)) => format!("ended with {status}"),
+                _ => "still runs".into(),
+            };
+            eprintln!("the server {status}; its output:\n{}", self.output_tail());
+        }
+    }
+}
+
 /// The last `lines` lines of `text`.
 pub fn tail(text: &str, lines: usize) -> &str {
     let text = text.trim_end_matches('\n');

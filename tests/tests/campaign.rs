@@ -165,7 +165,7 @@ fn a_share_of_requests_may_crash_all_the_time() {
         "{soaked}"
     );
     assert_eq!(
-        (soaked.samples.len(), soaked.ratios.len()),
+        (soaked.samples.len(), soaked.crashing.len()),
         (shown, 1),
         "{soaked}"
     );

@@ -17,9 +17,9 @@ use vmsrs_tests::{
 
 /// Let a share of all requests crash a server under load, and measure what healthy clients get.
 ///
-/// Windows with and without crashes take turns. DIR gets soak.html (throughput, latencies, resident memory,
-/// descriptors and pages that wait for the cleaner, over time), soak.md and soak.json. Exits 0 if no healthy client saw
-/// anything wrong.
+/// Windows take turns: with crashes, without such requests at all, and between them with the same requests that do not
+/// crash. DIR gets soak.html (throughput, latencies, resident memory, descriptors and pages that wait for the cleaner,
+/// over time), soak.md and soak.json. Exits 0 if no healthy client saw anything wrong.
 #[derive(Parser)]
 struct Args {
     /// The server: redis, memcached, nginx, demo
@@ -28,7 +28,7 @@ struct Args {
     /// For how long
     #[arg(long, default_value_t = 60)]
     seconds: u64,
-    /// How many of 100 requests crash
+    /// How many of 100 requests come on connections of their own, and crash in every fourth window
     #[arg(long, default_value_t = 1.0, value_parser = percent)]
     percent: f64,
     /// Seconds of a window
@@ -91,7 +91,7 @@ fn run(args: &Args) -> Result<bool, Box<dyn Error>> {
     bar.finish();
 
     let title = format!(
-        "{}: {} % of requests crash in every second window of {} s",
+        "{}: {} % of requests crash in every fourth window of {} s",
         args.server, args.percent, args.window
     );
     let mut table = format!(

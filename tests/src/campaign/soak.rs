@@ -1,6 +1,9 @@
 //! A soak: healthy clients as fast as they can, and a share of requests that crash, for as long as one says.
 //!
-//! Windows with and without crashes take turns, so that what the crashes cost is measured in the same run.
+//! A request that crashes comes on a connection of its own, and a new connection costs more than a request on one that
+//! is there. So windows of three kinds take turns in one run, each between two in which just as many such requests come
+//! and do not crash: what a crash costs is the difference to those, and what its connection costs the difference to
+//! windows with none of them.
 
 use std::{
     collections::BTreeMap,
@@ -30,6 +33,8 @@ use crate::{Monitored, StartError, interrupt, load::Random, oracle::Recorder};
 
 /// What makes a request crash.
 const MARK: &str = "CRASH-ME";
+/// What is in its place in one that does not.
+const NO_MARK: &str = "SPARE-ME";
 /// Between two looks at everything.
 const PERIOD: Duration = Duration::from_secs(1);
 /// Samples of a window that count: in the first, the last window's last crashes may still be felt.
@@ -42,7 +47,7 @@ const FAILURES_MAX: usize = 20;
 pub struct Soak {
     /// For how long.
     pub duration: Duration,
-    /// How many of 100 requests crash, in every second window.
+    /// How many of 100 requests come on connections of their own, but for quiet windows.
     pub percent: f64,
     /// Samples of a window.
     pub window: usize,
@@ -58,7 +63,9 @@ pub struct Soaked {
     /// What was seen, second by second.
     pub samples: Vec<Sample>,
     /// Throughput of healthy clients in each window with crashes, as a part of that in the windows before and after.
-    pub ratios: Vec<f64>,
+    pub crashing: Vec<f64>,
+    /// Likewise in each quiet window.
+    pub quiet: Vec<f64>,
     /// Requests that were answered as they should be.
     pub requests: u64,
     /// Requests that crashed.
@@ -82,6 +89,15 @@ impl Soaked {
     }
 }
 
+impl Soaked {
+    /// Throughput of healthy clients in each window with crashes, as a part of that in quiet ones: by way of the windows
+    /// between, since the two kinds are not neighbours.
+    fn of_quiet(&self) -> Vec<f64> {
+        let pairs = self.crashing.iter().zip(&self.quiet);
+        pairs.map(|(crashing, quiet)| crashing / quiet).collect()
+    }
+}
+
 impl fmt::Display for Soaked {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
@@ -89,18 +105,16 @@ impl fmt::Display for Soaked {
             "{} healthy requests, {} crashes; the monitor tells of {:?}.",
             self.requests, self.crashes, self.outcomes
         )?;
-        let mut ratios = self.ratios.clone();
-        ratios.sort_unstable_by(f64::total_cmp);
-        if let (Some(least), Some(most)) = (ratios.first(), ratios.last()) {
-            writeln!(
-                f,
-                "Healthy throughput with crashes, of that without: median {:.1} %, {:.1} to {:.1} % in {} windows.",
-                ratios[ratios.len() / 2] * 100.0,
-                least * 100.0,
-                most * 100.0,
-                ratios.len()
-            )?;
-        }
+        write_ratios(
+            f,
+            "Healthy throughput with crashes, of that when the same requests do not crash",
+            &self.crashing,
+        )?;
+        write_ratios(
+            f,
+            "Healthy throughput with crashes, of that when there are no such requests",
+            &self.of_quiet(),
+        )?;
         for failure in &self.failures {
             writeln!(f, "- failure: {:?}: {}", failure.kind, failure.detail)?;
         }
@@ -111,10 +125,51 @@ impl fmt::Display for Soaked {
     }
 }
 
+fn write_ratios(f: &mut fmt::Formatter<'_>, what: &str, ratios: &[f64]) -> fmt::Result {
+    let mut ratios = ratios.to_vec();
+    ratios.sort_unstable_by(f64::total_cmp);
+    let (Some(least), Some(most)) = (ratios.first(), ratios.last()) else {
+        return Ok(());
+    };
+    writeln!(
+        f,
+        "{what}: median {:.1} %, {:.1} to {:.1} % in {} windows.",
+        ratios[ratios.len() / 2] * 100.0,
+        least * 100.0,
+        most * 100.0,
+        ratios.len()
+    )
+}
+
+/// What comes besides the healthy clients.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+enum Window {
+    /// Requests on connections of their own that do not crash.
+    Harmless,
+    /// The same, and they crash.
+    Crashing,
+    /// Nothing.
+    Quiet,
+}
+
+impl Window {
+    /// The kind of the `number`th.
+    fn nth(number: usize) -> Self {
+        match number % 4 {
+            1 => Self::Crashing,
+            3 => Self::Quiet,
+            _ => Self::Harmless,
+        }
+    }
+}
+
 /// What the threads share.
 struct Shared {
     stop: AtomicBool,
+    /// Of the present window, whether its requests crash, and whether there are any.
     crashing: AtomicBool,
+    quiet: AtomicBool,
     requests: AtomicU64,
     crashes: AtomicU64,
     latencies: Mutex<Histogram<u64>>,
@@ -142,6 +197,7 @@ impl Soak {
         let shared = Shared {
             stop: AtomicBool::new(false),
             crashing: AtomicBool::new(false),
+            quiet: AtomicBool::new(false),
             requests: AtomicU64::new(0),
             crashes: AtomicU64::new(0),
             latencies: Mutex::new(histogram()),
@@ -161,14 +217,16 @@ impl Soak {
                 let shared = &shared;
                 scope.spawn(move || work(client, ident, shared));
             }
-            scope.spawn(|| self.crash(target, &server, &shared));
+            scope.spawn(|| self.come_and_go(target, &server, &shared));
             let samples = self.watch(&server, control, &shared, &mut show);
             shared.stop.store(true, Ordering::Relaxed);
             samples
         });
+        let samples = samples.map_err(failed)?;
         let mut soaked = Soaked {
-            ratios: ratios(samples.as_deref().unwrap_or_default(), self.window),
-            samples: samples.map_err(failed)?,
+            crashing: ratios(&samples, self.window, Window::Crashing),
+            quiet: ratios(&samples, self.window, Window::Quiet),
+            samples,
             requests: shared.requests.into_inner(),
             crashes: shared.crashes.into_inner(),
             outcomes: BTreeMap::new(),
@@ -186,13 +244,13 @@ impl Soak {
         Ok(soaked)
     }
 
-    /// Sends requests that crash, so many that they are the share that was asked for.
-    fn crash(&self, target: &dyn Target, server: &Monitored, shared: &Shared) {
+    /// Sends requests on connections of their own, so many that they are the share that was asked for.
+    fn come_and_go(&self, target: &dyn Target, server: &Monitored, shared: &Shared) {
         let mut random = Random::new(1);
         let (mut before, mut owed, mut number) = (0, 0.0, 0u64);
         while !shared.stop.load(Ordering::Relaxed) {
             let now = shared.requests.load(Ordering::Relaxed);
-            if shared.crashing.load(Ordering::Relaxed) {
+            if !shared.quiet.load(Ordering::Relaxed) {
                 owed += (now - before) as f64 * self.percent / (100.0 - self.percent);
             }
             before = now;
@@ -202,15 +260,31 @@ impl Soak {
             }
             owed -= 1.0;
             number += 1;
-            let attack = target.attack(&mut random, &format!("{MARK}-{number}"), (0, number));
-            let answer = exchange(target, server.address(), &attack, LATE);
-            if !matches!(answer, Ok((Answer::Reset, _))) {
+            let crashes = shared.crashing.load(Ordering::Relaxed);
+            let mark = if crashes { MARK } else { NO_MARK };
+            let tag = format!("{mark}-{number}");
+            // What does not crash must store nothing: the server would grow, and the model not know of it.
+            let request = loop {
+                let request = target.attack(&mut random, &tag, (0, number));
+                if crashes || request.write.is_none() {
+                    break request;
+                }
+            };
+            let answer = exchange(target, server.address(), &request, LATE);
+            let expected = if crashes {
+                Answer::Reset
+            } else {
+                Answer::Right
+            };
+            if !matches!(&answer, Ok((got, _)) if *got == expected) {
                 let mut surprises = lock(&shared.surprises);
                 if surprises.len() < FAILURES_MAX {
-                    surprises.push(format!("{}: {answer:?}", attack.description));
+                    surprises.push(format!("{}: {answer:?}", request.description));
                 }
             }
-            shared.crashes.fetch_add(1, Ordering::Relaxed);
+            if crashes {
+                shared.crashes.fetch_add(1, Ordering::Relaxed);
+            }
         }
     }
 
@@ -225,8 +299,12 @@ impl Soak {
         let mut samples: Vec<Sample> = Vec::new();
         let (mut requests, mut crashes, mut last) = (0, 0, begin);
         while begin.elapsed() < self.duration && !interrupt::requested() {
-            let crashing = samples.len() / self.window % 2 == 1;
-            shared.crashing.store(crashing, Ordering::Relaxed);
+            let window = Window::nth(samples.len() / self.window);
+            let is = |kind| window == kind;
+            shared
+                .crashing
+                .store(is(Window::Crashing), Ordering::Relaxed);
+            shared.quiet.store(is(Window::Quiet), Ordering::Relaxed);
             thread::sleep(PERIOD);
             let latencies = std::mem::replace(&mut *lock(&shared.latencies), histogram());
             let passed = last.elapsed().as_secs_f64();
@@ -290,8 +368,8 @@ fn descriptors(pid: u32) -> io::Result<u64> {
     Ok(fs::read_dir(Path::new("/proc").join(pid.to_string()).join("fd"))?.count() as u64)
 }
 
-/// Windows of `window` samples take turns, the first without crashes.
-fn ratios(samples: &[Sample], window: usize) -> Vec<f64> {
+/// Throughput in each window of `kind`, as a part of that in the two beside it; windows have `window` samples.
+fn ratios(samples: &[Sample], window: usize, kind: Window) -> Vec<f64> {
     let windows: Vec<f64> = samples
         .chunks_exact(window)
         .map(|window| {
@@ -303,8 +381,9 @@ fn ratios(samples: &[Sample], window: usize) -> Vec<f64> {
                 / counted.len() as f64
         })
         .collect();
-    let with_both = windows.windows(3).enumerate().step_by(2);
-    with_both
+    let of_kind = windows.windows(3).enumerate();
+    of_kind
+        .filter(|(number, _)| Window::nth(number + 1) == kind)
         .map(|(_, three)| three[1] / three[0].midpoint(three[2]))
         .collect()
 }
@@ -320,9 +399,12 @@ mod tests {
             ..Sample::default()
         };
         // Windows of two, of which the first sample does not count.
-        let rates = [1.0, 100.0, 2.0, 95.0, 3.0, 90.0, 4.0, 45.0, 5.0, 110.0, 6.0];
+        let rates = [
+            1.0, 100.0, 2.0, 95.0, 3.0, 90.0, 4.0, 108.0, 5.0, 110.0, 6.0,
+        ];
         let samples: Vec<Sample> = rates.into_iter().map(sample).collect();
-        assert_eq!(ratios(&samples, 2), [1.0, 0.45]);
-        assert_eq!(ratios(&samples[..5], 2), [0.0; 0]);
+        assert_eq!(ratios(&samples, 2, Window::Crashing), [1.0]);
+        assert_eq!(ratios(&samples, 2, Window::Quiet), [1.08]);
+        assert_eq!(ratios(&samples[..5], 2, Window::Crashing), [0.0; 0]);
     }
 }
