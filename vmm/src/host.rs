@@ -111,6 +111,22 @@ pub fn cpu_time_of(tid: i32) -> Option<std::time::Duration> {
     }
 }
 
+/// Whether there is a process with this ID; one that has ended is there until its parent has been told.
+pub fn is_alive(pid: u32) -> bool {
+    // SAFETY: signal 0 is sent to nobody.
+    let found = unsafe { libc::kill(pid as libc::pid_t, 0) } == 0;
+    found || std::io::Error::last_os_error().raw_os_error() != Some(libc::ESRCH)
+}
+
+/// Wakes all, in whatever process, who wait for a futex in the aligned word of 8 bytes at `address` to change.
+pub fn wake_waiting(address: u64) {
+    for word in [address, address + 4] {
+        let args = [word, libc::FUTEX_WAKE as u64, i32::MAX as u64, 0, 0, 0];
+        // SAFETY: nothing is written; where there is no memory the call fails.
+        let _ = unsafe { syscall(libc::SYS_futex as u64, args) };
+    }
+}
+
 /// Bytes of memory that the machine has.
 pub fn physical_memory() -> Option<u64> {
     // SAFETY: sysconf has no preconditions.

@@ -33,6 +33,13 @@ pub(super) struct Retention {
     pid: AtomicU32,
 }
 
+/// The same limits; nothing was saved yet.
+impl Clone for Retention {
+    fn clone(&self) -> Self {
+        Self::new(self.keep).with_limits(self.bytes, self.age)
+    }
+}
+
 impl Retention {
     /// Keeps the newest `keep` reports, and at least one.
     pub(super) fn new(keep: usize) -> Self {

@@ -259,7 +259,7 @@ fn nearest(query: &str, mut ids: Vec<ReportId>) -> Vec<ReportId> {
 }
 
 /// A report directory to save to.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct ReportStore {
     archive: ReportArchive,
     retention: Retention,

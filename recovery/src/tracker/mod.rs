@@ -22,6 +22,7 @@
 
 mod budget;
 mod changed;
+mod child;
 mod image;
 mod known;
 mod pages;
@@ -648,6 +649,12 @@ impl Tracker {
         }
         self.limit_image();
         true
+    }
+
+    /// Protects all pages again, between two domains: the next write to each is noticed.
+    pub fn protect_all(&mut self, machine: &mut impl Machine) {
+        self.take_harvest(machine);
+        self.deactivate_all(machine);
     }
 
     fn deactivate_all(&mut self, machine: &mut impl Machine) {

@@ -139,6 +139,15 @@ impl PageMap {
         self.entry(page).base = base;
     }
 
+    /// Changes everything that is known. No page is active afterwards, whatever `change` says.
+    pub fn for_each(&mut self, mut change: impl FnMut(&mut PageState)) {
+        for region in self.regions.values_mut() {
+            region.epoch = 0;
+            region.active = 0;
+            region.states.iter_mut().flatten().for_each(&mut change);
+        }
+    }
+
     /// Makes `page` active in `epoch`.
     pub fn activate(&mut self, page: PageNumber, epoch: u64) -> Activated {
         let region = self.region(page);

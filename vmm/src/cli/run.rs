@@ -42,7 +42,7 @@ use crate::process::reporter::Reporter;
 use crate::process::restore::AT_ONCE;
 use crate::process::signals::{Action, Dispositions};
 use crate::process::thread::{Thread, request_slice};
-use crate::process::{Options, Parts, Process, State, strike, watchdog};
+use crate::process::{Options, Parts, Process, State, strike};
 use crate::sys::end::MONITOR_FAILED;
 
 /// How long `--learn` remembers an input.
@@ -408,7 +408,7 @@ fn start(arguments: RunArgs) -> Result<Thread, AnyError> {
     // The keeper of the clock page runs for as long as the monitor does.
     std::mem::forget(clock);
 
-    let reporter = Reporter::start(events, store, core_limit / PAGE_SIZE as usize)?;
+    let reporter = Reporter::new(events, store, core_limit / PAGE_SIZE as usize);
     reporter.emit(Event::Started {
         pid: std::process::id(),
         program: path.display().to_string(),
@@ -473,6 +473,7 @@ fn start(arguments: RunArgs) -> Result<Thread, AnyError> {
         state: State {
             space,
             tracker,
+            shared: None,
             files: Files::default(),
             domain: None,
             suspended: Default::default(),
@@ -505,7 +506,6 @@ fn start(arguments: RunArgs) -> Result<Thread, AnyError> {
     registers.rip = loaded.entry;
     registers.rsp = loaded.stack_pointer;
     let process = Arc::new(process);
-    watchdog::start(&process)?;
     for id in 1..=injections {
         strike::await_time(&process, id)?;
     }

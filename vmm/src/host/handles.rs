@@ -99,11 +99,12 @@ pub fn hand_on() -> io::Result<Numbers> {
     Ok(numbers)
 }
 
-/// In a forked child: closes everything that is the parent's monitor's but these.
-pub fn close_others() {
+/// In a forked child: closes everything that is the parent's monitor's but these, and `other`.
+pub fn close_others(other: Option<RawFd>) {
     let mut kept: Vec<RawFd> = ALL
         .iter()
         .filter_map(|handle| Some(handle.fd.get()?.as_raw_fd()))
+        .chain(other)
         .collect();
     kept.sort_unstable();
     let mut from = first_reserved();

@@ -107,6 +107,13 @@ impl Injector {
         injector
     }
 
+    /// The same injections for a forked child, which counts its own requests from the first.
+    pub fn for_child(&self) -> Injector {
+        let plans = self.plans();
+        let specs = plans.plans.iter().map(|plan| plan.spec.clone());
+        Injector::new(self.routines.clone(), specs)
+    }
+
     fn plans(&self) -> MutexGuard<'_, Plans> {
         self.plans.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -77,8 +77,8 @@ impl Vm {
     }
 
     /// Creates a machine for a forked child, which has a copy of its parent's `monitor` region.
-    pub fn create_for_child(monitor: Arc<MonitorRegion>) -> Result<Vm, KvmError> {
-        Self::create_around(monitor, false)
+    pub fn create_for_child(monitor: Arc<MonitorRegion>, tracking: bool) -> Result<Vm, KvmError> {
+        Self::create_around(monitor, tracking)
     }
 
     fn create_around(monitor: Arc<MonitorRegion>, tracking: bool) -> Result<Vm, KvmError> {

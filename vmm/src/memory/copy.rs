@@ -1,9 +1,9 @@
-//! The one routine through which the monitor touches guest memory.
+//! The routines through which the monitor touches guest memory: a copy, and a comparison and exchange of a word.
 //!
 //! A guest page may be missing, protected or backed by a file that was truncated, at any moment, so a
 //! plain dereference could kill the monitor. The copy is a `rep movsb` between two labels; the monitor's
 //! SIGSEGV/SIGBUS handler recognises a fault there and resumes at the second label with the rest of the
-//! count in RCX, like the exception tables of the Linux kernel's `copy_from_user`.
+//! count in RCX, like the exception tables of the Linux kernel's `copy_from_user`. The exchange is made likewise.
 
 use std::io;
 
@@ -23,11 +23,27 @@ core::arch::global_asm!(
     "vmsrs_copy_end:",
     "mov rax, rcx",
     "ret",
+    ".globl vmsrs_exchange",
+    ".hidden vmsrs_exchange",
+    ".globl vmsrs_exchange_end",
+    ".hidden vmsrs_exchange_end",
+    // rdi = address, rsi = the value that is expected, rdx = the new one; returns 1 if it was written, 0 if another value
+    // was there, 2 if it could not be accessed.
+    "vmsrs_exchange:",
+    "mov rax, rsi",
+    "mov ecx, 2",
+    "lock cmpxchg [rdi], rdx",
+    "sete cl",
+    "vmsrs_exchange_end:",
+    "movzx eax, cl",
+    "ret",
 );
 
 unsafe extern "C" {
     fn vmsrs_copy(destination: *mut u8, source: *const u8, count: usize) -> usize;
     static vmsrs_copy_end: u8;
+    fn vmsrs_exchange(word: *mut u64, expected: u64, new: u64) -> u64;
+    static vmsrs_exchange_end: u8;
 }
 
 /// The guest memory could not be accessed in full.
@@ -54,11 +70,14 @@ extern "C" fn on_fault(signal: i32, _: *mut libc::siginfo_t, context: *mut libc:
     // SAFETY: the kernel passes a valid `ucontext_t` to an SA_SIGINFO handler.
     let context = unsafe { &mut *context.cast::<libc::ucontext_t>() };
     let rip = &mut context.uc_mcontext.gregs[libc::REG_RIP as usize];
-    let start = vmsrs_copy as *const () as usize as i64;
-    let end = &raw const vmsrs_copy_end as i64;
-    if (start..end).contains(rip) {
-        *rip = end;
-        return;
+    for (start, end) in [
+        (vmsrs_copy as *const (), &raw const vmsrs_copy_end),
+        (vmsrs_exchange as *const (), &raw const vmsrs_exchange_end),
+    ] {
+        if (start as i64..end as i64).contains(rip) {
+            *rip = end as i64;
+            return;
+        }
     }
     // A bug of the monitor itself: die of it, with a core, at the instruction that faulted.
     // SAFETY: restores the default disposition; the instruction runs again when the handler returns.
@@ -107,6 +126,21 @@ pub fn write(address: u64, from: &[u8]) -> Result<(), Inaccessible> {
     }
 }
 
+/// Writes `new` to the aligned word at `address` if it holds `expected`, in one step for whoever else writes it; returns
+/// whether it did. The tracker has to know of it beforehand.
+pub fn exchange(address: u64, expected: u64, new: u64) -> Result<bool, Inaccessible> {
+    let range = window::checked(address, 8).ok_or(Inaccessible)?;
+    if !range.start().is_multiple_of(8) {
+        return Err(Inaccessible);
+    }
+    // SAFETY: the word lies in a guest window, where no Rust object lives; a fault on it is handled.
+    match unsafe { vmsrs_exchange(range.start() as *mut u64, expected, new) } {
+        1 => Ok(true),
+        0 => Ok(false),
+        _ => Err(Inaccessible),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -123,5 +157,7 @@ mod tests {
             "outside the windows"
         );
         assert_eq!(read(u64::MAX, &mut buffer), Err(Inaccessible));
+        assert_eq!(exchange(0x4000_0000, 0, 1), Err(Inaccessible));
+        assert_eq!(exchange(u64::MAX - 6, 0, 1), Err(Inaccessible));
     }
 }

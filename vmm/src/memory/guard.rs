@@ -120,6 +120,23 @@ impl AddressSpace {
         Ok(())
     }
 
+    /// Makes `page` read-only for the guest, at once.
+    pub fn trap(&mut self, page: PageNumber) {
+        self.set_writable(page, false);
+        let Some(vma) = self.vmas.find(page.address().0) else {
+            return;
+        };
+        let protection = vma.protection;
+        if protection.is_writable() {
+            let whole = page_range(page);
+            // As in `guard`.
+            let done = host_protect(whole, Protection::READ);
+            if done.and(host_protect(whole, protection)).is_err() {
+                log::error!("page {:?} could not be protected", page.address());
+            }
+        }
+    }
+
     /// Lets `part`, which is guarded as a whole, be used again.
     pub fn unguard(&mut self, tracker: &Tracker, part: GuestRange) {
         self.guards.remove(part);

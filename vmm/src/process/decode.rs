@@ -2,7 +2,8 @@
 
 use guest_agentless::GuestRange;
 use iced_x86::{
-    Decoder, DecoderOptions, Instruction, InstructionInfoFactory, Mnemonic, OpKind, Register,
+    Decoder, DecoderOptions, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind,
+    Register,
 };
 
 use crate::kvm::Registers;
@@ -23,6 +24,24 @@ fn instruction_at(rip: u64) -> Option<Instruction> {
 
 /// All memory that the instruction at RIP accesses; none if that is not known. `bases` are those of FS and GS.
 pub fn accesses(registers: &Registers, bases: (u64, u64)) -> Option<Vec<GuestRange>> {
+    operands(registers, bases, |_| true)
+}
+
+/// All memory that it writes, or may write.
+pub fn writes(registers: &Registers, bases: (u64, u64)) -> Option<Vec<GuestRange>> {
+    operands(registers, bases, |access| {
+        !matches!(
+            access,
+            OpAccess::None | OpAccess::Read | OpAccess::CondRead | OpAccess::NoMemAccess
+        )
+    })
+}
+
+fn operands(
+    registers: &Registers,
+    bases: (u64, u64),
+    which: impl Fn(OpAccess) -> bool,
+) -> Option<Vec<GuestRange>> {
     /// RFLAGS.DF: strings are processed downwards.
     const DIRECTION: u64 = 1 << 10;
     let instruction = instruction_at(registers.rip)?;
@@ -48,7 +67,8 @@ pub fn accesses(registers: &Registers, bases: (u64, u64)) -> Option<Vec<GuestRan
     };
     let mut factory = InstructionInfoFactory::new();
     let mut ranges = Vec::new();
-    for memory in factory.info(&instruction).used_memory() {
+    let used = factory.info(&instruction).used_memory().iter();
+    for memory in used.filter(|memory| which(memory.access())) {
         let start = memory.virtual_address(0, |register, _, _| base(register))?;
         let size = memory.memory_size().size() as u64;
         if size == 0 {
@@ -58,6 +78,41 @@ pub fn accesses(registers: &Registers, bases: (u64, u64)) -> Option<Vec<GuestRan
         ranges.push(GuestRange::from_bounds(start, end));
     }
     Some(ranges)
+}
+
+/// What an instruction that exchanges a value of memory with another, in one step for everybody, has found there and
+/// written, if it is one: read from the registers as they were `before` and `after` it.
+pub fn exchanged(
+    before: &Registers,
+    bases: (u64, u64),
+    after: &Registers,
+) -> Option<(GuestRange, u64, u64)> {
+    const ZERO_FLAG: u64 = 1 << 6;
+    let instruction = instruction_at(before.rip)?;
+    let register = instruction.op1_register();
+    let is_known = instruction.op0_kind() == OpKind::Memory
+        && instruction.op1_kind() == OpKind::Register
+        && register.size() > 1;
+    let [range] = writes(before, bases)?[..] else {
+        return None;
+    };
+    if !is_known {
+        return None;
+    }
+    let mask = u64::MAX >> (64 - 8 * range.len().min(8));
+    let own = value(before, register)?;
+    let (found, written) = match instruction.mnemonic() {
+        Mnemonic::Cmpxchg if after.rflags & ZERO_FLAG != 0 => (before.rax, own),
+        Mnemonic::Cmpxchg => (0, 0),
+        Mnemonic::Xchg => (value(after, register)?, own),
+        Mnemonic::Xadd => {
+            let found = value(after, register)?;
+            (found, found.wrapping_add(own))
+        }
+        _ => return None,
+    };
+    let is_done = after.rip != before.rip;
+    is_done.then_some((range, found & mask, written & mask))
 }
 
 /// The address of the first memory operand of the instruction at RIP that the host cannot access.

@@ -192,6 +192,7 @@ impl Thread {
         if !self.process.options.protect || state.tracker.is_armed() {
             return;
         }
+        super::watchdog::ensure(&self.process);
         let present = state.space.writable_pages();
         let (tracker, mut memory) = state.tracking(&self.process, &mut self.vcpu);
         tracker.arm(&mut memory, present.into_iter());

@@ -515,13 +515,15 @@ impl Files {
         true
     }
 
-    /// The same descriptors in a forked child, whose parent sends what waits to be sent and ends what is ending.
+    /// The same descriptors in a forked child, whose parent sends what waits to be sent and ends what is ending. The child
+    /// serves nobody until it accepts a connection itself.
     pub fn for_child(mut self) -> Files {
         // The monitor's descriptors in them are closed already, their numbers may be taken, and a lock may be
         // held by a thread that is not there.
         std::mem::forget(std::mem::take(&mut self.backlog));
         std::mem::forget(std::mem::take(&mut self.endings));
         self.given_back.clear();
+        self.serves = false;
         self
     }
 

@@ -202,6 +202,7 @@ impl Thread {
             tracker.commit(&mut memory)
         };
         state.handoffs.provenance = provenance;
+        state.release_shared();
         done
     }
 

@@ -25,6 +25,7 @@ pub mod reporter;
 pub mod rerun;
 pub mod restart;
 pub mod restore;
+pub mod shared;
 pub mod signals;
 mod step;
 pub mod strike;
@@ -70,7 +71,7 @@ pub struct Options {
     pub protect: bool,
     /// Compare all writable memory with a full copy after each abandon.
     pub audit: bool,
-    /// A child that the guest has forked. It is not protected, and its end is told by its wait status.
+    /// A child that the guest has forked: its end is told by its wait status, and it is not restarted.
     pub is_child: bool,
     /// Where the counters are written at the end; absolute.
     pub stats: Option<std::path::PathBuf>,
@@ -128,6 +129,8 @@ pub struct State {
     pub tracker: Tracker,
     /// What is known of the guest's descriptors.
     pub files: Files,
+    /// What the running domain has written of memory that other processes share, if any do.
+    pub shared: Option<shared::SharedWrites>,
     /// The running domain; none while the process is not tracked yet, and between two domains.
     pub domain: Option<Domain>,
     /// The suspended domains, by thread.

@@ -12,6 +12,7 @@ use recovery::{Journal, Origin, stats};
 use super::domain::Continuation;
 use super::effects::{Deferred, Undo};
 use super::reporter::FaultRecord;
+use super::shared::{AWAITED, USED_BY_OTHERS};
 use super::signals::SignalInfo;
 use super::strike::Target;
 use super::thread::{Flow, Thread};
@@ -217,6 +218,11 @@ impl Thread {
             return Ok(Flow::Continue);
         }
         let origin = domain.origin;
+        if turn.is_shared_awaited() {
+            self.process.stats.ladder.give_up.inc();
+            self.give_up(turn, fault, &registers, AWAITED.into());
+            return Ok(Flow::Continue);
+        }
         // What was committed early goes on in its middle. If it is past its limits again, wherever it is by then, that
         // has not helped.
         let stuck = domain.committed_early.is_some() && fault.course == Course::GoesOn;
@@ -372,6 +378,7 @@ impl Thread {
                 .extend_from_slice(&output[..output.len().min(room)]);
         }
         let (undone, waiting) = self.restore_or_hide(state, may_hide);
+        let is_shared_undone = self.undo_shared(state);
         // Pages of mappings that the domain has made are gone already.
         record.pages_written = written.max(state.tracker.active_count() as u64 + waiting);
         record.pages_restored = undone.restored.len() as u64;
@@ -442,6 +449,7 @@ impl Thread {
         let lessened = domain
             .committed_early
             .or(domain.cramped)
+            .or((!is_shared_undone).then_some(USED_BY_OTHERS))
             .map(str::to_owned)
             .or_else(|| decision.withdrawal.reason());
         (record.outcome, record.reason) = match (lessened, broken) {
@@ -640,7 +648,9 @@ impl Image {
             .space
             .vmas()
             .iter()
-            .filter(|vma| vma.protection.is_writable());
+            .filter(|vma| vma.protection.is_writable())
+            // Others write that as well.
+            .filter(|vma| state.shared.is_none() || !vma.shared);
         for page in writable.flat_map(|vma| vma.range.pages()) {
             if copy::read(page.address().0, content.bytes_mut()).is_ok()
                 && content.bytes() != PageContent::zero().bytes()

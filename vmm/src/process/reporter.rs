@@ -16,7 +16,9 @@ mod symbolize;
 mod tests;
 mod writer;
 
-use std::io;
+use std::fs::File;
+use std::os::fd::{AsRawFd, FromRawFd, RawFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, SystemTime};
@@ -113,43 +115,63 @@ const PRUNE_PERIOD: Duration = Duration::from_secs(600);
 /// back to the host afterwards.
 const BACKLOG: usize = 1 << 20;
 
-/// Writes events and fault reports in order, on a thread of its own.
+/// Writes events and fault reports in order, on a thread of its own that begins when there is something to write.
 #[derive(Debug)]
 pub struct Reporter {
     writer: Arc<Writer>,
     queue: Arc<Queue>,
     thread: Mutex<Option<JoinHandle<()>>>,
+    /// Whether the thread has been started, or is not to be any more.
+    started: AtomicBool,
 }
 
 impl Reporter {
-    /// Starts the thread, which has every signal blocked. Without a `store` no reports are saved; their cores hold
-    /// `core_pages` pages of memory at most.
-    pub fn start(
-        events: EventLog,
-        store: Option<ReportStore>,
-        core_pages: usize,
-    ) -> io::Result<Reporter> {
-        let writer = Arc::new(Writer::new(events, store, core_pages));
-        let queue = Arc::new(Queue::new());
-        let (its_writer, its_queue) = (Arc::clone(&writer), Arc::clone(&queue));
-        let thread = crate::host::with_signals_blocked(|| {
-            thread::Builder::new()
-                .name("vmsrs-reporter".to_owned())
-                .spawn(move || work(&its_writer, &its_queue))
-        })?;
-        Ok(Reporter {
-            writer,
-            queue,
-            thread: Mutex::new(Some(thread)),
-        })
+    /// Without a `store` no reports are saved; their cores hold `core_pages` pages of memory at most.
+    pub fn new(events: EventLog, store: Option<ReportStore>, core_pages: usize) -> Reporter {
+        Reporter::of(Writer::new(events, store, core_pages))
     }
 
-    /// A reporter that says nothing and has no thread, for a guest process that is not protected.
-    pub fn silent() -> Reporter {
+    fn of(writer: Writer) -> Reporter {
         Reporter {
-            writer: Arc::new(Writer::new(EventLog::disabled(), None, 0)),
-            queue: Arc::new(Queue::ended()),
+            writer: Arc::new(writer),
+            queue: Arc::new(Queue::new()),
             thread: Mutex::new(None),
+            started: AtomicBool::new(false),
+        }
+    }
+
+    /// The number of the file of events, which a forked child has to keep open.
+    pub fn events_fd(&self) -> Option<RawFd> {
+        self.writer.events_file().map(AsRawFd::as_raw_fd)
+    }
+
+    /// In a forked child, whose parent has this one: a reporter to the same places. Nobody uses this one any more.
+    pub fn for_child(&self) -> Reporter {
+        let events = self.events_fd().map_or_else(EventLog::disabled, |fd| {
+            // SAFETY: the child's copy of this reporter is never used nor dropped, so the descriptor is nobody else's.
+            EventLog::new(unsafe { File::from_raw_fd(fd) })
+        });
+        Reporter::of(self.writer.for_child(events))
+    }
+
+    /// Starts the thread, which has every signal blocked. Where that fails everybody writes for himself.
+    fn start(&self) {
+        let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.started.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let (writer, queue) = (Arc::clone(&self.writer), Arc::clone(&self.queue));
+        let started = crate::host::with_signals_blocked(|| {
+            thread::Builder::new()
+                .name("vmsrs-reporter".to_owned())
+                .spawn(move || work(&writer, &queue))
+        });
+        match started {
+            Ok(handle) => *thread = Some(handle),
+            Err(error) => {
+                log::error!("the reporter thread cannot be started: {error}");
+                self.queue.end();
+            }
         }
     }
 
@@ -183,6 +205,9 @@ impl Reporter {
     /// its caller, at once. To finish again does nothing.
     pub fn finish(&self) {
         self.queue.close();
+        if !self.started.swap(true, Ordering::AcqRel) {
+            self.queue.end();
+        }
         // The lock is held while joining, so that a second caller also waits.
         let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(thread) = thread.take()
@@ -193,6 +218,9 @@ impl Reporter {
     }
 
     fn hand_over(&self, item: Item) {
+        if !self.started.load(Ordering::Acquire) {
+            self.start();
+        }
         if let Err(item) = self.queue.push(item) {
             self.writer.write(&mut Symbolizer::default(), item);
         }

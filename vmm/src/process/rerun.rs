@@ -86,6 +86,7 @@ impl Thread {
             }
         }
         self.restore_or_hide(state, false);
+        self.undo_shared(state);
         self.withdraw(state, &domain, &decision, &kept_words);
         let checkpoint = domain.checkpoint;
         *self.vcpu.registers() = checkpoint.registers;

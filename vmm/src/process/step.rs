@@ -17,7 +17,7 @@ use super::withdraw::word_of;
 use crate::memory::{Attempt, page_range};
 
 /// The trap flag in RFLAGS: an exception after one instruction.
-const TRAP_FLAG: u64 = 1 << 8;
+pub(super) const TRAP_FLAG: u64 = 1 << 8;
 /// Accesses that are told apart while one request is suspended. Each costs two exits.
 const TOLD_APART_MAX: u32 = 4096;
 /// Accesses of one domain that are told apart, so that it does not use up its own time slice by that.
@@ -142,12 +142,17 @@ impl Thread {
         if self.vcpu.registers().rflags & TRAP_FLAG == 0 {
             self.end_step(state);
         }
-        !self.stepping.is_empty()
+        self.has_steps()
+    }
+
+    /// Whether something is let through for one instruction.
+    pub(super) fn has_steps(&self) -> bool {
+        !self.stepping.is_empty() || !self.shared_steps.is_empty()
     }
 
     /// A debug exception: whether it ends such an instruction.
     pub(super) fn has_stepped(&mut self, state: &mut State) -> bool {
-        let steps = !self.stepping.is_empty();
+        let steps = self.has_steps();
         if steps {
             // The access was made, however often the next one faults at the same place.
             self.last_fault = (0, 0);
@@ -158,10 +163,11 @@ impl Thread {
 
     /// The pages are guarded again, unless they need not be any more.
     pub(super) fn end_step(&mut self, state: &mut State) {
-        if self.stepping.is_empty() {
+        if !self.has_steps() {
             return;
         }
         self.vcpu.registers().rflags &= !TRAP_FLAG;
+        self.end_shared_steps(state);
         for page in std::mem::take(&mut self.stepping) {
             let whole = page_range(page);
             if state.is_watched(page) && state.space.guard(whole).is_err() {

@@ -14,6 +14,7 @@ use recovery::suspended::Merge;
 use super::State;
 use super::domain::{Domain, Early};
 use super::rerun::Committed;
+use super::shared::GONE_ON;
 use super::thread::Thread;
 use super::withdraw;
 use crate::memory::runs;
@@ -42,6 +43,11 @@ impl Thread {
         // Whose request it goes on with is not known.
         if self.answers_for_others {
             return self.commit(state);
+        }
+        if state.begin_shared_wait()
+            && let Some(domain) = &mut state.domain
+        {
+            domain.cramped.get_or_insert(GONE_ON);
         }
         // Nobody is there to run meanwhile.
         if self.process.threads().len() <= 1 {
@@ -90,6 +96,7 @@ impl Thread {
 
     /// The thread has the run token again: goes on with its domain, if it was suspended.
     pub fn resume(&mut self, state: &mut State) {
+        state.end_shared_wait();
         let tid = self.tid();
         let Some(mut domain) = state.suspended.remove(&tid) else {
             return;

@@ -15,6 +15,7 @@ use super::handoff::Following;
 use super::host_signals;
 use super::overflow::is_stack_overflow;
 use super::recover::Fault;
+use super::shared::SharedStep;
 use super::signals::{self, Action, AlternateStack, Delivery, Interrupted, SignalInfo};
 use super::strike::Struck;
 use super::{Process, State, Turn};
@@ -111,6 +112,8 @@ pub struct Thread {
     pub(super) last_fault: (u64, u32),
     /// Pages that the next instruction may touch, and no other: see [`super::step`].
     pub(super) stepping: Vec<PageNumber>,
+    /// Likewise, of memory that other processes share.
+    pub(super) shared_steps: Vec<SharedStep>,
     /// Which life of the process the thread is in (see [`super::restart`]).
     pub epoch: u64,
 }
@@ -146,6 +149,7 @@ impl Thread {
             written: 0,
             last_fault: (0, 0),
             stepping: Vec::new(),
+            shared_steps: Vec::new(),
             epoch: 0,
         }
     }
@@ -426,7 +430,7 @@ impl Thread {
 
     /// The host's mask while the thread is in the guest.
     fn mask_in_guest(&self) -> SignalSet {
-        match self.signals_postponed || !self.stepping.is_empty() {
+        match self.signals_postponed || self.has_steps() {
             true => host_signals::closed_mask(self.blocked),
             false => host_signals::open_mask(self.blocked),
         }

@@ -5,7 +5,6 @@
 //! look.
 
 use std::collections::HashMap;
-use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread::{self, Builder};
@@ -27,6 +26,7 @@ const GRACE: u32 = 2;
 /// How the threads of a process reach its watchdog.
 #[derive(Default)]
 pub struct Watchdog {
+    started: AtomicBool,
     thread: OnceLock<thread::Thread>,
     asleep: AtomicBool,
 }
@@ -43,20 +43,26 @@ impl Watchdog {
     }
 }
 
-/// Starts the watchdog of `process`, with every signal blocked; nothing if requests have no time limits.
-pub fn start(process: &Arc<Process>) -> io::Result<()> {
+/// Starts the watchdog of `process`, with every signal blocked, before its first request; nothing if it has started, or
+/// if requests have no time limits.
+pub fn ensure(process: &Arc<Process>) {
     let limits = process.options.limits;
-    let Some(period) = period(limits).filter(|_| process.options.protect) else {
-        return Ok(());
+    let Some(period) = period(limits) else {
+        return;
     };
+    if process.watchdog.started.swap(true, Ordering::AcqRel) {
+        return;
+    }
     let watched = Arc::clone(process);
-    host::with_signals_blocked(|| {
+    let started = host::with_signals_blocked(|| {
         Builder::new()
             .name("vmsrs-watchdog".into())
             .stack_size(64 << 10)
             .spawn(move || watch(&watched, limits, period))
-            .map(drop)
-    })
+    });
+    if let Err(error) = started {
+        log::error!("requests have no time limits, for want of a thread: {error}");
+    }
 }
 
 fn period(limits: Limits) -> Option<Duration> {

@@ -40,12 +40,14 @@ impl Call<'_, '_> {
 /// The process exits.
 pub fn with_status(thread: &Thread, turn: &mut Turn<'_>, status: i32) -> ! {
     flush_output(turn);
+    turn.release_shared();
     finish(&thread.process, Some(status), None)
 }
 
 /// A signal ends the process.
 pub fn by_signal(thread: &Thread, turn: &mut Turn<'_>, signal: Signal) -> ! {
     flush_output(turn);
+    turn.release_shared();
     finish(&thread.process, None, Some(signal))
 }
 
@@ -73,11 +75,13 @@ fn finish(process: &Process, status: Option<i32>, signal: Option<Signal>) -> ! {
         }
     }
     let name = signal.map(|signal| signal_name(signal.raw()));
-    process.reporter.emit(Event::Exited {
-        pid: std::process::id(),
-        status,
-        signal: name,
-    });
+    if !process.options.is_child {
+        process.reporter.emit(Event::Exited {
+            pid: std::process::id(),
+            status,
+            signal: name,
+        });
+    }
     process.reporter.finish();
     process.write_stats();
     if let Some(socket) = &process.options.control {

@@ -1,30 +1,32 @@
 //! Processes: `fork` forks the monitor, and the child builds a machine of its own around its copy of the
 //! guest's memory.
 //!
-//! A child runs without recovery for now, and a shared address space (`vfork`, `CLONE_VM` without
+//! A child recovers from faults as its parent does, but is not restarted in place, and is not reached by `vmsrs control`. A
+//! shared address space (`vfork`, `CLONE_VM` without
 //! `CLONE_THREAD`) is a copied one: POSIX lets a `vfork` be a `fork`, and `posix_spawn` only loses the error
 //! of a failed exec, which the child's exit status 127 tells.
 
 use std::ffi::OsString;
 use std::sync::Arc;
 
-use guest_agentless::Errno;
+use guest_agentless::{Errno, GuestRange};
 use kvm_bindings::kvm_xsave;
-use recovery::Tracker;
 use recovery::ladder::Ladder;
 use recovery::stats::Stats;
 
 use super::wait::For;
 use super::{Call, Handler, errno_of};
 use crate::host::{self, handles};
+use crate::inject::Injector;
 use crate::kvm::{KvmError, Registers, Vm};
 use crate::memory::window;
 use crate::process::control;
 use crate::process::domain::Early;
 use crate::process::host_signals;
-use crate::process::reporter::Reporter;
+use crate::process::image::RestartMode;
+use crate::process::shared::SharedWrites;
 use crate::process::thread::Thread;
-use crate::process::{Options, Parts, Process, State};
+use crate::process::{Options, Parts, Process, State, Turn};
 
 pub fn handler(number: i64) -> Option<Handler> {
     Some(match number {
@@ -65,6 +67,7 @@ pub fn clone_process(call: &mut Call) -> Result<u64, Errno> {
     for window in window::windows() {
         call.thread.touch(call.state, window);
     }
+    call.thread.begin_sharing(call.state);
     // It may write files, and a restarted parent would not know of it.
     call.state.restart.files_changed = true;
     let (registers, fs) = call.child_registers(flags, stack, tls);
@@ -78,12 +81,19 @@ pub fn clone_process(call: &mut Call) -> Result<u64, Errno> {
         extended,
         bases: (fs, call.thread.vcpu.gs_base()),
     };
+    // The injections must not be locked by another thread at that moment.
+    let injector = call.thread.process.injector.clone();
+    let injector = injector.map(|injector| Arc::new(injector.for_child()));
+    let (tracker, mut memory) = call
+        .state
+        .tracking(&call.thread.process, &mut call.thread.vcpu);
+    tracker.note_written(&mut memory);
     // SAFETY: the child goes on with this thread alone. It uses nothing that another thread may have left
     // locked: it makes its own of everything, and libc takes care of its allocator.
     match unsafe { libc::fork() } {
         -1 => Err(errno_of(&std::io::Error::last_os_error())),
         0 => {
-            let child = become_child(call, start);
+            let child = become_child(call, start, injector);
             match child {
                 Ok(thread) => run_child(thread, flags, child_tid),
                 Err(error) => {
@@ -111,9 +121,10 @@ fn without_control(given: &[OsString]) -> Vec<OsString> {
     left
 }
 
-fn run_child(thread: Thread, flags: u64, child_tid: u64) -> ! {
+fn run_child(mut thread: Thread, flags: u64, child_tid: u64) -> ! {
     let tid = std::process::id() as i32;
     if flags & libc::CLONE_CHILD_SETTID as u64 != 0 {
+        thread.mark_loaded(&[GuestRange::from_bounds(child_tid, child_tid + 4)]);
         // The pointer was checked; a page that cannot be written is the guest's loss, as on Linux.
         let _ = crate::memory::copy::write(child_tid, &tid.to_ne_bytes());
     }
@@ -130,13 +141,18 @@ fn run_child(thread: Thread, flags: u64, child_tid: u64) -> ! {
 }
 
 /// In the child: a machine, a process and a thread of its own.
-fn become_child(call: &mut Call, start: Start) -> Result<Thread, KvmError> {
+fn become_child(
+    call: &mut Call,
+    start: Start,
+    injector: Option<Arc<Injector>>,
+) -> Result<Thread, KvmError> {
     control::forget_after_fork();
     host_signals::forget();
     // The parent's machine, vCPUs and files of the monitor.
-    handles::close_others();
     let parent = &call.thread.process;
-    let vm = Vm::create_for_child(parent.vm.monitor().clone())?;
+    handles::close_others(parent.reporter.events_fd());
+    let protect = parent.options.protect;
+    let vm = Vm::create_for_child(parent.vm.monitor().clone(), protect)?;
     let mut vcpu = vm.create_vcpu()?;
     vcpu.set_entry_path(parent.entry_path);
     vcpu.set_segment_bases(start.bases.0, start.bases.1)?;
@@ -144,11 +160,15 @@ fn become_child(call: &mut Call, start: Start) -> Result<Thread, KvmError> {
     *vcpu.registers() = start.registers;
     let own_memory =
         handles::open_own_memory().map_err(|e| KvmError::Ioctl("opening /proc/self/mem", e))?;
+    let own_page_map = protect.then(handles::open_own_page_map).transpose();
+    let own_page_map =
+        own_page_map.map_err(|e| KvmError::Ioctl("opening /proc/self/pagemap", e))?;
     let state: &mut State = call.state;
     state.files.forget_image();
     let state = State {
         space: state.space.take_over(&vm)?,
-        tracker: Tracker::new(),
+        tracker: state.tracker.for_child(),
+        shared: state.shared.as_ref().map(SharedWrites::for_child),
         files: std::mem::take(&mut state.files).for_child(),
         domain: None,
         suspended: Default::default(),
@@ -159,34 +179,43 @@ fn become_child(call: &mut Call, start: Start) -> Result<Thread, KvmError> {
         ladder: Ladder::default(),
         handoffs: Default::default(),
         restart: Default::default(),
-        offenders: None,
+        offenders: state.offenders.take(),
         own_limits: state.own_limits,
-        heap: None,
+        heap: state.heap.take().map(|_| Box::default()),
         locked: crate::memory::LockedPages::default(),
         functions: Default::default(),
         strike_points: Default::default(),
     };
     let options = Options {
         is_child: true,
+        control: None,
+        stats: None,
+        restart: RestartMode::Off,
         given: without_control(&parent.options.given),
-        ..Options::default()
+        ..parent.options.clone()
     };
     let process = Process::new(Parts {
         vm,
         entry_path: parent.entry_path,
         options,
         stats: Arc::new(Stats::new()),
-        reporter: Reporter::silent(),
+        reporter: parent.reporter.for_child(),
         program: parent.program.clone(),
         executable: parent.executable.clone(),
         auxv: parent.auxv.clone(),
         own_memory,
-        own_page_map: None,
-        injector: None,
+        own_page_map,
+        injector,
         state,
     });
-    let mut thread = Thread::new(Arc::new(process), vcpu, call.thread.blocked);
+    let process = Arc::new(process);
+    let mut thread = Thread::new(Arc::clone(&process), vcpu, call.thread.blocked);
     thread.alternate_stack = call.thread.alternate_stack;
+    let mut turn = Turn::take(&process, 0);
+    if turn.shared.is_some() {
+        thread.arm(&mut turn);
+    }
+    drop(turn);
     Ok(thread)
 }
 

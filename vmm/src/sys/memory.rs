@@ -3,6 +3,7 @@
 
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use guest_agentless::vma::FileBacking;
 use guest_agentless::{
@@ -127,6 +128,13 @@ impl Call<'_, '_> {
     }
 }
 
+/// A number for shared memory that has no name, other than that of any other such memory, in whatever process.
+fn new_inode() -> u64 {
+    static LAST: AtomicU32 = AtomicU32::new(0);
+    let number = LAST.fetch_add(1, Ordering::Relaxed);
+    u64::from(std::process::id()) << 32 | u64::from(number)
+}
+
 fn mmap(call: &mut Call) -> Result<u64, Errno> {
     let [address, len, protection, flags, fd, offset] = call.args;
     let flags = flags as i32;
@@ -160,7 +168,7 @@ fn mmap(call: &mut Call) -> Result<u64, Errno> {
     }
     let anonymous = flags & libc::MAP_ANONYMOUS != 0;
     let backing = match anonymous {
-        true if shared => Backing::File(FileBacking::shared_anonymous(0)),
+        true if shared => Backing::File(FileBacking::shared_anonymous(new_inode())),
         true => Backing::Anonymous,
         false => {
             if !offset.is_multiple_of(PAGE_SIZE) {

@@ -64,13 +64,6 @@ impl Queue {
         }
     }
 
-    /// A queue without a reader: it takes nothing.
-    pub(super) fn ended() -> Queue {
-        let queue = Queue::new();
-        queue.lock().phase = Phase::Ended;
-        queue
-    }
-
     /// Adds `item`, and waits for room first. A closed queue gives it back, but not before the reader has
     /// ended: what the caller then does with it still comes after everything that was queued.
     pub(super) fn push(&self, item: Item) -> Result<(), Item> {
@@ -147,6 +140,12 @@ impl Queue {
         self.ready.notify_one();
     }
 
+    /// There is no reader, or none any more: it takes nothing.
+    pub(super) fn end(&self) {
+        self.lock().phase = Phase::Ended;
+        self.room.notify_all();
+    }
+
     /// For the reader to hold: when it ends, for whatever reason, nobody waits for it any more.
     pub(super) fn ended_on_drop(&self) -> impl Drop + '_ {
         Ended(self)
@@ -161,8 +160,7 @@ struct Ended<'a>(&'a Queue);
 
 impl Drop for Ended<'_> {
     fn drop(&mut self) {
-        self.0.lock().phase = Phase::Ended;
-        self.0.room.notify_all();
+        self.0.end();
     }
 }
 

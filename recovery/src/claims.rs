@@ -1,0 +1,614 @@
+//! Who writes which page of memory that several processes share, so that the writes of a request can be undone without
+//! those of others.
+//!
+//! A table in memory that all processes of a server share, out of the guests' reach, has a slot for each page that is
+//! being written. The first process to write a page *claims* it until its request ends: it writes as it likes, and what
+//! differs in the end from what the page held at first is what it has written, except for what others have written
+//! meanwhile. Each of these *notes* in the slot which words it is about to write, and when that is [done](Claims::done),
+//! what has become of them: so the owner knows what a word would hold without it, even where both have written it, as
+//! they do with counters.
+//!
+//! A slot stays in use for as long as anybody who has noted words may still write them; until then nobody claims the
+//! page, but notes his words as well. Who cannot say which words he will write says so ([`Claims::note_all`]).
+//!
+//! Who waits in the middle of a request for what another process does has been seen at work: from then on he only says
+//! which pages he has written ([`Claims::begin_wait`]). Whoever has written one of them too may be the one he waits for,
+//! and to undo that would leave him waiting for ever.
+//!
+//! Slots are looked for in one group of a few, by the page. Where all of them are in use, nothing is said of the page
+//! ([`Claim::Unknown`]). All that is in the table is read and written by the monitor alone; a process that was killed in
+//! the middle is found out by its ID.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// Bytes of a word.
+pub const WORD: u64 = 8;
+/// Words of a page.
+pub const WORDS: usize = 512;
+/// Slots that a page may be in.
+const SLOTS: usize = 8;
+/// For how long a lock is waited for before it is asked whether its holder is alive.
+const PATIENCE: Duration = Duration::from_millis(1);
+/// For how long an undo waits for those who are writing what they have noted: one instruction, unless they do not run.
+const UNDO_PATIENCE: Duration = Duration::from_millis(20);
+
+/// Names a page of shared memory: of which file, and where in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PageKey {
+    /// Major and minor number of the device.
+    pub device: (u32, u32),
+    /// Inode number.
+    pub inode: u64,
+    /// Offset in the file, in pages.
+    pub page: u64,
+}
+
+/// A set of words of a page.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Words([u64; WORDS / 64]);
+
+impl Words {
+    /// No word.
+    pub const NONE: Words = Words([0; WORDS / 64]);
+
+    /// Adds the word with this number, if there is one.
+    pub fn insert(&mut self, word: usize) {
+        if let Some(bits) = self.0.get_mut(word / 64) {
+            *bits |= 1 << (word % 64);
+        }
+    }
+
+    /// Whether the word is in it.
+    pub fn contains(&self, word: usize) -> bool {
+        let bits = self.0.get(word / 64);
+        bits.is_some_and(|bits| bits & 1 << (word % 64) != 0)
+    }
+
+    /// Their numbers, ascending.
+    pub fn iter(&self) -> impl Iterator<Item = usize> + '_ {
+        (0..WORDS).filter(|word| self.contains(*word))
+    }
+}
+
+/// A page that is being written. All of it belongs to the holder of its group's lock.
+#[derive(Debug)]
+struct Slot {
+    device: AtomicU64,
+    inode: AtomicU64,
+    page: AtomicU64,
+    /// The process that has claimed the page, or 0.
+    owner: AtomicU32,
+    /// How many have noted words and are not done.
+    others: AtomicU32,
+    /// How many wait who have written the page before.
+    waiting: AtomicU32,
+    /// Whether somebody who could not say which words has written the page since the claim.
+    mixed: AtomicBool,
+    /// The words that others have noted since the claim.
+    noted: [AtomicU64; WORDS / 64],
+    /// What they have added to each of them; zero for all other words.
+    added: [AtomicU64; WORDS],
+}
+
+/// Slots with one lock. All zero is a valid and empty one.
+#[derive(Debug)]
+#[repr(C, align(64))]
+pub struct Group {
+    /// The process that holds the lock, or 0.
+    lock: AtomicU32,
+    slots: [Slot; SLOTS],
+}
+
+/// What others have written of a page since it was claimed.
+#[derive(Debug)]
+pub struct Noted<'a>(&'a Slot);
+
+impl Noted<'_> {
+    /// Whether that is not known.
+    pub fn is_mixed(&self) -> bool {
+        self.0.mixed.load(Ordering::Relaxed) || self.0.others.load(Ordering::Relaxed) != 0
+    }
+
+    /// What they have added to the word in all, modulo 2^64.
+    pub fn added(&self, word: usize) -> u64 {
+        let added = self.0.added.get(word);
+        added.map_or(0, |added| added.load(Ordering::Relaxed))
+    }
+}
+
+/// What came of a claim.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Claim {
+    /// The page is this process's until it is released.
+    Owned,
+    /// Another process writes it.
+    Others,
+    /// There is no room in the table.
+    Unknown,
+    /// What the page holds could not be kept.
+    Failed,
+}
+
+/// The table, for one process.
+#[derive(Debug, Clone, Copy)]
+pub struct Claims {
+    groups: &'static [Group],
+    /// Of this process.
+    pid: u32,
+    is_alive: fn(u32) -> bool,
+}
+
+struct Locked<'a> {
+    group: &'a Group,
+}
+
+impl Drop for Locked<'_> {
+    fn drop(&mut self) {
+        self.group.lock.store(0, Ordering::Release);
+    }
+}
+
+impl Slot {
+    fn is_of(&self, key: PageKey) -> bool {
+        let get = |number: &AtomicU64| number.load(Ordering::Relaxed);
+        self.is_used()
+            && (get(&self.device), get(&self.inode), get(&self.page))
+                == (device(key), key.inode, key.page)
+    }
+
+    fn is_used(&self) -> bool {
+        [&self.owner, &self.others, &self.waiting]
+            .iter()
+            .any(|count| count.load(Ordering::Relaxed) != 0)
+    }
+
+    fn begin(&self, key: PageKey) {
+        self.device.store(device(key), Ordering::Relaxed);
+        self.inode.store(key.inode, Ordering::Relaxed);
+        self.page.store(key.page, Ordering::Relaxed);
+        self.clear();
+    }
+
+    /// Nobody has noted anything.
+    fn clear(&self) {
+        let mut words = Words::NONE;
+        for (to, from) in words.0.iter_mut().zip(&self.noted) {
+            *to = from.swap(0, Ordering::Relaxed);
+        }
+        for word in words.iter() {
+            self.added[word].store(0, Ordering::Relaxed);
+        }
+        self.mixed.store(false, Ordering::Relaxed);
+    }
+
+    fn note(&self, words: &Words) {
+        for (to, from) in self.noted.iter().zip(&words.0) {
+            to.fetch_or(*from, Ordering::Relaxed);
+        }
+        self.others.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn add(&self, word: usize, change: u64) {
+        let mut words = Words::NONE;
+        words.insert(word);
+        for (to, from) in self.noted.iter().zip(&words.0) {
+            to.fetch_or(*from, Ordering::Relaxed);
+        }
+        if let Some(added) = self.added.get(word) {
+            added.fetch_add(change, Ordering::Relaxed);
+        }
+    }
+}
+
+fn device(key: PageKey) -> u64 {
+    u64::from(key.device.0) << 32 | u64::from(key.device.1)
+}
+
+impl Claims {
+    /// The table in `groups`, for the process `pid`. `is_alive` says whether another process still is.
+    pub fn new(groups: &'static [Group], pid: u32, is_alive: fn(u32) -> bool) -> Claims {
+        Claims {
+            groups,
+            pid,
+            is_alive,
+        }
+    }
+
+    /// The same table, for a forked child.
+    pub fn for_child(self, pid: u32) -> Claims {
+        Claims { pid, ..self }
+    }
+
+    fn group(&self, key: PageKey) -> Option<&'static Group> {
+        // Neighbours in a file are neighbours in the table.
+        let mixed = (key.inode ^ device(key)).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 20;
+        let number = mixed.wrapping_add(key.page) % (self.groups.len() as u64).max(1);
+        self.groups.get(number as usize)
+    }
+
+    fn lock(&self, group: &'static Group) -> Locked<'static> {
+        let mut since = None;
+        loop {
+            let taken =
+                group
+                    .lock
+                    .compare_exchange(0, self.pid, Ordering::Acquire, Ordering::Relaxed);
+            let Err(holder) = taken else {
+                return Locked { group };
+            };
+            if since.get_or_insert_with(Instant::now).elapsed() > PATIENCE {
+                since = None;
+                if !(self.is_alive)(holder) {
+                    // What it held may be half done, but is only ever too much.
+                    let _ = group.lock.compare_exchange(
+                        holder,
+                        0,
+                        Ordering::Acquire,
+                        Ordering::Relaxed,
+                    );
+                }
+            }
+            thread::yield_now();
+        }
+    }
+
+    /// The request that runs in this process is about to write the page. If it was not claimed yet, `keep` keeps what it
+    /// holds, before anybody else writes it; false if that cannot be done.
+    pub fn claim(&self, key: PageKey, keep: impl FnOnce() -> bool) -> Claim {
+        let Some(group) = self.group(key) else {
+            return Claim::Unknown;
+        };
+        let locked = self.lock(group);
+        let slots = &locked.group.slots;
+        let of_page = slots.iter().find(|slot| slot.is_of(key));
+        if let Some(slot) = of_page {
+            let owner = slot.owner.load(Ordering::Relaxed);
+            if owner == self.pid {
+                return Claim::Owned;
+            }
+            let is_left = owner == 0 || !(self.is_alive)(owner);
+            if slot.others.load(Ordering::Relaxed) != 0 || !is_left {
+                return Claim::Others;
+            }
+        }
+        let unused = || slots.iter().find(|slot| !slot.is_used());
+        let Some(slot) = of_page.or_else(unused) else {
+            return Claim::Unknown;
+        };
+        if !keep() {
+            return Claim::Failed;
+        }
+        slot.begin(key);
+        slot.owner.store(self.pid, Ordering::Relaxed);
+        Claim::Owned
+    }
+
+    /// This process, which has not claimed the page, is about to write these words of it, until it is [done](Self::done).
+    /// False if nobody else writes the page any more, so that it can be claimed.
+    pub fn note(&self, key: PageKey, words: &Words) -> bool {
+        self.in_slot(key, |slot| slot.note(words)).is_some()
+    }
+
+    /// Likewise, and which words it will write is not known.
+    pub fn note_all(&self, key: PageKey) -> bool {
+        let noted = self.in_slot(key, |slot| {
+            slot.note(&Words::NONE);
+            slot.mixed.store(true, Ordering::Relaxed);
+        });
+        noted.is_some()
+    }
+
+    /// What this process has noted of the page last is written: what was added to each word by that.
+    pub fn done(&self, key: PageKey, changes: impl IntoIterator<Item = (usize, u64)>) {
+        self.in_slot(key, |slot| {
+            for (word, change) in changes {
+                slot.add(word, change);
+            }
+            let left = slot.others.load(Ordering::Relaxed).saturating_sub(1);
+            slot.others.store(left, Ordering::Relaxed);
+        });
+    }
+
+    /// This process, which has written the page and has not claimed it any more, waits for others until
+    /// [`Claims::end_wait`]. False if there is no room to say so.
+    pub fn begin_wait(&self, key: PageKey) -> bool {
+        let Some(group) = self.group(key) else {
+            return false;
+        };
+        let locked = self.lock(group);
+        let slots = &locked.group.slots;
+        let of_page = slots.iter().find(|slot| slot.is_of(key));
+        let unused = || slots.iter().find(|slot| !slot.is_used());
+        let Some(slot) = of_page.or_else(unused) else {
+            return false;
+        };
+        if of_page.is_none() {
+            slot.begin(key);
+        }
+        slot.waiting.fetch_add(1, Ordering::Relaxed);
+        true
+    }
+
+    /// It waits no longer.
+    pub fn end_wait(&self, key: PageKey) {
+        self.in_slot(key, |slot| {
+            let left = slot.waiting.load(Ordering::Relaxed).saturating_sub(1);
+            slot.waiting.store(left, Ordering::Relaxed);
+        });
+    }
+
+    /// Whether somebody waits who has written the page.
+    pub fn is_awaited(&self, key: PageKey) -> bool {
+        let waiting = self.in_slot(key, |slot| slot.waiting.load(Ordering::Relaxed));
+        waiting.is_some_and(|waiting| waiting != 0)
+    }
+
+    /// Calls `action` with the slot of the page, locked, if there is one.
+    fn in_slot<T>(&self, key: PageKey, action: impl FnOnce(&Slot) -> T) -> Option<T> {
+        let locked = self.lock(self.group(key)?);
+        let slot = locked.group.slots.iter().find(|slot| slot.is_of(key));
+        slot.map(action)
+    }
+
+    /// What others have written of a page that this process has claimed, for `undo`, which runs while nobody else begins
+    /// to. The page stays claimed. False, and nothing is done, if this process has not claimed it.
+    pub fn undo(&self, key: PageKey, undo: impl FnOnce(Noted<'_>)) -> bool {
+        let Some(group) = self.group(key) else {
+            return false;
+        };
+        let deadline = Instant::now() + UNDO_PATIENCE;
+        loop {
+            let locked = self.lock(group);
+            let mut slots = locked.group.slots.iter();
+            let Some(slot) = slots.find(|slot| self.owns(slot, key)) else {
+                return false;
+            };
+            let is_settled = slot.others.load(Ordering::Relaxed) == 0
+                || slot.mixed.load(Ordering::Relaxed)
+                || Instant::now() > deadline;
+            if is_settled {
+                undo(Noted(slot));
+                return true;
+            }
+            drop(locked);
+            thread::yield_now();
+        }
+    }
+
+    fn owns(&self, slot: &Slot, key: PageKey) -> bool {
+        slot.is_of(key) && slot.owner.load(Ordering::Relaxed) == self.pid
+    }
+
+    /// The request has ended, and this process cannot write the page without a claim any more.
+    pub fn release(&self, key: PageKey) {
+        self.in_slot(key, |slot| {
+            if self.owns(slot, key) {
+                slot.owner.store(0, Ordering::Relaxed);
+            }
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KEY: PageKey = PageKey {
+        device: (0, 1),
+        inode: 7,
+        page: 3,
+    };
+
+    impl Group {
+        fn empty() -> Group {
+            let zero = || AtomicU64::new(0);
+            let slot = |_| Slot {
+                device: zero(),
+                inode: zero(),
+                page: zero(),
+                owner: AtomicU32::new(0),
+                others: AtomicU32::new(0),
+                waiting: AtomicU32::new(0),
+                mixed: AtomicBool::new(false),
+                noted: Default::default(),
+                added: [const { AtomicU64::new(0) }; WORDS],
+            };
+            Group {
+                lock: AtomicU32::new(0),
+                slots: [0; SLOTS].map(slot),
+            }
+        }
+    }
+
+    fn table(groups: usize) -> &'static [Group] {
+        Box::leak((0..groups).map(|_| Group::empty()).collect())
+    }
+
+    fn two(groups: usize) -> (Claims, Claims) {
+        let one = Claims::new(table(groups), 1, |_| true);
+        (one, one.for_child(2))
+    }
+
+    fn words(list: &[usize]) -> Words {
+        let mut words = Words::NONE;
+        list.iter().for_each(|word| words.insert(*word));
+        words
+    }
+
+    /// What others have added to the words of a claimed page; none if that is not known.
+    fn added(claims: Claims, key: PageKey) -> Option<Vec<(usize, u64)>> {
+        let mut all = None;
+        assert!(claims.undo(key, |noted| {
+            let words = (0..WORDS).map(|word| (word, noted.added(word)));
+            all = (!noted.is_mixed()).then(|| words.filter(|(_, added)| *added != 0).collect());
+        }));
+        all
+    }
+
+    #[test]
+    fn who_comes_second_notes_its_words() {
+        let (one, two) = two(4);
+        assert_eq!(one.claim(KEY, || true), Claim::Owned);
+        assert_eq!(one.claim(KEY, || true), Claim::Owned);
+        assert_eq!(two.claim(KEY, || true), Claim::Others);
+        for _ in 0..2 {
+            assert!(two.note(KEY, &words(&[0, 63, 64, 511])));
+            two.done(KEY, [(0, 1), (511, 1u64.wrapping_neg())]);
+        }
+        assert_eq!(added(one, KEY).unwrap(), [(0, 2), (511, u64::MAX - 1)]);
+        one.release(KEY);
+        assert!(!two.note(KEY, &words(&[1])));
+        assert_eq!(two.claim(KEY, || true), Claim::Owned);
+        assert_eq!(added(two, KEY).unwrap(), []);
+    }
+
+    #[test]
+    fn a_page_is_not_claimed_while_somebody_may_write_what_he_has_noted() {
+        let (one, two) = two(4);
+        assert_eq!(one.claim(KEY, || true), Claim::Owned);
+        assert!(two.note(KEY, &words(&[5])));
+        one.release(KEY);
+        assert_eq!(one.claim(KEY, || true), Claim::Others);
+        assert!(one.note(KEY, &words(&[6])));
+        two.done(KEY, []);
+        one.done(KEY, []);
+        assert_eq!(one.claim(KEY, || true), Claim::Owned);
+    }
+
+    #[test]
+    fn what_is_not_told_apart_is_said_until_the_next_claim() {
+        let (one, two) = two(4);
+        assert_eq!(one.claim(KEY, || true), Claim::Owned);
+        assert!(two.note_all(KEY));
+        assert_eq!(added(one, KEY), None);
+        two.done(KEY, []);
+        assert_eq!(added(one, KEY), None);
+        one.release(KEY);
+        assert_eq!(one.claim(KEY, || true), Claim::Owned);
+        assert_eq!(added(one, KEY).unwrap(), []);
+    }
+
+    #[test]
+    fn an_undo_waits_for_who_is_writing_but_not_for_ever() {
+        let (one, two) = two(4);
+        assert_eq!(one.claim(KEY, || true), Claim::Owned);
+        assert!(two.note(KEY, &words(&[5])));
+        assert_eq!(added(one, KEY), None);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                thread::sleep(Duration::from_millis(1));
+                two.done(KEY, [(5, 7)]);
+            });
+            assert_eq!(added(one, KEY).unwrap(), [(5, 7)]);
+        });
+    }
+
+    #[test]
+    fn who_waits_is_seen_by_whoever_writes_the_page() {
+        let (one, two) = two(4);
+        assert_eq!(one.claim(KEY, || true), Claim::Owned);
+        assert!(!one.is_awaited(KEY));
+        assert!(two.begin_wait(KEY));
+        assert!(one.is_awaited(KEY));
+        one.release(KEY);
+        assert_eq!(one.claim(KEY, || true), Claim::Owned);
+        assert!(one.is_awaited(KEY));
+        two.end_wait(KEY);
+        assert!(!one.is_awaited(KEY));
+        one.release(KEY);
+        assert!(two.begin_wait(KEY) && one.is_awaited(KEY));
+    }
+
+    #[test]
+    fn what_is_not_claimed_is_not_undone() {
+        let (one, two) = two(4);
+        assert!(!one.undo(KEY, |_| unreachable!()));
+        assert_eq!(two.claim(KEY, || true), Claim::Owned);
+        assert!(!one.undo(KEY, |_| unreachable!()));
+        one.release(KEY);
+        assert_eq!(two.claim(KEY, || true), Claim::Owned);
+        assert_eq!(one.claim(KEY, || true), Claim::Others);
+    }
+
+    #[test]
+    fn pages_that_find_no_slot_are_unknown_until_one_is_free() {
+        let (one, two) = two(1);
+        let key = |page| PageKey { page, ..KEY };
+        for page in 0..SLOTS as u64 {
+            assert_eq!(one.claim(key(page), || true), Claim::Owned);
+        }
+        assert_eq!(two.claim(key(100), || true), Claim::Unknown);
+        one.release(key(2));
+        assert_eq!(two.claim(key(100), || true), Claim::Owned);
+    }
+
+    #[test]
+    fn the_dead_own_nothing() {
+        let one = Claims::new(table(4), 1, |pid| pid != 2);
+        let two = one.for_child(2);
+        assert_eq!(two.claim(KEY, || true), Claim::Owned);
+        std::mem::forget(two.lock(two.group(KEY).unwrap()));
+        assert_eq!(one.claim(KEY, || true), Claim::Owned);
+    }
+
+    /// Writers of one counter and one word each, who give up every other round: what is left is what they have kept.
+    #[test]
+    fn writers_at_the_same_time_undo_their_own_writes_only() {
+        static PAGE: [AtomicU64; WORDS] = [const { AtomicU64::new(0) }; WORDS];
+        const COUNTER: usize = 100;
+        let get = |word: usize| PAGE[word].load(Ordering::SeqCst);
+        let work = |claims: Claims, own: usize| {
+            let mut kept = 0;
+            for round in 0..20_000u64 {
+                let gives_up = round % 2 == 0;
+                let write = || {
+                    PAGE[own].fetch_add(1, Ordering::SeqCst);
+                    PAGE[COUNTER].fetch_add(1, Ordering::SeqCst);
+                };
+                let mut base = Vec::new();
+                let keep = || {
+                    base = (0..WORDS).map(get).collect();
+                    true
+                };
+                if claims.claim(KEY, keep) == Claim::Owned {
+                    write();
+                    if gives_up {
+                        assert!(claims.undo(KEY, |noted| {
+                            assert!(!noted.is_mixed());
+                            for (word, base) in base.iter().enumerate() {
+                                let without = base.wrapping_add(noted.added(word));
+                                PAGE[word].store(without, Ordering::SeqCst);
+                            }
+                        }));
+                    }
+                    claims.release(KEY);
+                } else if claims.note(KEY, &words(&[own, COUNTER])) {
+                    write();
+                    claims.done(KEY, [(own, 1), (COUNTER, 1)]);
+                    if gives_up && claims.note(KEY, &words(&[own, COUNTER])) {
+                        PAGE[own].fetch_sub(1, Ordering::SeqCst);
+                        PAGE[COUNTER].fetch_sub(1, Ordering::SeqCst);
+                        let less = 1u64.wrapping_neg();
+                        claims.done(KEY, [(own, less), (COUNTER, less)]);
+                        continue;
+                    }
+                    kept += 1;
+                    continue;
+                } else {
+                    continue;
+                }
+                kept += u64::from(!gives_up);
+            }
+            kept
+        };
+        let (first, second) = two(1);
+        let (a, b) = thread::scope(|scope| {
+            let one = scope.spawn(|| work(first, 10));
+            let two = scope.spawn(|| work(second, 11));
+            (one.join().unwrap(), two.join().unwrap())
+        });
+        assert_eq!((get(10), get(11), get(COUNTER)), (a, b, a + b));
+    }
+}
