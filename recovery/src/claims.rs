@@ -15,6 +15,9 @@
 //! which pages he has written ([`Claims::begin_wait`]). Whoever has written one of them too may be the one he waits for,
 //! and to undo that would leave him waiting for ever.
 //!
+//! The table also remembers which words somebody has ever waited for ([`Claims::note_awaited`]): what these hold is no
+//! number that may be added to and subtracted from.
+//!
 //! Slots are looked for in one group of a few, by the page. Where all of them are in use, nothing is said of the page
 //! ([`Claim::Unknown`]). All that is in the table is read and written by the monitor alone; a process that was killed in
 //! the middle is found out by its ID.
@@ -27,6 +30,8 @@ use std::time::{Duration, Instant};
 pub const WORD: u64 = 8;
 /// Words of a page.
 pub const WORDS: usize = 512;
+/// Bits of the filter of [`AwaitedWords`].
+const AWAITED_BITS: usize = 1 << 16;
 /// Slots that a page may be in.
 const SLOTS: usize = 8;
 /// For how long a lock is waited for before it is asked whether its holder is alive.
@@ -101,6 +106,21 @@ pub struct Group {
     slots: [Slot; SLOTS],
 }
 
+/// Remembers words for which somebody has waited, and may take others for such. All zero is a valid and empty one.
+#[derive(Debug)]
+#[repr(C, align(64))]
+pub struct AwaitedWords([AtomicU64; AWAITED_BITS / 64]);
+
+/// The table. All zero is a valid and empty one.
+#[derive(Debug)]
+#[repr(C)]
+pub struct Table<const GROUPS: usize> {
+    /// Where pages are looked for.
+    pub groups: [Group; GROUPS],
+    /// Words that are waited for.
+    pub awaited: AwaitedWords,
+}
+
 /// What others have written of a page since it was claimed.
 #[derive(Debug)]
 pub struct Noted<'a>(&'a Slot);
@@ -135,6 +155,7 @@ pub enum Claim {
 #[derive(Debug, Clone, Copy)]
 pub struct Claims {
     groups: &'static [Group],
+    awaited: &'static AwaitedWords,
     /// Of this process.
     pid: u32,
     is_alive: fn(u32) -> bool,
@@ -202,18 +223,46 @@ impl Slot {
     }
 }
 
+fn awaited_bits(key: PageKey, word: usize) -> [usize; 2] {
+    let mixed = (key.inode ^ device(key).rotate_left(20))
+        .wrapping_add(key.page * WORDS as u64 + word as u64)
+        .wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    [mixed >> 48, mixed >> 32].map(|hash| hash as usize % AWAITED_BITS)
+}
+
 fn device(key: PageKey) -> u64 {
     u64::from(key.device.0) << 32 | u64::from(key.device.1)
 }
 
 impl Claims {
-    /// The table in `groups`, for the process `pid`. `is_alive` says whether another process still is.
-    pub fn new(groups: &'static [Group], pid: u32, is_alive: fn(u32) -> bool) -> Claims {
+    /// The `table`, for the process `pid`. `is_alive` says whether another process still is.
+    pub fn new<const GROUPS: usize>(
+        table: &'static Table<GROUPS>,
+        pid: u32,
+        is_alive: fn(u32) -> bool,
+    ) -> Claims {
         Claims {
-            groups,
+            groups: &table.groups,
+            awaited: &table.awaited,
             pid,
             is_alive,
         }
+    }
+
+    /// Somebody waits for the word to change.
+    pub fn note_awaited(&self, key: PageKey, word: usize) {
+        for bit in awaited_bits(key, word) {
+            self.awaited.0[bit / 64].fetch_or(1 << (bit % 64), Ordering::Relaxed);
+        }
+    }
+
+    /// Whether somebody may have waited for the word, at any time.
+    pub fn was_awaited(&self, key: PageKey, word: usize) -> bool {
+        let is_set =
+            |bit: usize| self.awaited.0[bit / 64].load(Ordering::Relaxed) >> (bit % 64) & 1;
+        awaited_bits(key, word)
+            .into_iter()
+            .all(|bit| is_set(bit) == 1)
     }
 
     /// The same table, for a forked child.
@@ -422,12 +471,15 @@ mod tests {
         }
     }
 
-    fn table(groups: usize) -> &'static [Group] {
-        Box::leak((0..groups).map(|_| Group::empty()).collect())
+    fn table<const GROUPS: usize>() -> &'static Table<GROUPS> {
+        Box::leak(Box::new(Table {
+            groups: [0; GROUPS].map(|_| Group::empty()),
+            awaited: AwaitedWords([const { AtomicU64::new(0) }; _]),
+        }))
     }
 
-    fn two(groups: usize) -> (Claims, Claims) {
-        let one = Claims::new(table(groups), 1, |_| true);
+    fn two() -> (Claims, Claims) {
+        let one = Claims::new(table::<4>(), 1, |_| true);
         (one, one.for_child(2))
     }
 
@@ -449,7 +501,7 @@ mod tests {
 
     #[test]
     fn who_comes_second_notes_its_words() {
-        let (one, two) = two(4);
+        let (one, two) = two();
         assert_eq!(one.claim(KEY, || true), Claim::Owned);
         assert_eq!(one.claim(KEY, || true), Claim::Owned);
         assert_eq!(two.claim(KEY, || true), Claim::Others);
@@ -466,7 +518,7 @@ mod tests {
 
     #[test]
     fn a_page_is_not_claimed_while_somebody_may_write_what_he_has_noted() {
-        let (one, two) = two(4);
+        let (one, two) = two();
         assert_eq!(one.claim(KEY, || true), Claim::Owned);
         assert!(two.note(KEY, &words(&[5])));
         one.release(KEY);
@@ -479,7 +531,7 @@ mod tests {
 
     #[test]
     fn what_is_not_told_apart_is_said_until_the_next_claim() {
-        let (one, two) = two(4);
+        let (one, two) = two();
         assert_eq!(one.claim(KEY, || true), Claim::Owned);
         assert!(two.note_all(KEY));
         assert_eq!(added(one, KEY), None);
@@ -492,7 +544,7 @@ mod tests {
 
     #[test]
     fn an_undo_waits_for_who_is_writing_but_not_for_ever() {
-        let (one, two) = two(4);
+        let (one, two) = two();
         assert_eq!(one.claim(KEY, || true), Claim::Owned);
         assert!(two.note(KEY, &words(&[5])));
         assert_eq!(added(one, KEY), None);
@@ -507,7 +559,7 @@ mod tests {
 
     #[test]
     fn who_waits_is_seen_by_whoever_writes_the_page() {
-        let (one, two) = two(4);
+        let (one, two) = two();
         assert_eq!(one.claim(KEY, || true), Claim::Owned);
         assert!(!one.is_awaited(KEY));
         assert!(two.begin_wait(KEY));
@@ -522,8 +574,17 @@ mod tests {
     }
 
     #[test]
+    fn words_that_are_waited_for_are_remembered() {
+        let (one, two) = two();
+        assert!(!two.was_awaited(KEY, 5));
+        one.note_awaited(KEY, 5);
+        assert!(two.was_awaited(KEY, 5));
+        assert!(!two.was_awaited(KEY, 6) && !two.was_awaited(PageKey { page: 4, ..KEY }, 5));
+    }
+
+    #[test]
     fn what_is_not_claimed_is_not_undone() {
-        let (one, two) = two(4);
+        let (one, two) = two();
         assert!(!one.undo(KEY, |_| unreachable!()));
         assert_eq!(two.claim(KEY, || true), Claim::Owned);
         assert!(!one.undo(KEY, |_| unreachable!()));
@@ -534,7 +595,8 @@ mod tests {
 
     #[test]
     fn pages_that_find_no_slot_are_unknown_until_one_is_free() {
-        let (one, two) = two(1);
+        let one = Claims::new(table::<1>(), 1, |_| true);
+        let two = one.for_child(2);
         let key = |page| PageKey { page, ..KEY };
         for page in 0..SLOTS as u64 {
             assert_eq!(one.claim(key(page), || true), Claim::Owned);
@@ -546,7 +608,7 @@ mod tests {
 
     #[test]
     fn the_dead_own_nothing() {
-        let one = Claims::new(table(4), 1, |pid| pid != 2);
+        let one = Claims::new(table::<4>(), 1, |pid| pid != 2);
         let two = one.for_child(2);
         assert_eq!(two.claim(KEY, || true), Claim::Owned);
         std::mem::forget(two.lock(two.group(KEY).unwrap()));
@@ -603,7 +665,7 @@ mod tests {
             }
             kept
         };
-        let (first, second) = two(1);
+        let (first, second) = two();
         let (a, b) = thread::scope(|scope| {
             let one = scope.spawn(|| work(first, 10));
             let two = scope.spawn(|| work(second, 11));

@@ -12,7 +12,6 @@ use recovery::{Journal, Origin, stats};
 use super::domain::Continuation;
 use super::effects::{Deferred, Undo};
 use super::reporter::FaultRecord;
-use super::shared::{AWAITED, USED_BY_OTHERS};
 use super::signals::SignalInfo;
 use super::strike::Target;
 use super::thread::{Flow, Thread};
@@ -218,11 +217,6 @@ impl Thread {
             return Ok(Flow::Continue);
         }
         let origin = domain.origin;
-        if turn.is_shared_awaited() {
-            self.process.stats.ladder.give_up.inc();
-            self.give_up(turn, fault, &registers, AWAITED.into());
-            return Ok(Flow::Continue);
-        }
         // What was committed early goes on in its middle. If it is past its limits again, wherever it is by then, that
         // has not helped.
         let stuck = domain.committed_early.is_some() && fault.course == Course::GoesOn;
@@ -378,7 +372,7 @@ impl Thread {
                 .extend_from_slice(&output[..output.len().min(room)]);
         }
         let (undone, waiting) = self.restore_or_hide(state, may_hide);
-        let is_shared_undone = self.undo_shared(state);
+        let of_shared = self.undo_shared(state);
         // Pages of mappings that the domain has made are gone already.
         record.pages_written = written.max(state.tracker.active_count() as u64 + waiting);
         record.pages_restored = undone.restored.len() as u64;
@@ -449,7 +443,7 @@ impl Thread {
         let lessened = domain
             .committed_early
             .or(domain.cramped)
-            .or((!is_shared_undone).then_some(USED_BY_OTHERS))
+            .or(of_shared)
             .map(str::to_owned)
             .or_else(|| decision.withdrawal.reason());
         (record.outcome, record.reason) = match (lessened, broken) {

@@ -5,19 +5,21 @@
 //! first process to write a page writes as it likes until its domain ends; another one is let through for one
 //! instruction at a time, and what has become of the words is noted. When a domain ends, its pages become read-only again.
 //!
-//! A word that another process has changed as well since stays as it is, and the request is `degraded`: others have used
-//! what it wrote. So is one that wrote what nobody could tell apart. What processes only read of each other before a
-//! request is undone is not known.
+//! Where two have written the same word, what the abandoned one has added is subtracted, as for a suspended request
+//! (`process/suspend.rs`): counters are right then. A word that looks like an address, or that somebody has waited for, stays
+//! as it is, and the request is `degraded`: others have used what it wrote. So is one that wrote what nobody could tell
+//! apart. What processes only read of each other before a request is undone is not known.
 //!
 //! A request that waits in the middle lets go of what it has written: others are to see it, or it would wait in vain. If
-//! one crashes that has written the same page as somebody who waits, it may hold what that one waits for, and only the
-//! server's own code could hand it over: the fault takes its course, and the server's parent does what it does then.
+//! one crashes that has written the same page as somebody who waits, it may have held what that one waits for. It does not
+//! any more, but only the server's own code would tell the other one, as whoever takes and releases it next does: so that
+//! is `degraded` too.
 //!
 //! The tracker knows nothing of these pages.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use guest_agentless::{Backing, GuestRange, PAGE_SIZE, PageNumber};
+use guest_agentless::{Backing, GuestRange, GuestVa, PAGE_SIZE, PageNumber};
 use recovery::claims::{Claim, Claims, Noted, PageKey, WORD, WORDS, Words};
 use recovery::tracker::{Memory, PageContent};
 
@@ -36,10 +38,10 @@ const STEPS_MAX: u32 = 128;
 const WRITE_MAX: u64 = 64;
 /// How often a page is asked for that its owner is just letting go of.
 const TRIES: u32 = 8;
-/// Why a fault takes its course.
-pub const AWAITED: &str = "another process waits that has written the same shared memory";
 /// Why a request is `degraded`.
-pub const USED_BY_OTHERS: &str =
+const AWAITED: &str = "another process waits that has written the same shared memory";
+/// Likewise.
+const USED_BY_OTHERS: &str =
     "it wrote memory that other processes have written as well, and that could not be told apart";
 /// Likewise.
 pub const GONE_ON: &str =
@@ -139,6 +141,15 @@ impl State {
         })
     }
 
+    /// The guest waits for the word at `address` to change.
+    pub fn note_futex(&self, address: u64) {
+        let page = GuestVa(address).page();
+        if let (Some(shared), Some(key)) = (&self.shared, self.shared_key(page)) {
+            let word = (address % PAGE_SIZE / WORD) as usize;
+            shared.claims.note_awaited(key, word);
+        }
+    }
+
     /// The running domain waits in its middle: others may use what it has written. Returns whether it had written any
     /// memory that other processes share.
     pub(super) fn begin_shared_wait(&mut self) -> bool {
@@ -160,15 +171,6 @@ impl State {
                 shared.claims.end_wait(key);
             }
         }
-    }
-
-    /// Whether another process waits that has written one of the pages which the running domain has written.
-    pub(super) fn is_shared_awaited(&self) -> bool {
-        let Some(shared) = &self.shared else {
-            return false;
-        };
-        let mut keys = shared.keys().into_iter();
-        keys.any(|key| shared.claims.is_awaited(key))
     }
 
     /// The running domain has ended: the next one claims anew what it writes.
@@ -392,13 +394,14 @@ impl Thread {
         }
     }
 
-    /// The running domain is abandoned: undoes what it has written of shared memory. Returns whether that was all of it.
-    pub(super) fn undo_shared(&mut self, state: &mut State) -> bool {
+    /// The running domain is abandoned: undoes what it has written of shared memory. Returns why that is not as if it had
+    /// never been, if so.
+    pub(super) fn undo_shared(&mut self, state: &mut State) -> Option<&'static str> {
         self.end_shared_steps(state);
         let dirty = state.shared.as_mut().filter(|shared| !shared.is_clean());
-        let Some(shared) = dirty else {
-            return true;
-        };
+        let shared = dirty?;
+        let mut keys = shared.keys().into_iter();
+        let is_awaited = keys.any(|key| shared.claims.is_awaited(key));
         let mut whole = !shared.unknown;
         let (owned, steps) = (
             std::mem::take(&mut shared.owned),
@@ -418,14 +421,15 @@ impl Thread {
             let is_claimed = claims.undo(*key, |noted| {
                 // A mapping that the domain has made is gone.
                 if memory.read(*page, &mut now) {
-                    whole &= put_back(&mut memory, *page, base, &now, &noted, before);
+                    let is_awaited = |word| claims.was_awaited(*key, word);
+                    whole &= put_back(&mut memory, *page, base, &now, &noted, before, is_awaited);
                 }
             });
             whole &= is_claimed;
         }
         for ((key, word), step) in &steps {
             if !owned.contains_key(key) {
-                whole &= undo_step(claims, *key, *word, step);
+                whole &= state.undo_step(claims, *key, *word, step);
             }
         }
         if let Some(shared) = &mut state.shared {
@@ -433,12 +437,16 @@ impl Thread {
             shared.steps = steps;
         }
         state.release_shared();
-        whole
+        match (whole, is_awaited) {
+            (false, _) => Some(USED_BY_OTHERS),
+            (true, true) => Some(AWAITED),
+            (true, false) => None,
+        }
     }
 }
 
-/// Gives the words of a page what they held when it was claimed, without what the domain had added `before` that. False if
-/// that cannot be done for all.
+/// Gives the words of a page what they held when it was claimed, without what the domain had added `before` that, and with
+/// what others have added since. False if that cannot be done for all.
 ///
 /// Each word is written once: at no moment does anybody see one that neither was there nor should be.
 fn put_back(
@@ -448,6 +456,7 @@ fn put_back(
     now: &PageContent,
     noted: &Noted<'_>,
     before: impl Fn(usize) -> u64,
+    is_awaited: impl Fn(usize) -> bool,
 ) -> bool {
     let (base, _) = base.bytes().as_chunks::<{ WORD as usize }>();
     let (now, _) = now.bytes().as_chunks::<{ WORD as usize }>();
@@ -458,11 +467,13 @@ fn put_back(
         if now == base.wrapping_add(added) && before(word) == 0 {
             continue;
         }
-        if noted.is_mixed() || added != 0 {
+        let is_address = |value| memory.space.vmas().find(value).is_some();
+        let is_used = added != 0 && (is_awaited(word) || is_address(base) || is_address(now));
+        if noted.is_mixed() || is_used {
             whole = false;
             continue;
         }
-        let without = base.wrapping_sub(before(word));
+        let without = base.wrapping_add(added).wrapping_sub(before(word));
         let address = page.address().0 + word as u64 * WORD;
         let exchange = || copy::exchange(address, now, without).unwrap_or(false);
         // The guest may have taken its own access away.
@@ -472,42 +483,53 @@ fn put_back(
     whole
 }
 
-/// Undoes what was written of a word while others had its page, and tells those who have it now. False if that cannot be
-/// done.
-fn undo_step(claims: Claims, key: PageKey, word: usize, step: &Stepped) -> bool {
-    if step.change == 0 {
-        return true;
-    }
-    let undo = || {
-        let before = step.after.wrapping_sub(step.change);
-        let undone = copy::exchange(step.address, step.after, before) == Ok(true);
-        host::wake_waiting(step.address);
-        undone
-    };
-    let mut words = Words::NONE;
-    words.insert(word);
-    for _ in 0..TRIES {
-        match claims.claim(key, || true) {
-            Claim::Owned => {
-                let undone = undo();
-                claims.release(key);
-                return undone;
-            }
-            Claim::Unknown | Claim::Failed => return undo(),
-            Claim::Others => {}
+impl State {
+    /// Undoes what was written of a word while others had its page, and tells those who have it now. False if that cannot
+    /// be done.
+    fn undo_step(&self, claims: Claims, key: PageKey, word: usize, step: &Stepped) -> bool {
+        if step.change == 0 {
+            return true;
         }
-        if claims.note(key, &words) {
-            let undone = undo();
-            let added = if undone {
-                step.change.wrapping_neg()
-            } else {
-                0
-            };
-            claims.done(key, [(word, added)]);
+        let mut words = Words::NONE;
+        words.insert(word);
+        for _ in 0..TRIES {
+            let claim = claims.claim(key, || true);
+            if claim == Claim::Others && !claims.note(key, &words) {
+                continue;
+            }
+            let undone = self.undo_word(step, claims.was_awaited(key, word));
+            match claim {
+                Claim::Owned => claims.release(key),
+                Claim::Others => {
+                    let added = if undone {
+                        step.change.wrapping_neg()
+                    } else {
+                        0
+                    };
+                    claims.done(key, [(word, added)]);
+                }
+                Claim::Unknown | Claim::Failed => {}
+            }
             return undone;
         }
+        false
     }
-    false
+
+    fn undo_word(&self, step: &Stepped, is_awaited: bool) -> bool {
+        let is_address = |value| self.space.vmas().find(value).is_some();
+        for _ in 0..TRIES {
+            let now = read_word(step.address);
+            if now != step.after && (is_awaited || is_address(now) || is_address(step.after)) {
+                return false;
+            }
+            let without = now.wrapping_sub(step.change);
+            if copy::exchange(step.address, now, without) == Ok(true) {
+                host::wake_waiting(step.address);
+                return true;
+            }
+        }
+        false
+    }
 }
 
 /// The word at `address`; zero if it cannot be read, and then not written either.
