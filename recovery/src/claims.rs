@@ -22,6 +22,7 @@
 //! ([`Claim::Unknown`]). All that is in the table is read and written by the monitor alone; a process that was killed in
 //! the middle is found out by its ID.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -93,8 +94,21 @@ struct Slot {
     mixed: AtomicBool,
     /// The words that others have noted since the claim.
     noted: [AtomicU64; WORDS / 64],
+    /// Those of them that somebody has written otherwise than by adding.
+    replaced: [AtomicU64; WORDS / 64],
     /// What they have added to each of them; zero for all other words.
     added: [AtomicU64; WORDS],
+}
+
+/// What somebody has done to a word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Change {
+    /// The number of the word in its page.
+    pub word: usize,
+    /// What was added to it by that, modulo 2^64.
+    pub added: u64,
+    /// It was done by adding, so that it does not matter in which order that and others like it were done.
+    pub is_sum: bool,
 }
 
 /// Slots with one lock. All zero is a valid and empty one.
@@ -135,6 +149,12 @@ impl Noted<'_> {
     pub fn added(&self, word: usize) -> u64 {
         let added = self.0.added.get(word);
         added.map_or(0, |added| added.load(Ordering::Relaxed))
+    }
+
+    /// Whether all that they have done to the word was to add to it.
+    pub fn is_sum(&self, word: usize) -> bool {
+        let bits = self.0.replaced.get(word / 64);
+        bits.is_some_and(|bits| bits.load(Ordering::Relaxed) & 1 << (word % 64) == 0)
     }
 }
 
@@ -201,6 +221,9 @@ impl Slot {
         for word in words.iter() {
             self.added[word].store(0, Ordering::Relaxed);
         }
+        for bits in &self.replaced {
+            bits.store(0, Ordering::Relaxed);
+        }
         self.mixed.store(false, Ordering::Relaxed);
     }
 
@@ -211,14 +234,20 @@ impl Slot {
         self.others.fetch_add(1, Ordering::Relaxed);
     }
 
-    fn add(&self, word: usize, change: u64) {
+    fn add(&self, change: Change) {
         let mut words = Words::NONE;
-        words.insert(word);
-        for (to, from) in self.noted.iter().zip(&words.0) {
-            to.fetch_or(*from, Ordering::Relaxed);
+        words.insert(change.word);
+        let lists = [
+            Some(&self.noted),
+            (!change.is_sum).then_some(&self.replaced),
+        ];
+        for list in lists.into_iter().flatten() {
+            for (to, from) in list.iter().zip(&words.0) {
+                to.fetch_or(*from, Ordering::Relaxed);
+            }
         }
-        if let Some(added) = self.added.get(word) {
-            added.fetch_add(change, Ordering::Relaxed);
+        if let Some(added) = self.added.get(change.word) {
+            added.fetch_add(change.added, Ordering::Relaxed);
         }
     }
 }
@@ -271,10 +300,15 @@ impl Claims {
     }
 
     fn group(&self, key: PageKey) -> Option<&'static Group> {
+        self.groups.get(self.number(key)?)
+    }
+
+    fn number(&self, key: PageKey) -> Option<usize> {
         // Neighbours in a file are neighbours in the table.
         let mixed = (key.inode ^ device(key)).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 20;
-        let number = mixed.wrapping_add(key.page) % (self.groups.len() as u64).max(1);
-        self.groups.get(number as usize)
+        let count = self.groups.len() as u64;
+        let number = mixed.wrapping_add(key.page).checked_rem(count)?;
+        Some(number as usize)
     }
 
     fn lock(&self, group: &'static Group) -> Locked<'static> {
@@ -349,11 +383,11 @@ impl Claims {
         noted.is_some()
     }
 
-    /// What this process has noted of the page last is written: what was added to each word by that.
-    pub fn done(&self, key: PageKey, changes: impl IntoIterator<Item = (usize, u64)>) {
+    /// What this process has noted of the page last is written: what has become of the words.
+    pub fn done(&self, key: PageKey, changes: impl IntoIterator<Item = Change>) {
         self.in_slot(key, |slot| {
-            for (word, change) in changes {
-                slot.add(word, change);
+            for change in changes {
+                slot.add(change);
             }
             let left = slot.others.load(Ordering::Relaxed).saturating_sub(1);
             slot.others.store(left, Ordering::Relaxed);
@@ -401,29 +435,32 @@ impl Claims {
         slot.map(action)
     }
 
-    /// What others have written of a page that this process has claimed, for `undo`, which runs while nobody else begins
-    /// to. The page stays claimed. False, and nothing is done, if this process has not claimed it.
-    pub fn undo(&self, key: PageKey, undo: impl FnOnce(Noted<'_>)) -> bool {
-        let Some(group) = self.group(key) else {
-            return false;
-        };
+    /// What others have written of pages, for `undo`, which runs while nobody else begins to write them. None for a page
+    /// that this process has not claimed. They stay claimed.
+    pub fn undo<T>(&self, keys: &[PageKey], undo: impl FnOnce(&[Option<Noted<'_>>]) -> T) -> T {
         let deadline = Instant::now() + UNDO_PATIENCE;
+        // In one order, so that those who undo do not wait for each other.
+        let groups: BTreeSet<usize> = keys.iter().filter_map(|key| self.number(*key)).collect();
         loop {
-            let locked = self.lock(group);
-            let mut slots = locked.group.slots.iter();
-            let Some(slot) = slots.find(|slot| self.owns(slot, key)) else {
-                return false;
+            let groups = groups.iter().filter_map(|number| self.groups.get(*number));
+            let locked: Vec<_> = groups.map(|group| self.lock(group)).collect();
+            let slots: Vec<Option<&Slot>> = keys.iter().map(|key| self.own_slot(*key)).collect();
+            let is_settled = |slot: &&Slot| {
+                slot.others.load(Ordering::Relaxed) == 0 || slot.mixed.load(Ordering::Relaxed)
             };
-            let is_settled = slot.others.load(Ordering::Relaxed) == 0
-                || slot.mixed.load(Ordering::Relaxed)
-                || Instant::now() > deadline;
-            if is_settled {
-                undo(Noted(slot));
-                return true;
+            if slots.iter().flatten().all(is_settled) || Instant::now() > deadline {
+                let noted: Vec<_> = slots.into_iter().map(|slot| slot.map(Noted)).collect();
+                return undo(&noted);
             }
             drop(locked);
             thread::yield_now();
         }
+    }
+
+    /// The slot of a page that this process has claimed. Its group is locked.
+    fn own_slot(&self, key: PageKey) -> Option<&'static Slot> {
+        let mut slots = self.group(key)?.slots.iter();
+        slots.find(|slot| self.owns(slot, key))
     }
 
     fn owns(&self, slot: &Slot, key: PageKey) -> bool {
@@ -462,6 +499,7 @@ mod tests {
                 waiting: AtomicU32::new(0),
                 mixed: AtomicBool::new(false),
                 noted: Default::default(),
+                replaced: Default::default(),
                 added: [const { AtomicU64::new(0) }; WORDS],
             };
             Group {
@@ -483,6 +521,14 @@ mod tests {
         (one, one.for_child(2))
     }
 
+    fn sum(word: usize, added: u64) -> Change {
+        Change {
+            word,
+            added,
+            is_sum: true,
+        }
+    }
+
     fn words(list: &[usize]) -> Words {
         let mut words = Words::NONE;
         list.iter().for_each(|word| words.insert(*word));
@@ -491,12 +537,11 @@ mod tests {
 
     /// What others have added to the words of a claimed page; none if that is not known.
     fn added(claims: Claims, key: PageKey) -> Option<Vec<(usize, u64)>> {
-        let mut all = None;
-        assert!(claims.undo(key, |noted| {
+        claims.undo(&[key], |noted| {
+            let noted = noted[0].as_ref().unwrap();
             let words = (0..WORDS).map(|word| (word, noted.added(word)));
-            all = (!noted.is_mixed()).then(|| words.filter(|(_, added)| *added != 0).collect());
-        }));
-        all
+            (!noted.is_mixed()).then(|| words.filter(|(_, added)| *added != 0).collect())
+        })
     }
 
     #[test]
@@ -507,7 +552,7 @@ mod tests {
         assert_eq!(two.claim(KEY, || true), Claim::Others);
         for _ in 0..2 {
             assert!(two.note(KEY, &words(&[0, 63, 64, 511])));
-            two.done(KEY, [(0, 1), (511, 1u64.wrapping_neg())]);
+            two.done(KEY, [sum(0, 1), sum(511, 1u64.wrapping_neg())]);
         }
         assert_eq!(added(one, KEY).unwrap(), [(0, 2), (511, u64::MAX - 1)]);
         one.release(KEY);
@@ -551,7 +596,7 @@ mod tests {
         thread::scope(|scope| {
             scope.spawn(|| {
                 thread::sleep(Duration::from_millis(1));
-                two.done(KEY, [(5, 7)]);
+                two.done(KEY, [sum(5, 7)]);
             });
             assert_eq!(added(one, KEY).unwrap(), [(5, 7)]);
         });
@@ -574,6 +619,28 @@ mod tests {
     }
 
     #[test]
+    fn what_was_replaced_is_told_from_sums() {
+        let (one, two) = two();
+        assert_eq!(one.claim(KEY, || true), Claim::Owned);
+        let replaced = Change {
+            is_sum: false,
+            ..sum(70, 9)
+        };
+        assert!(two.note(KEY, &words(&[5, 70])));
+        two.done(KEY, [sum(5, 1), replaced, sum(70, 1)]);
+        let told = |claims: Claims| {
+            claims.undo(&[KEY], |noted| {
+                let noted = noted[0].as_ref().unwrap();
+                [5, 6, 70].map(|word| noted.is_sum(word))
+            })
+        };
+        assert_eq!(told(one), [true, true, false]);
+        one.release(KEY);
+        assert_eq!(one.claim(KEY, || true), Claim::Owned);
+        assert_eq!(told(one), [true; 3]);
+    }
+
+    #[test]
     fn words_that_are_waited_for_are_remembered() {
         let (one, two) = two();
         assert!(!two.was_awaited(KEY, 5));
@@ -585,9 +652,9 @@ mod tests {
     #[test]
     fn what_is_not_claimed_is_not_undone() {
         let (one, two) = two();
-        assert!(!one.undo(KEY, |_| unreachable!()));
+        assert!(one.undo(&[KEY], |noted| noted[0].is_none()));
         assert_eq!(two.claim(KEY, || true), Claim::Owned);
-        assert!(!one.undo(KEY, |_| unreachable!()));
+        assert!(one.undo(&[KEY], |noted| noted[0].is_none()));
         one.release(KEY);
         assert_eq!(two.claim(KEY, || true), Claim::Owned);
         assert_eq!(one.claim(KEY, || true), Claim::Others);
@@ -637,23 +704,24 @@ mod tests {
                 if claims.claim(KEY, keep) == Claim::Owned {
                     write();
                     if gives_up {
-                        assert!(claims.undo(KEY, |noted| {
+                        claims.undo(&[KEY], |noted| {
+                            let noted = noted[0].as_ref().unwrap();
                             assert!(!noted.is_mixed());
                             for (word, base) in base.iter().enumerate() {
                                 let without = base.wrapping_add(noted.added(word));
                                 PAGE[word].store(without, Ordering::SeqCst);
                             }
-                        }));
+                        });
                     }
                     claims.release(KEY);
                 } else if claims.note(KEY, &words(&[own, COUNTER])) {
                     write();
-                    claims.done(KEY, [(own, 1), (COUNTER, 1)]);
+                    claims.done(KEY, [sum(own, 1), sum(COUNTER, 1)]);
                     if gives_up && claims.note(KEY, &words(&[own, COUNTER])) {
                         PAGE[own].fetch_sub(1, Ordering::SeqCst);
                         PAGE[COUNTER].fetch_sub(1, Ordering::SeqCst);
                         let less = 1u64.wrapping_neg();
-                        claims.done(KEY, [(own, less), (COUNTER, less)]);
+                        claims.done(KEY, [sum(own, less), sum(COUNTER, less)]);
                         continue;
                     }
                     kept += 1;

@@ -1,5 +1,5 @@
-//! Debian's servers serve many clients, reload and stop under the monitor as they do without it; where the process that
-//! is started serves the clients, a request that crashes is nobody else's business.
+//! Debian's servers serve many clients, reload and stop under the monitor as they do without it, and a request that
+//! crashes is nobody else's business, whichever process it is in.
 
 use vmsrs_tests::{kvm_case, servers};
 

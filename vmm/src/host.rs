@@ -351,9 +351,10 @@ fn close_range(first: i32, last: i32) {
     }
 }
 
-/// Gives the calling thread a table of descriptors of its own, with standard error and those from `first` on:
-/// what it opens is not in the way of the guest's numbers, and what the guest closes is closed.
-pub fn leave_descriptor_table(first: i32) -> io::Result<()> {
+/// Gives the calling thread a table of descriptors of its own, with standard error and those from `first` on, and root
+/// and working directories: what it opens is not in the way of the guest's numbers, what the guest closes is closed, and
+/// where the guest changes its root to does not matter.
+pub fn leave_guests_tables(first: i32) -> io::Result<()> {
     const CLOSE_RANGE_UNSHARE: i32 = 2;
     // SAFETY: takes numbers only, and closes what other threads still have.
     check(unsafe { libc::syscall(libc::SYS_close_range, 3, first - 1, CLOSE_RANGE_UNSHARE) })?;
@@ -361,7 +362,8 @@ pub fn leave_descriptor_table(first: i32) -> io::Result<()> {
         // SAFETY: takes numbers only; the table is this thread's own by now.
         check(i64::from(unsafe { libc::dup2(libc::STDERR_FILENO, fd) }))?;
     }
-    Ok(())
+    // SAFETY: takes a number only.
+    check(i64::from(unsafe { libc::unshare(libc::CLONE_FS) })).map(drop)
 }
 
 /// `fcntl` with a number as argument.

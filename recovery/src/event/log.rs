@@ -61,11 +61,6 @@ impl EventLog {
         }
     }
 
-    /// The file, if there is one.
-    pub fn file(&self) -> Option<&File> {
-        self.file.as_ref()
-    }
-
     /// Writes `event` with the current time.
     pub fn emit(&self, event: &Event) {
         let Some(file) = &self.file else { return };

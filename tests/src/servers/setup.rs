@@ -54,7 +54,7 @@ fn write(dir: &TempDir, port: u16, name: &str, text: &str) -> io::Result<String>
     Ok(path.display().to_string())
 }
 
-/// A web server that is protected and cannot reload.
+/// A web server that cannot reload.
 fn web(dir: TempDir, port: u16, command: &[&str]) -> Server {
     Server {
         dir,
@@ -63,14 +63,14 @@ fn web(dir: TempDir, port: u16, command: &[&str]) -> Server {
         reload: None,
         stop: libc::SIGTERM,
         visit: dialogue::http,
-        is_protected: true,
+        keeps_reports: true,
     }
 }
 
 fn nginx(port: u16, workers: bool) -> io::Result<Server> {
     let dir = directory()?;
     let processes = match workers {
-        true => "user root; worker_processes 2;",
+        true => "user nobody nogroup; worker_processes 2;",
         false => "master_process off;",
     };
     let text = "daemon off; error_log stderr; pid DIR/pid;
@@ -83,7 +83,6 @@ fn nginx(port: u16, workers: bool) -> io::Result<Server> {
         // Alone it cannot.
         reload: workers.then_some(libc::SIGHUP),
         stop: libc::SIGQUIT,
-        is_protected: !workers,
         ..web(dir, port, &["nginx", "-c", &file])
     })
 }
@@ -125,7 +124,6 @@ fn apache(port: u16, module: &str) -> io::Result<Server> {
     Ok(Server {
         reload: Some(libc::SIGUSR1),
         stop: libc::SIGWINCH,
-        is_protected: false,
         ..web(dir, port, &["apache2", "-DFOREGROUND", "-f", &file])
     })
 }
@@ -156,7 +154,6 @@ fn haproxy(port: u16, workers: bool) -> io::Result<Server> {
             true => libc::SIGTERM,
             false => libc::SIGUSR1,
         },
-        is_protected: !workers,
         ..web(dir, port, command)
     })
 }
@@ -190,7 +187,6 @@ nopriv_user=nobody
     Ok(Server {
         reload: Some(libc::SIGHUP),
         visit: dialogue::ftp,
-        is_protected: false,
         ..web(dir, port, &["vsftpd", &file])
     })
 }
@@ -248,7 +244,8 @@ fn postgresql(port: u16) -> io::Result<Server> {
         reload: Some(libc::SIGHUP),
         stop: libc::SIGINT,
         visit: dialogue::postgresql,
-        is_protected: false,
+        // It is executed by another user than the monitor's.
+        keeps_reports: false,
         ..web(dir, port, &command)
     })
 }
@@ -330,7 +327,6 @@ def app(environment, start):
     let command = [&["gunicorn"], &options[..], &["pages:app"]].concat();
     Ok(Server {
         reload: Some(libc::SIGHUP),
-        is_protected: false,
         ..web(dir, port, &command)
     })
 }

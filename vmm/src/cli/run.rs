@@ -323,22 +323,7 @@ fn start(arguments: RunArgs) -> Result<Thread, AnyError> {
         _ => 0,
     };
     let limits = arguments.limits();
-    let events = match &arguments.events {
-        Some(path) => {
-            let opened = EventLog::append_options()
-                .open(path)
-                .and_then(|file| reserved_fd(file.into()));
-            match opened {
-                Ok(fd) => EventLog::new(fd.into()),
-                Err(error) if arguments.is_of_another_user(&error) => EventLog::disabled(),
-                Err(error) => {
-                    let path = path.display();
-                    return Err(format!("cannot open the events file {path}: {error}").into());
-                }
-            }
-        }
-        None => EventLog::disabled(),
-    };
+    let events = open_events(&arguments)?;
     let mut stats_path = arguments
         .stats
         .as_deref()
@@ -526,6 +511,24 @@ fn raw_environment() -> Vec<OsString> {
             key
         })
         .collect()
+}
+
+/// The file of events: that which the monitor before this one has handed on, or else the one that is asked for.
+fn open_events(arguments: &RunArgs) -> Result<EventLog, AnyError> {
+    let Some(path) = &arguments.events else {
+        return Ok(EventLog::disabled());
+    };
+    if let Some(file) = handles::events()? {
+        return Ok(EventLog::new(file));
+    }
+    let opened = EventLog::append_options()
+        .open(path)
+        .and_then(|file| reserved_fd(file.into()))
+        .map(File::from);
+    let file = opened
+        .map_err(|error| format!("cannot open the events file {}: {error}", path.display()))?;
+    handles::set_events(&file)?;
+    Ok(EventLog::new(file))
 }
 
 /// The store of fault reports. A program that the guest executes may be another user's, with the same environment:

@@ -63,7 +63,7 @@ pub fn serve(process: &Arc<Process>, listener: UnixListener) -> io::Result<()> {
 
 fn accept(process: &Arc<Process>, listener: &UnixListener) {
     // The threads for the connections share it.
-    if let Err(error) = host::leave_descriptor_table(first_reserved()) {
+    if let Err(error) = host::leave_guests_tables(first_reserved()) {
         log::warn!("the control interface shares the guest's descriptor numbers: {error}");
     }
     let connections = Arc::new(AtomicUsize::new(0));

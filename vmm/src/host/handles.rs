@@ -28,10 +28,13 @@ static PROCFS: Handle = Handle::new(|| open_path(c"/proc", libc::O_PATH | libc::
 /// Standard error as it was at first: the guest may make a client's connection of its own.
 static MESSAGES: Handle = Handle::new(|| reserved_copy(libc::STDERR_FILENO));
 
-static ALL: [&Handle; 4] = [&DEVICE, &PROGRAM, &PROCFS, &MESSAGES];
+/// The file of events, if there is one.
+static EVENTS: Handle = Handle::new(|| Err(io::ErrorKind::NotFound.into()));
+
+static ALL: [&Handle; 5] = [&DEVICE, &PROGRAM, &PROCFS, &MESSAGES, &EVENTS];
 
 /// Numbers of the descriptors, as they are handed on; -1 for what could not be opened.
-pub type Numbers = [RawFd; 4];
+pub type Numbers = [RawFd; 5];
 
 impl Handle {
     const fn new(open: fn() -> io::Result<OwnedFd>) -> Handle {
@@ -90,7 +93,12 @@ pub fn hand_on() -> io::Result<Numbers> {
         let fd = match handle.get() {
             Ok(fd) => fd.as_raw_fd(),
             // Standard error may be closed.
-            Err(_) if std::ptr::eq(handle, &raw const MESSAGES) => continue,
+            Err(_)
+                if [&raw const MESSAGES, &raw const EVENTS]
+                    .contains(&std::ptr::from_ref(handle)) =>
+            {
+                continue;
+            }
             Err(error) => return Err(error),
         };
         super::fcntl(fd, libc::F_SETFD, 0)?;
@@ -99,12 +107,11 @@ pub fn hand_on() -> io::Result<Numbers> {
     Ok(numbers)
 }
 
-/// In a forked child: closes everything that is the parent's monitor's but these, and `other`.
-pub fn close_others(other: Option<RawFd>) {
+/// In a forked child: closes everything that is the parent's monitor's but these.
+pub fn close_others() {
     let mut kept: Vec<RawFd> = ALL
         .iter()
         .filter_map(|handle| Some(handle.fd.get()?.as_raw_fd()))
-        .chain(other)
         .collect();
     kept.sort_unstable();
     let mut from = first_reserved();
@@ -113,6 +120,19 @@ pub fn close_others(other: Option<RawFd>) {
         from = fd + 1;
     }
     super::close_range(from, i32::MAX);
+}
+
+/// The file of events is `file`, here and in what the guest forks and executes.
+pub fn set_events(file: &File) -> io::Result<()> {
+    let _ = EVENTS.fd.set(reserved_copy(file.as_raw_fd())?);
+    Ok(())
+}
+
+/// A descriptor of the file of events, if there is one.
+pub fn events() -> io::Result<Option<File>> {
+    let fd = EVENTS.fd.get();
+    fd.map(|fd| reserved_copy(fd.as_raw_fd()).map(File::from))
+        .transpose()
 }
 
 /// A descriptor of the KVM device.

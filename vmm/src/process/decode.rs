@@ -80,27 +80,56 @@ fn operands(
     Some(ranges)
 }
 
-/// What an instruction that exchanges a value of memory with another, in one step for everybody, has found there and
-/// written, if it is one: read from the registers as they were `before` and `after` it.
-pub fn exchanged(
+/// What an instruction has done to memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Change {
+    /// Where.
+    pub range: GuestRange,
+    /// What it found there.
+    pub found: u64,
+    /// What it left there.
+    pub written: u64,
+    /// It has added to what it found, or subtracted, so that it does not matter in which order that and others like it
+    /// were done.
+    pub is_sum: bool,
+}
+
+/// What the instruction at the RIP of `before` has done to memory, if it is one of those that programs use where others
+/// write at the same moment, and `after` are the registers after it. `held` is what the memory held just before; for
+/// those that say so themselves it does not matter.
+pub fn change(
     before: &Registers,
     bases: (u64, u64),
     after: &Registers,
-) -> Option<(GuestRange, u64, u64)> {
+    held: impl FnOnce(GuestRange) -> u64,
+) -> Option<Change> {
     const ZERO_FLAG: u64 = 1 << 6;
+    if after.rip == before.rip {
+        return None;
+    }
     let instruction = instruction_at(before.rip)?;
-    let register = instruction.op1_register();
-    let is_known = instruction.op0_kind() == OpKind::Memory
-        && instruction.op1_kind() == OpKind::Register
-        && register.size() > 1;
     let [range] = writes(before, bases)?[..] else {
         return None;
     };
-    if !is_known {
+    if instruction.op0_kind() != OpKind::Memory || !matches!(range.len(), 1 | 2 | 4 | 8) {
         return None;
     }
-    let mask = u64::MAX >> (64 - 8 * range.len().min(8));
-    let own = value(before, register)?;
+    let register = instruction.op1_register();
+    let is_high = matches!(
+        register,
+        Register::AH | Register::BH | Register::CH | Register::DH
+    );
+    let own = match (instruction.op_count(), instruction.op1_kind()) {
+        (1, _) => 0,
+        (2, OpKind::Register) if !is_high => value(before, register)?,
+        (2, OpKind::Register | OpKind::Memory) => return None,
+        (2, _) => instruction.immediate(1),
+        _ => return None,
+    };
+    let is_sum = matches!(
+        instruction.mnemonic(),
+        Mnemonic::Add | Mnemonic::Sub | Mnemonic::Inc | Mnemonic::Dec | Mnemonic::Xadd
+    );
     let (found, written) = match instruction.mnemonic() {
         Mnemonic::Cmpxchg if after.rflags & ZERO_FLAG != 0 => (before.rax, own),
         Mnemonic::Cmpxchg => (0, 0),
@@ -109,10 +138,29 @@ pub fn exchanged(
             let found = value(after, register)?;
             (found, found.wrapping_add(own))
         }
-        _ => return None,
+        mnemonic => {
+            let found = held(range);
+            let written = match mnemonic {
+                Mnemonic::Mov => own,
+                Mnemonic::Add => found.wrapping_add(own),
+                Mnemonic::Sub => found.wrapping_sub(own),
+                Mnemonic::Inc => found.wrapping_add(1),
+                Mnemonic::Dec => found.wrapping_sub(1),
+                Mnemonic::Or => found | own,
+                Mnemonic::And => found & own,
+                Mnemonic::Xor => found ^ own,
+                _ => return None,
+            };
+            (found, written)
+        }
     };
-    let is_done = after.rip != before.rip;
-    is_done.then_some((range, found & mask, written & mask))
+    let mask = u64::MAX >> (64 - 8 * range.len());
+    Some(Change {
+        range,
+        found: found & mask,
+        written: written & mask,
+        is_sum,
+    })
 }
 
 /// The address of the first memory operand of the instruction at RIP that the host cannot access.

@@ -21,13 +21,14 @@ pub struct Inherited {
 
 impl fmt::Display for Inherited {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let [device, program, procfs, messages] = self.handles;
-        write!(f, "{device},{program},{procfs},{messages}")?;
+        for number in self.handles {
+            write!(f, "{number},")?;
+        }
         let limits = &self.limits;
         for (soft, hard) in [limits.descriptors, limits.address_space, limits.data] {
-            write!(f, ",{soft},{hard}")?;
+            write!(f, "{soft},{hard},")?;
         }
-        write!(f, ",{}", self.blocked.0)
+        write!(f, "{}", self.blocked.0)
     }
 }
 
@@ -71,7 +72,7 @@ mod tests {
     #[test]
     fn what_is_written_is_read() {
         let inherited = Inherited {
-            handles: [2049, 2050, 2051, -1],
+            handles: [2049, 2050, 2051, -1, 2052],
             limits: OwnLimits {
                 descriptors: (1024, 4096),
                 address_space: (u64::MAX, u64::MAX),
@@ -83,8 +84,8 @@ mod tests {
         for bad in [
             "",
             "1,2,3",
-            "1,2,3,4,5,6,7,8,9,10,x",
-            "1,2,3,4,5,6,7,8,9,0,1,2",
+            "1,2,3,4,5,6,7,8,9,10,11,x",
+            "1,2,3,4,5,6,7,8,9,0,1,2,3",
         ] {
             assert!(bad.parse::<Inherited>().is_err(), "{bad}");
         }

@@ -12,6 +12,7 @@ use recovery::{Journal, Origin, stats};
 use super::domain::Continuation;
 use super::effects::{Deferred, Undo};
 use super::reporter::FaultRecord;
+use super::shared::USED_BY_OTHERS;
 use super::signals::SignalInfo;
 use super::strike::Target;
 use super::thread::{Flow, Thread};
@@ -289,7 +290,11 @@ impl Thread {
                 self.suspects = suspects;
             }
         }
-        self.undo_domain(turn, fault, begun, rung)
+        let flow = self.undo_domain(turn, fault, begun, rung)?;
+        if let Some(signal) = self.ends_by {
+            sys::end::by_signal(self, turn, signal);
+        }
+        Ok(flow)
     }
 
     /// Damage to code outlives the request that has met it: it is looked for, and mended.
@@ -372,7 +377,13 @@ impl Thread {
                 .extend_from_slice(&output[..output.len().min(room)]);
         }
         let (undone, waiting) = self.restore_or_hide(state, may_hide);
-        let of_shared = self.undo_shared(state);
+        let is_shared_undone = self.undo_shared(state);
+        if !is_shared_undone && self.process.options.is_child {
+            self.ends_by = Some(match fault.course {
+                Course::Signal(signal) => signal,
+                Course::Exit(_) | Course::GoesOn => Signal::SIGABRT,
+            });
+        }
         // Pages of mappings that the domain has made are gone already.
         record.pages_written = written.max(state.tracker.active_count() as u64 + waiting);
         record.pages_restored = undone.restored.len() as u64;
@@ -443,7 +454,7 @@ impl Thread {
         let lessened = domain
             .committed_early
             .or(domain.cramped)
-            .or(of_shared)
+            .or((!is_shared_undone).then_some(USED_BY_OTHERS))
             .map(str::to_owned)
             .or_else(|| decision.withdrawal.reason());
         (record.outcome, record.reason) = match (lessened, broken) {
@@ -454,6 +465,9 @@ impl Thread {
                 Some(format!("{n} effects could not be undone")),
             ),
         };
+        if self.ends_by.is_some() {
+            record.outcome = Outcome::Escalated;
+        }
         if teaches {
             state.request_crashed(&record);
         }

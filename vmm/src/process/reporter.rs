@@ -16,8 +16,7 @@ mod symbolize;
 mod tests;
 mod writer;
 
-use std::fs::File;
-use std::os::fd::{AsRawFd, FromRawFd, RawFd};
+use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -30,6 +29,7 @@ use recovery::report::ReportStore;
 use recovery::tracker::PageContent;
 
 use super::quarantine::Quarantine;
+use crate::host::handles;
 pub(super) use module::read as read_module;
 use queue::{Item, Queue};
 use symbolize::Symbolizer;
@@ -140,22 +140,16 @@ impl Reporter {
         }
     }
 
-    /// The number of the file of events, which a forked child has to keep open.
-    pub fn events_fd(&self) -> Option<RawFd> {
-        self.writer.events_file().map(AsRawFd::as_raw_fd)
+    /// In a forked child, whose parent has this one: a reporter to the same places.
+    pub fn for_child(&self) -> io::Result<Reporter> {
+        let events = handles::events()?.map_or_else(EventLog::disabled, EventLog::new);
+        Ok(Reporter::of(self.writer.for_child(events)))
     }
 
-    /// In a forked child, whose parent has this one: a reporter to the same places. Nobody uses this one any more.
-    pub fn for_child(&self) -> Reporter {
-        let events = self.events_fd().map_or_else(EventLog::disabled, |fd| {
-            // SAFETY: the child's copy of this reporter is never used nor dropped, so the descriptor is nobody else's.
-            EventLog::new(unsafe { File::from_raw_fd(fd) })
-        });
-        Reporter::of(self.writer.for_child(events))
-    }
-
-    /// Starts the thread, which has every signal blocked. Where that fails everybody writes for himself.
-    fn start(&self) {
+    /// Starts the thread, which has every signal blocked, if it has not been. Where that fails everybody writes for himself.
+    ///
+    /// It keeps the rights and the root directory that its starter has at that time.
+    pub fn start(&self) {
         let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
         if self.started.swap(true, Ordering::AcqRel) {
             return;
@@ -236,7 +230,7 @@ impl Drop for Reporter {
 /// The reporter thread.
 fn work(writer: &Writer, queue: &Queue) {
     let _ended = queue.ended_on_drop();
-    if let Err(error) = crate::host::leave_descriptor_table(crate::memory::first_reserved()) {
+    if let Err(error) = crate::host::leave_guests_tables(crate::memory::first_reserved()) {
         log::warn!("the reporter shares the guest's descriptor numbers: {error}");
     }
     let mut symbolizer = Symbolizer::default();

@@ -5,22 +5,23 @@
 //! first process to write a page writes as it likes until its domain ends; another one is let through for one
 //! instruction at a time, and what has become of the words is noted. When a domain ends, its pages become read-only again.
 //!
-//! Where two have written the same word, what the abandoned one has added is subtracted, as for a suspended request
-//! (`process/suspend.rs`): counters are right then. A word that looks like an address, or that somebody has waited for, stays
-//! as it is, and the request is `degraded`: others have used what it wrote. So is one that wrote what nobody could tell
-//! apart. What processes only read of each other before a request is undone is not known.
+//! Where two have added to the same word, what the abandoned one has added is subtracted: counters are right then. If
+//! another process has changed a word that it has changed in any other way, or nobody could tell what was written, then what
+//! it wrote has been used, and to undo the rest of it would leave structures half changed. All of it stays. Then a forked
+//! child ends as by the fault without the monitor, and its parent does what it does then; a process that nobody would start
+//! again goes on, and the request is `degraded`. What processes only read of each other before a request is undone is not
+//! known.
 //!
-//! A request that waits in the middle lets go of what it has written: others are to see it, or it would wait in vain. If
-//! one crashes that has written the same page as somebody who waits, it may have held what that one waits for. It does not
-//! any more, but only the server's own code would tell the other one, as whoever takes and releases it next does: so that
-//! is `degraded` too.
+//! A request that waits in the middle lets go of what it has written: others are to see it, or it would wait in vain. Who
+//! has written the same page as somebody who waits may hold what that one waits for, and only the server's own code, or its
+//! parent, would hand it over: that counts as used, too.
 //!
 //! The tracker knows nothing of these pages.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use guest_agentless::{Backing, GuestRange, GuestVa, PAGE_SIZE, PageNumber};
-use recovery::claims::{Claim, Claims, Noted, PageKey, WORD, WORDS, Words};
+use recovery::claims::{Change, Claim, Claims, Noted, PageKey, WORD, WORDS, Words};
 use recovery::tracker::{Memory, PageContent};
 
 use super::State;
@@ -38,11 +39,9 @@ const STEPS_MAX: u32 = 128;
 const WRITE_MAX: u64 = 64;
 /// How often a page is asked for that its owner is just letting go of.
 const TRIES: u32 = 8;
-/// Why a request is `degraded`.
-const AWAITED: &str = "another process waits that has written the same shared memory";
-/// Likewise.
-const USED_BY_OTHERS: &str =
-    "it wrote memory that other processes have written as well, and that could not be told apart";
+/// Why a request is not `recovered`.
+pub const USED_BY_OTHERS: &str =
+    "what it wrote to shared memory was used by other processes, or may have been";
 /// Likewise.
 pub const GONE_ON: &str =
     "it had written memory that it shares with other processes when it was suspended";
@@ -73,6 +72,8 @@ struct Stepped {
     change: u64,
     /// What it held after the last write.
     after: u64,
+    /// All that was done to it was to add to it.
+    is_sum: bool,
 }
 
 /// A page that may be written by the next instruction, and no other.
@@ -363,73 +364,108 @@ impl Thread {
             let Some(shared) = &mut state.shared else {
                 continue;
             };
-            // What it has exchanged is known exactly, whatever others have written at the same moment.
-            let exchanged = decode::exchanged(&step.registers, bases, &now);
-            let exchanged =
-                exchanged.filter(|(range, ..)| range.start() % WORD + range.len() <= WORD);
+            let mut held = step.words.iter().copied();
+            let held = |range: GuestRange| {
+                let (at, shift) = place(range);
+                let word = held.find(|(address, _)| *address == at);
+                word.map_or(0, |(_, value)| value >> shift)
+            };
+            // Others may write at the same moment, so what the word holds afterwards does not tell.
+            let exactly = decode::change(&step.registers, bases, &now, held);
+            let exactly = exactly.filter(|c| c.range.start() % WORD + c.range.len() <= WORD);
             let mut changes = Vec::new();
-            for (address, before) in step.words {
-                let after = read_word(address);
-                let change = match &exchanged {
-                    Some((range, found, written)) => {
-                        let shift = 8 * (range.start() % WORD);
-                        written.wrapping_sub(*found) << shift
+            for (address, before) in &step.words {
+                let (added, is_sum) = match &exactly {
+                    Some(change) => {
+                        let (_, shift) = place(change.range);
+                        (
+                            change.written.wrapping_sub(change.found) << shift,
+                            change.is_sum,
+                        )
                     }
-                    None => after.wrapping_sub(before),
+                    None => (read_word(*address).wrapping_sub(*before), false),
                 };
-                if change == 0 {
+                if added == 0 {
                     continue;
                 }
                 let word = (address % PAGE_SIZE / WORD) as usize;
                 let stepped = shared.steps.entry((step.key, word)).or_insert(Stepped {
-                    address,
+                    address: *address,
                     change: 0,
-                    after,
+                    after: 0,
+                    is_sum: true,
                 });
-                stepped.change = stepped.change.wrapping_add(change);
-                stepped.after = after;
-                changes.push((word, change));
+                stepped.change = stepped.change.wrapping_add(added);
+                stepped.after = before.wrapping_add(added);
+                stepped.is_sum &= is_sum;
+                changes.push(Change {
+                    word,
+                    added,
+                    is_sum,
+                });
             }
             shared.claims.done(step.key, changes);
         }
     }
 
-    /// The running domain is abandoned: undoes what it has written of shared memory. Returns why that is not as if it had
-    /// never been, if so.
-    pub(super) fn undo_shared(&mut self, state: &mut State) -> Option<&'static str> {
+    /// The running domain is abandoned: undoes what it has written of shared memory, all or nothing. False if others have
+    /// used it.
+    pub(super) fn undo_shared(&mut self, state: &mut State) -> bool {
         self.end_shared_steps(state);
         let dirty = state.shared.as_mut().filter(|shared| !shared.is_clean());
-        let shared = dirty?;
-        let mut keys = shared.keys().into_iter();
-        let is_awaited = keys.any(|key| shared.claims.is_awaited(key));
-        let mut whole = !shared.unknown;
+        let Some(shared) = dirty else {
+            return true;
+        };
+        let claims = shared.claims;
+        let is_awaited = shared.keys().into_iter().any(|key| claims.is_awaited(key));
         let (owned, steps) = (
             std::mem::take(&mut shared.owned),
             std::mem::take(&mut shared.steps),
         );
-        let claims = shared.claims;
-        let mut now = PageContent::boxed();
+        let mut whole = !shared.unknown && !is_awaited;
         let mut memory = HostMemory {
             space: &mut state.space,
             own_memory: &self.process.own_memory,
         };
-        for (key, (page, base)) in &owned {
-            let before = |word: usize| {
-                let stepped = steps.get(&(*key, word));
-                stepped.map_or(0, |stepped| stepped.change)
-            };
-            let is_claimed = claims.undo(*key, |noted| {
+        let keys: Vec<PageKey> = owned.keys().copied().collect();
+        claims.undo(&keys, |noted| {
+            let mut writes = Vec::new();
+            for ((key, (page, base)), noted) in owned.iter().zip(noted) {
+                let stepped = |word: usize| steps.get(&(*key, word));
+                let is_awaited = |word| claims.was_awaited(*key, word);
+                let Some(noted) = noted else {
+                    whole = false;
+                    continue;
+                };
+                let mut now = PageContent::boxed();
                 // A mapping that the domain has made is gone.
                 if memory.read(*page, &mut now) {
-                    let is_awaited = |word| claims.was_awaited(*key, word);
-                    whole &= put_back(&mut memory, *page, base, &now, &noted, before, is_awaited);
+                    whole &= compare(*page, base, &now, noted, stepped, is_awaited, &mut writes);
                 }
-            });
-            whole &= is_claimed;
-        }
-        for ((key, word), step) in &steps {
-            if !owned.contains_key(key) {
-                whole &= state.undo_step(claims, *key, *word, step);
+            }
+            let of_others = steps
+                .iter()
+                .filter(|((key, _), _)| !owned.contains_key(key));
+            for ((key, word), step) in of_others {
+                let is_sum = step.is_sum && !claims.was_awaited(*key, *word);
+                whole &= step.change == 0 || is_sum || read_word(step.address) == step.after;
+            }
+            for write in writes {
+                // What was to be told to who waits for it may not have been.
+                match whole {
+                    true => whole &= write.exchange(&mut memory),
+                    false => host::wake_waiting(write.address),
+                }
+            }
+        });
+        let of_others = steps
+            .iter()
+            .filter(|((key, _), _)| !owned.contains_key(key));
+        for ((key, word), step) in of_others {
+            // The last moment to see that somebody else has written it.
+            match whole {
+                true => whole &= undo_step(claims, *key, *word, step),
+                false => host::wake_waiting(step.address),
             }
         }
         if let Some(shared) = &mut state.shared {
@@ -437,99 +473,115 @@ impl Thread {
             shared.steps = steps;
         }
         state.release_shared();
-        match (whole, is_awaited) {
-            (false, _) => Some(USED_BY_OTHERS),
-            (true, true) => Some(AWAITED),
-            (true, false) => None,
-        }
+        whole
     }
 }
 
-/// Gives the words of a page what they held when it was claimed, without what the domain had added `before` that, and with
-/// what others have added since. False if that cannot be done for all.
-///
-/// Each word is written once: at no moment does anybody see one that neither was there nor should be.
-fn put_back(
-    memory: &mut HostMemory<'_>,
+/// A word that is to be given another value.
+struct Write {
+    page: PageNumber,
+    address: u64,
+    from: u64,
+    to: u64,
+}
+
+impl Write {
+    /// Whether it could be done: each word is written once, so that at no moment anybody sees one that neither was there
+    /// nor should be.
+    fn exchange(&self, memory: &mut HostMemory<'_>) -> bool {
+        let exchange = || copy::exchange(self.address, self.from, self.to).unwrap_or(false);
+        // The guest may have taken its own access away.
+        let done = exchange() || memory.space.with_write_access(self.page, exchange);
+        host::wake_waiting(self.address);
+        done
+    }
+}
+
+/// What is to be written to a page, for its words to hold what they did when it was claimed, without what the domain had
+/// added in steps before that, and with what others have added since. False if others have used what the domain wrote.
+fn compare<'a>(
     page: PageNumber,
     base: &PageContent,
     now: &PageContent,
     noted: &Noted<'_>,
-    before: impl Fn(usize) -> u64,
+    stepped: impl Fn(usize) -> Option<&'a Stepped>,
     is_awaited: impl Fn(usize) -> bool,
+    writes: &mut Vec<Write>,
 ) -> bool {
     let (base, _) = base.bytes().as_chunks::<{ WORD as usize }>();
     let (now, _) = now.bytes().as_chunks::<{ WORD as usize }>();
     let mut whole = true;
     for word in 0..WORDS {
         let [now, base] = [now[word], base[word]].map(u64::from_ne_bytes);
-        let added = noted.added(word);
-        if now == base.wrapping_add(added) && before(word) == 0 {
+        let (added, stepped) = (noted.added(word), stepped(word));
+        let before = stepped.map_or(0, |stepped| stepped.change);
+        if now == base.wrapping_add(added) && before == 0 {
             continue;
         }
-        let is_address = |value| memory.space.vmas().find(value).is_some();
-        let is_used = added != 0 && (is_awaited(word) || is_address(base) || is_address(now));
-        if noted.is_mixed() || is_used {
-            whole = false;
-            continue;
-        }
-        let without = base.wrapping_add(added).wrapping_sub(before(word));
-        let address = page.address().0 + word as u64 * WORD;
-        let exchange = || copy::exchange(address, now, without).unwrap_or(false);
-        // The guest may have taken its own access away.
-        whole &= exchange() || memory.space.with_write_access(page, exchange);
-        host::wake_waiting(address);
+        let is_sum = noted.is_sum(word) && !is_awaited(word);
+        // Others may have written it between the last step and the claim.
+        let is_own = stepped.is_none_or(|s| s.change == 0 || s.is_sum || s.after == base);
+        whole &= !noted.is_mixed() && (added == 0 || is_sum) && is_own;
+        writes.push(Write {
+            page,
+            address: page.address().0 + word as u64 * WORD,
+            from: now,
+            to: base.wrapping_add(added).wrapping_sub(before),
+        });
     }
     whole
 }
 
-impl State {
-    /// Undoes what was written of a word while others had its page, and tells those who have it now. False if that cannot
-    /// be done.
-    fn undo_step(&self, claims: Claims, key: PageKey, word: usize, step: &Stepped) -> bool {
-        if step.change == 0 {
+/// Undoes what was written of a word while others had its page, and tells those who have it now. False if that cannot be
+/// done.
+fn undo_step(claims: Claims, key: PageKey, word: usize, step: &Stepped) -> bool {
+    if step.change == 0 {
+        return true;
+    }
+    let mut words = Words::NONE;
+    words.insert(word);
+    for _ in 0..TRIES {
+        let claim = claims.claim(key, || true);
+        if claim == Claim::Others && !claims.note(key, &words) {
+            continue;
+        }
+        let undone = undo_word(step, step.is_sum && !claims.was_awaited(key, word));
+        match claim {
+            Claim::Owned => claims.release(key),
+            Claim::Others => {
+                let change = Change {
+                    word,
+                    added: step.change.wrapping_neg(),
+                    is_sum: step.is_sum,
+                };
+                claims.done(key, undone.then_some(change));
+            }
+            Claim::Unknown | Claim::Failed => {}
+        }
+        return undone;
+    }
+    false
+}
+
+fn undo_word(step: &Stepped, is_sum: bool) -> bool {
+    for _ in 0..TRIES {
+        let now = read_word(step.address);
+        if now != step.after && !is_sum {
+            return false;
+        }
+        let without = now.wrapping_sub(step.change);
+        if copy::exchange(step.address, now, without) == Ok(true) {
+            host::wake_waiting(step.address);
             return true;
         }
-        let mut words = Words::NONE;
-        words.insert(word);
-        for _ in 0..TRIES {
-            let claim = claims.claim(key, || true);
-            if claim == Claim::Others && !claims.note(key, &words) {
-                continue;
-            }
-            let undone = self.undo_word(step, claims.was_awaited(key, word));
-            match claim {
-                Claim::Owned => claims.release(key),
-                Claim::Others => {
-                    let added = if undone {
-                        step.change.wrapping_neg()
-                    } else {
-                        0
-                    };
-                    claims.done(key, [(word, added)]);
-                }
-                Claim::Unknown | Claim::Failed => {}
-            }
-            return undone;
-        }
-        false
     }
+    false
+}
 
-    fn undo_word(&self, step: &Stepped, is_awaited: bool) -> bool {
-        let is_address = |value| self.space.vmas().find(value).is_some();
-        for _ in 0..TRIES {
-            let now = read_word(step.address);
-            if now != step.after && (is_awaited || is_address(now) || is_address(step.after)) {
-                return false;
-            }
-            let without = now.wrapping_sub(step.change);
-            if copy::exchange(step.address, now, without) == Ok(true) {
-                host::wake_waiting(step.address);
-                return true;
-            }
-        }
-        false
-    }
+/// The address of the word that the range begins in, and how many bits of it come before.
+fn place(range: GuestRange) -> (u64, u32) {
+    let within = range.start() % WORD;
+    (range.start() - within, within as u32 * 8)
 }
 
 /// The word at `address`; zero if it cannot be read, and then not written either.

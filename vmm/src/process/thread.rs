@@ -87,6 +87,8 @@ pub struct Thread {
     pub suspects: Vec<i32>,
     /// What more is known of the fault being recovered from.
     pub fault_detail: Option<String>,
+    /// The process ends by this signal after the present abandon.
+    pub(super) ends_by: Option<Signal>,
     /// Inverses that could not be done in the current abandon.
     pub undo_failures: u32,
     /// Bytes on the way between host and guest.
@@ -136,6 +138,7 @@ impl Thread {
             interrupted: None,
             suspects: Vec::new(),
             fault_detail: None,
+            ends_by: None,
             undo_failures: 0,
             bounce: vec![0; sys::BOUNCE],
             restart: None,

@@ -8,6 +8,7 @@ use recovery::event::{Event, signal_name};
 
 use super::Call;
 use crate::host::{self, handles::Messages};
+use crate::process::domain::Domain;
 use crate::process::recover::Fault;
 use crate::process::thread::Thread;
 use crate::process::{Process, Turn};
@@ -19,10 +20,14 @@ pub const MONITOR_FAILED: i32 = 125;
 ///
 /// In a client's request it is a fault: one client ends the server of all. A process that has never accepted
 /// a connection serves nobody else, like a client or a server of `inetd`. And one that was asked to end may do so
-/// whenever it sees fit, such as when it has answered its last client.
+/// whenever it sees fit, such as when it has answered its last client; so may a forked child that has answered the one
+/// it works for.
 pub fn exit_group(call: &mut Call) -> Result<u64, Errno> {
     let status = call.int(0) & 0xff;
-    let allowed = call.thread.process.options.limits.allow_exit;
+    let options = &call.thread.process.options;
+    // A worker may be asked to by its parent, which nobody but it and the worker know of.
+    let has_answered = call.state.domain.as_ref().is_some_and(Domain::has_answered);
+    let allowed = options.limits.allow_exit || options.is_child && has_answered;
     if call.in_request() && !call.is_ending() && !allowed {
         return call.fault(Fault::exit(status));
     }

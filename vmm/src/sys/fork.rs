@@ -150,7 +150,7 @@ fn become_child(
     host_signals::forget();
     // The parent's machine, vCPUs and files of the monitor.
     let parent = &call.thread.process;
-    handles::close_others(parent.reporter.events_fd());
+    handles::close_others();
     let protect = parent.options.protect;
     let vm = Vm::create_for_child(parent.vm.monitor().clone(), protect)?;
     let mut vcpu = vm.create_vcpu()?;
@@ -160,6 +160,8 @@ fn become_child(
     *vcpu.registers() = start.registers;
     let own_memory =
         handles::open_own_memory().map_err(|e| KvmError::Ioctl("opening /proc/self/mem", e))?;
+    let reporter = parent.reporter.for_child();
+    let reporter = reporter.map_err(|e| KvmError::Ioctl("opening the file of events", e))?;
     let own_page_map = protect.then(handles::open_own_page_map).transpose();
     let own_page_map =
         own_page_map.map_err(|e| KvmError::Ioctl("opening /proc/self/pagemap", e))?;
@@ -199,7 +201,7 @@ fn become_child(
         entry_path: parent.entry_path,
         options,
         stats: Arc::new(Stats::new()),
-        reporter: parent.reporter.for_child(),
+        reporter,
         program: parent.program.clone(),
         executable: parent.executable.clone(),
         auxv: parent.auxv.clone(),

@@ -15,9 +15,29 @@ pub fn handler(number: i64) -> Option<Handler> {
         libc::SYS_setrlimit => setrlimit,
         libc::SYS_prctl => prctl,
         libc::SYS_personality => personality,
+        libc::SYS_chroot
+        | libc::SYS_setuid
+        | libc::SYS_setgid
+        | libc::SYS_setreuid
+        | libc::SYS_setregid
+        | libc::SYS_setresuid
+        | libc::SYS_setresgid
+        | libc::SYS_setfsuid
+        | libc::SYS_setfsgid
+        | libc::SYS_setgroups
+        | libc::SYS_capset => change_rights,
         libc::SYS_exit_group => super::end::exit_group,
         _ => return None,
     })
+}
+
+/// Reports are kept where the monitor was told to, whatever the guest may do from now on: the thread that writes them
+/// has its rights already.
+fn change_rights(call: &mut Call) -> Result<u64, Errno> {
+    if call.thread.process.options.protect {
+        call.thread.process.reporter.start();
+    }
+    call.pass_by_class()
 }
 
 const ARCH_SET_GS: u64 = 0x1001;

@@ -2,7 +2,6 @@
 
 use std::collections::HashSet;
 use std::error::Error;
-use std::fs::File;
 use std::io;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::{Mutex, PoisonError};
@@ -61,11 +60,6 @@ impl Writer {
     /// A writer of a forked child to the same places; `events` is its own descriptor of the file of events.
     pub(super) fn for_child(&self, events: EventLog) -> Writer {
         Writer::new(events, self.store.clone(), self.core_pages)
-    }
-
-    /// The file of events.
-    pub(super) fn events_file(&self) -> Option<&File> {
-        self.events.file()
     }
 
     /// Writes `item`. For a fault the report comes first, so that whoever sees the event finds it.
