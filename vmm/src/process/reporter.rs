@@ -18,7 +18,7 @@ mod writer;
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, SystemTime};
 
@@ -155,13 +155,18 @@ impl Reporter {
             return;
         }
         let (writer, queue) = (Arc::clone(&self.writer), Arc::clone(&self.queue));
+        let (apart, is_apart) = mpsc::channel();
         let started = crate::host::with_signals_blocked(|| {
             thread::Builder::new()
                 .name("vmsrs-reporter".to_owned())
-                .spawn(move || work(&writer, &queue))
+                .spawn(move || work(&writer, &queue, apart))
         });
         match started {
-            Ok(handle) => *thread = Some(handle),
+            Ok(handle) => {
+                *thread = Some(handle);
+                // An error says that it is, too, and has ended.
+                let _ = is_apart.recv();
+            }
             Err(error) => {
                 log::error!("the reporter thread cannot be started: {error}");
                 self.queue.end();
@@ -227,12 +232,13 @@ impl Drop for Reporter {
     }
 }
 
-/// The reporter thread.
-fn work(writer: &Writer, queue: &Queue) {
+/// The reporter thread. It says when the guest cannot change its root directory any more.
+fn work(writer: &Writer, queue: &Queue, apart: mpsc::Sender<()>) {
     let _ended = queue.ended_on_drop();
     if let Err(error) = crate::host::leave_guests_tables(crate::memory::first_reserved()) {
-        log::warn!("the reporter shares the guest's descriptor numbers: {error}");
+        log::warn!("the reporter shares the guest's descriptors and directories: {error}");
     }
+    let _ = apart.send(());
     let mut symbolizer = Symbolizer::default();
     writer.prepare_room();
     while let Some(item) = queue.pop_or(PRUNE_PERIOD, || writer.prune()) {
