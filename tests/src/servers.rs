@@ -41,8 +41,17 @@ pub struct Server {
     pub stop: libc::c_int,
     /// A client's visit: connects, says who it is with the tag, and checks what it hears.
     pub visit: fn(port: u16, tag: &str) -> io::Result<()>,
-    /// The process that serves may write reports.
-    pub keeps_reports: bool,
+    /// Whether one of its requests is to crash.
+    pub crash: Crash,
+}
+
+/// What comes of a crash under the monitor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Crash {
+    /// Nothing for others, and a report.
+    Reported,
+    /// Others may notice, so there is none.
+    None,
 }
 
 /// How to set up a server; the name is that of its test.
@@ -81,7 +90,8 @@ pub fn exercise(recipe: &Recipe, monitored: bool) -> io::Result<Outcome> {
         true => Launch::monitored(&server.command).map_err(io::Error::other)?,
         false => Launch::native(&server.command),
     };
-    let options = match monitored {
+    let crashes = monitored && server.crash == Crash::Reported;
+    let options = match crashes {
         true => vec!["--inject", "abort:match=crash-this,times=1"],
         false => vec![],
     };
@@ -90,7 +100,7 @@ pub fn exercise(recipe: &Recipe, monitored: bool) -> io::Result<Outcome> {
         .options(options)
         .start(port)
         .map_err(io::Error::other)?;
-    let mut problems = visits(&server, &mut running, monitored)?;
+    let mut problems = visits(&server, &mut running, crashes)?;
     let status = stop(&mut running, server.stop)?;
     let code = status.map_or(-1, |status| {
         let by_signal = std::os::unix::process::ExitStatusExt::signal(&status);
@@ -99,8 +109,8 @@ pub fn exercise(recipe: &Recipe, monitored: bool) -> io::Result<Outcome> {
     if status.is_none() {
         problems.push("it did not stop".into());
     }
-    if monitored {
-        problems.extend(faults(&server, &running)?);
+    if crashes {
+        problems.extend(faults(&running)?);
     }
     if !problems.is_empty() {
         problems.push(running.output_tail());
@@ -109,18 +119,15 @@ pub fn exercise(recipe: &Recipe, monitored: bool) -> io::Result<Outcome> {
 }
 
 /// What is wrong with what the monitor says of the one crash.
-fn faults(server: &Server, running: &Monitored) -> io::Result<Option<String>> {
+fn faults(running: &Monitored) -> io::Result<Option<String>> {
     let events = running.events()?;
-    // What processes share may have been used by others.
     let outcomes = ["recovered", "degraded", "escalated"];
     let told: Vec<_> = events
         .iter()
         .filter(|event| outcomes.contains(&event.event.as_str()))
         .collect();
     let is_right = match told[..] {
-        [fault] => {
-            fault.event != "escalated" && (fault.text("report").is_some() || !server.keeps_reports)
-        }
+        [fault] => fault.event != "escalated" && fault.text("report").is_some(),
         _ => false,
     };
     Ok((!is_right).then(|| format!("not one fault with a report: {told:?} of {events:?}")))

@@ -4,7 +4,7 @@ use std::{fs, io, path::Path, process::Command};
 
 use tempfile::TempDir;
 
-use super::{Recipe, Server, dialogue};
+use super::{Crash, Recipe, Server, dialogue};
 
 /// All servers.
 pub fn all() -> Vec<Recipe> {
@@ -63,7 +63,7 @@ fn web(dir: TempDir, port: u16, command: &[&str]) -> Server {
         reload: None,
         stop: libc::SIGTERM,
         visit: dialogue::http,
-        keeps_reports: true,
+        crash: Crash::Reported,
     }
 }
 
@@ -244,8 +244,8 @@ fn postgresql(port: u16) -> io::Result<Server> {
         reload: Some(libc::SIGHUP),
         stop: libc::SIGINT,
         visit: dialogue::postgresql,
-        // It is executed by another user than the monitor's.
-        keeps_reports: false,
+        // Whoever connects writes what all others write.
+        crash: Crash::None,
         ..web(dir, port, &command)
     })
 }

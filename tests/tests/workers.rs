@@ -1,0 +1,157 @@
+//! Servers with several processes: each recovers from its own faults, and what they share is left as if the abandoned
+//! request had never written it, or as the crash of a worker leaves it natively.
+
+use std::{
+    collections::BTreeMap,
+    io::{Read, Write},
+    net::TcpStream,
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+use vmsrs_tests::{Launch, Monitored, free_port, guest, kvm_case, net, servers, talk};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+const CRASHES: usize = 600;
+
+fn start() -> Monitored {
+    let port = free_port().unwrap();
+    let program = guest::program("workers").unwrap();
+    let args = [program.into_os_string(), port.to_string().into()];
+    Launch::monitored(args).unwrap().start(port).unwrap()
+}
+
+/// The sum, the two counters of pairs, and the lock.
+fn tell(port: u16) -> [u64; 4] {
+    let mut client = net::connect(port, PATIENCE).unwrap();
+    let text = talk::ask(&mut client, "tell");
+    let numbers: Vec<u64> = text.split(' ').map(|n| n.parse().unwrap()).collect();
+    numbers.try_into().unwrap()
+}
+
+/// How often there was each outcome.
+fn outcomes(server: &Monitored) -> BTreeMap<String, usize> {
+    let mut counts = BTreeMap::new();
+    for event in server.events().unwrap() {
+        if matches!(event.event.as_str(), "recovered" | "degraded" | "escalated") {
+            *counts.entry(event.event).or_default() += 1;
+        }
+    }
+    counts
+}
+
+#[test]
+fn a_worker_undoes_what_it_wrote_to_shared_memory() {
+    kvm_case("a_worker_undoes_what_it_wrote_to_shared_memory");
+    let mut server = start();
+    let mut client = net::connect(server.port(), PATIENCE).unwrap();
+    for n in 1..=5 {
+        for crash in ["sum", "lock"] {
+            talk::crash(server.port(), crash, PATIENCE);
+        }
+        assert_eq!(talk::ask(&mut client, "add"), "ok");
+        assert_eq!(talk::ask(&mut client, "pair"), "ok");
+        assert_eq!(tell(server.port()), [n, n, n, 0]);
+    }
+    let recovered = server.await_events("recovered", 10).unwrap();
+    assert_eq!(recovered.len(), 10, "{:?}", outcomes(&server));
+    let main = server.pid().to_string();
+    let of_worker =
+        |event: &vmsrs_tests::Event| event.number("thread").unwrap().to_string() != main;
+    assert!(recovered.iter().all(of_worker));
+    assert!(recovered.iter().all(|event| event.text("report").is_some()));
+    assert!(server.terminate().is_ok(), "{}", server.output_tail());
+}
+
+/// Asks until a worker that is alive answers; how often one was not.
+fn ask_until_answered(client: &mut TcpStream, port: u16, command: &str) -> u64 {
+    for lost in 0..20 {
+        let mut answer = [0; 8];
+        let asked = client
+            .write_all(command.as_bytes())
+            .and_then(|()| client.read(&mut answer));
+        match asked {
+            Ok(3) => return lost,
+            _ => *client = net::connect(port, PATIENCE).unwrap(),
+        }
+    }
+    panic!("{command} was never answered");
+}
+
+#[test]
+fn workers_that_crash_while_others_write_the_same_words() {
+    kvm_case("workers_that_crash_while_others_write_the_same_words");
+    let mut server = start();
+    let port = server.port();
+    let (sums, pairs, lost) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                let mut client = net::connect(port, PATIENCE).unwrap();
+                while !stop.load(Ordering::Relaxed) {
+                    for (command, count) in [("add", &sums), ("pair", &pairs)] {
+                        let again = ask_until_answered(&mut client, port, command);
+                        lost.fetch_add(again, Ordering::Relaxed);
+                        count.fetch_add(1, Ordering::Relaxed);
+                    }
+                }
+            });
+        }
+        for n in 0..CRASHES {
+            let mut client = net::connect(port, PATIENCE).unwrap();
+            client.write_all(["sum", "lock"][n % 2].as_bytes()).unwrap();
+            // The end of a worker may close it in order.
+            assert!(matches!(client.read(&mut [0; 8]), Ok(0) | Err(_)));
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    let [sum, first, second, lock] = tell(port);
+    let (sums, pairs, lost) = (sums.into_inner(), pairs.into_inner(), lost.into_inner());
+    let counts = outcomes(&server);
+    let context = format!("{counts:?}, {sums} sums, {pairs} pairs, {lost} lost");
+    assert_eq!((first, lock), (second, 0), "{context}");
+    let escalated = counts.get("escalated").copied().unwrap_or(0) as u64;
+    // What a worker has crashed in that was not undone counts, and so does a request whose answer was lost with it.
+    let most = escalated + lost;
+    assert!((sums..=sums + most).contains(&sum), "{sum}: {context}");
+    assert!(
+        (pairs..=pairs + most).contains(&first),
+        "{first}: {context}"
+    );
+    assert!(!counts.contains_key("degraded"), "{context}");
+    assert!(lost == 0 || escalated > 0, "{context}");
+    assert!(counts["recovered"] > CRASHES / 2, "{context}");
+    println!("{context}");
+    assert!(server.terminate().is_ok(), "{}", server.output_tail());
+}
+
+/// Natively PostgreSQL disconnects everybody and recovers from its log when a backend crashes.
+#[test]
+fn a_backend_of_postgresql_crashes_alone() {
+    kvm_case("a_backend_of_postgresql_crashes_alone");
+    let port = free_port().unwrap();
+    let database = (servers::recipe("postgresql").set_up)(port).unwrap();
+    let launch = Launch::monitored(&database.command).unwrap();
+    let launch = launch.options(["--inject", "abort:match=crash-this"]);
+    let mut server = launch.patience(PATIENCE).start(port).unwrap();
+    let begin = Instant::now();
+    while (database.visit)(port, "first").is_err() {
+        assert!(begin.elapsed() < PATIENCE, "{}", server.output_tail());
+        thread::sleep(Duration::from_millis(50));
+    }
+    for n in 0..10 {
+        assert!((database.visit)(port, "crash-this").is_err());
+        (database.visit)(port, &format!("after-{n}")).unwrap();
+    }
+    let counts = outcomes(&server);
+    assert_eq!(counts.get("recovered"), Some(&10), "{counts:?}");
+    server.signal(database.stop).unwrap();
+    assert!(
+        server
+            .wait()
+            .unwrap()
+            .is_some_and(|status| status.success())
+    );
+}
