@@ -347,7 +347,9 @@ fn a_crashing_worker_is_ended_and_its_master_makes_another() {
         &WORKERS.to_string(),
     ]
     .map(str::to_owned);
-    let mut server = Monitored::start(port, command).unwrap();
+    // The end of the ladder.
+    let launch = Launch::monitored(command).unwrap();
+    let mut server = launch.options(["--recover", "off"]).start(port).unwrap();
     let connect = || net::connect(port, PATIENCE).unwrap();
     let ask = |stream: &mut std::net::TcpStream| {
         stream.write_all(b"who\n").unwrap();

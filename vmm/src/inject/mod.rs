@@ -111,7 +111,7 @@ impl Injector {
     pub fn for_child(&self) -> Injector {
         let plans = self.plans();
         let specs = plans.plans.iter().map(|plan| plan.spec.clone());
-        Injector::new(self.routines.clone(), specs)
+        Injector::new(self.routines, specs)
     }
 
     fn plans(&self) -> MutexGuard<'_, Plans> {

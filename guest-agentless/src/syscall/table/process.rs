@@ -6,7 +6,7 @@ super::rows! {
          bytes at parent_tid, CLONE_CHILD_SETTID 4 bytes at child_tid, CLONE_CHILD_CLEARTID 4 bytes there when the \
          thread ends; without these flags the arguments mean nothing.";
     SYS_clone3(cl_args: In(Len(1)), size: Value) Process Refused "ENOSYS: the C library falls back to clone.";
-    SYS_fork() Process Partial "The child is not protected yet.";
+    SYS_fork() Process Partial "The child is not restarted in place.";
     SYS_vfork() Process Partial "As fork: the parent goes on at once, with memory of its own.";
     SYS_execve(pathname: Path, argv: Strings, envp: Strings) Process Full
         "The monitor executes itself with the new program.";
