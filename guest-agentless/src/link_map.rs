@@ -97,8 +97,8 @@ mod tests {
     /// Memory from address 0 on.
     fn reader(memory: &[u8]) -> impl FnMut(u64, &mut [u8]) -> bool + '_ {
         |at, into| {
-            let end = at as usize + into.len();
-            let from = memory.get(at as usize..end);
+            let end = (at as usize).checked_add(into.len());
+            let from = end.and_then(|end| memory.get(at as usize..end));
             from.map(|from| into.copy_from_slice(from)).is_some()
         }
     }

@@ -278,7 +278,7 @@ fn check_top(
     }
     match end {
         Some(end) if reached != Some(end) => Err(Corruption {
-            expected: Some((end - top.at) | PREVIOUS_IN_USE),
+            expected: end.checked_sub(top.at).map(|size| size | PREVIOUS_IN_USE),
             ..corrupt
         }),
         _ => Ok(()),

@@ -202,7 +202,16 @@ impl Thread {
             self.ensure_domain(turn)?;
         }
         let Some(domain) = &turn.domain else {
-            // Not tracked yet, or not protected: as without the monitor.
+            // Not tracked yet, or not protected: as without the monitor. Runtimes make faults, and handle them, for their
+            // own purposes: there is nothing to tell of those.
+            let is_handled = match fault.course {
+                Course::Signal(signal) => turn.dispositions.is_handled(signal),
+                Course::Exit(_) | Course::GoesOn => false,
+            };
+            if is_handled {
+                self.take_course(turn, fault);
+                return Ok(Flow::Continue);
+            }
             self.process.stats.ladder.give_up.inc();
             self.give_up(
                 turn,
@@ -532,6 +541,11 @@ impl Thread {
             self.process.reporter.fault(record);
         }
         *self.vcpu.registers() = *registers;
+        self.take_course(turn, fault);
+    }
+
+    /// What the fault leads to without the monitor.
+    fn take_course(&mut self, turn: &mut Turn<'_>, fault: Fault) {
         let signal = match fault.course {
             Course::Signal(signal) => signal,
             Course::Exit(status) => {

@@ -19,6 +19,7 @@
 //! The tracker knows nothing of these pages.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::Ordering;
 
 use guest_agentless::{Backing, GuestRange, GuestVa, PAGE_SIZE, PageNumber};
 use recovery::claims::{Change, Claim, Claims, Noted, PageKey, WORD, WORDS, Words};
@@ -37,6 +38,9 @@ use crate::memory::{claim_table, copy, page_range};
 const STEPS_MAX: u32 = 128;
 /// Bytes that an instruction may write to be told apart: what repeats stops after each of them.
 const WRITE_MAX: u64 = 64;
+/// Pages that a domain may claim, and pages kept for the next one to keep what its claims hold: each takes 4 KiB.
+const OWNED_MAX: usize = 4096;
+const SPARE_MAX: usize = 64;
 /// How often a page is asked for that its owner is just letting go of.
 const TRIES: u32 = 8;
 /// Why a request is not `recovered`.
@@ -52,7 +56,7 @@ pub struct SharedWrites {
     /// The pages that it has claimed, and what they held.
     owned: BTreeMap<PageKey, (PageNumber, Box<PageContent>)>,
     /// Pages that it may write until it ends.
-    writable: Vec<PageNumber>,
+    writable: BTreeSet<PageNumber>,
     /// Pages that others have claimed, and that it writes as it likes all the same.
     mixed: Vec<PageKey>,
     /// Words that it has written in pages that others have claimed.
@@ -91,7 +95,7 @@ impl SharedWrites {
         SharedWrites {
             claims,
             owned: BTreeMap::new(),
-            writable: Vec::new(),
+            writable: BTreeSet::new(),
             mixed: Vec::new(),
             steps: BTreeMap::new(),
             told_apart: 0,
@@ -183,12 +187,14 @@ impl State {
             return;
         }
         // Before others are let in.
-        for page in shared.writable.drain(..) {
+        for page in std::mem::take(&mut shared.writable) {
             self.space.trap(page);
         }
         for (key, (_, base)) in std::mem::take(&mut shared.owned) {
             shared.claims.release(key);
-            shared.spare.push(base);
+            if shared.spare.len() < SPARE_MAX {
+                shared.spare.push(base);
+            }
         }
         for key in shared.mixed.drain(..) {
             shared.claims.done(key, []);
@@ -206,8 +212,8 @@ impl Thread {
         if !self.process.options.protect || state.shared.is_some() || !shares(state) {
             return;
         }
-        let groups = match claim_table::create() {
-            Ok(groups) => groups,
+        let table = match claim_table::create() {
+            Ok(table) => table,
             Err(error) => {
                 log::error!("writes to shared memory are not told apart: {error}");
                 return;
@@ -217,7 +223,11 @@ impl Thread {
         self.arm(state);
         let (tracker, mut memory) = state.tracking(&self.process, &mut self.vcpu);
         tracker.protect_all(&mut memory);
-        let claims = Claims::new(groups, std::process::id(), host::is_alive);
+        if !self.process.serving.load(Ordering::Acquire) {
+            let reason = "it shared memory with a child before it began to serve";
+            state.restart.unavailable = Some(reason.into());
+        }
+        let claims = Claims::new(table, std::process::id(), host::is_alive);
         state.shared = Some(SharedWrites::new(claims));
     }
 
@@ -288,7 +298,7 @@ impl Thread {
         }
         if let Some(shared) = &mut state.shared {
             shared.unknown = true;
-            shared.writable.push(page);
+            shared.writable.insert(page);
         }
         state.space.set_writable(page, true);
         true
@@ -302,6 +312,9 @@ impl Thread {
             space: &mut state.space,
             own_memory: &self.process.own_memory,
         };
+        if shared.owned.len() >= OWNED_MAX && !shared.owned.contains_key(&key) {
+            return Claim::Unknown;
+        }
         let mut base = None;
         let claim = shared.claims.claim(key, || {
             let into = base.insert(shared.spare.pop().unwrap_or_else(PageContent::boxed));
@@ -311,7 +324,7 @@ impl Thread {
             if let Some(base) = base {
                 shared.owned.insert(key, (page, base));
             }
-            shared.writable.push(page);
+            shared.writable.insert(page);
             state.space.set_writable(page, true);
         }
         claim

@@ -182,6 +182,11 @@ impl Dispositions {
         }
     }
 
+    /// Whether a handler of the guest takes `signal`.
+    pub fn is_handled(&self, signal: Signal) -> bool {
+        matches!(self.delivery(signal), Delivery::Handle(_))
+    }
+
     /// Whether a delivery of `signal` does nothing.
     pub fn ignores(&self, signal: Signal) -> bool {
         self.delivery(signal) == Delivery::Ignore
