@@ -24,7 +24,7 @@ mod undo;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
 
-use guest_agentless::{Backing, GuestRange, GuestVa, PAGE_SIZE, PageNumber};
+use guest_agentless::{Backing, GuestRange, GuestVa, PAGE_SIZE, PageNumber, Vma};
 use recovery::claims::{Claim, Claims, PageKey, WORD, Words};
 use recovery::tracker::{Memory, PageContent};
 
@@ -197,7 +197,9 @@ impl State {
 impl Thread {
     /// The process is about to fork. From now on shared memory is claimed before it is written, if there is any.
     pub fn begin_sharing(&mut self, state: &mut State) {
-        let shares = |state: &State| state.space.vmas().iter().any(|vma| vma.shared);
+        // The C library maps a cache of its own shared, to read it.
+        let is_shared = |vma: &Vma| vma.shared && vma.protection.is_writable();
+        let shares = |state: &State| state.space.vmas().iter().any(is_shared);
         if !self.process.options.protect || state.shared.is_some() || !shares(state) {
             return;
         }
