@@ -248,7 +248,6 @@ mod tests {
         "pread64",
         "pwrite64",
         "openat2",
-        "clone3",
         "getcwd",
         "getxattr",
         "lgetxattr",
