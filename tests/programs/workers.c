@@ -1,7 +1,8 @@
 // A parent and its workers, which share memory and take turns at accepting connections. The port is the argument.
 //
 // `add` counts; `pair` counts twice under a lock. `sum` and `lock` crash after that, the second with the lock held and
-// one of two counted. `tell` answers with all three counters and the lock. Whatever else is answered with `ok`.
+// one of two counted. `tell` answers with all three counters and the lock, `who` with the process. `try` tries to take the
+// lock, and cannot; `busy` counts and then computes for half a second. Whatever else is answered with `ok`.
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -13,6 +14,7 @@
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #define WORKERS 3
@@ -47,6 +49,18 @@ static void crash(void)
 	*nowhere = 1;
 }
 
+static struct timespec now(void)
+{
+	struct timespec time;
+	clock_gettime(CLOCK_MONOTONIC, &time);
+	return time;
+}
+
+static long elapsed_ms(struct timespec begin, struct timespec end)
+{
+	return (end.tv_sec - begin.tv_sec) * 1000 + (end.tv_nsec - begin.tv_nsec) / 1000000;
+}
+
 static int serve(int fd)
 {
 	char line[64], answer[128] = "ok\n";
@@ -66,6 +80,15 @@ static int serve(int fd)
 			crash();
 		count(&shared->second);
 		unlock();
+	} else if (strncmp(line, "try", 3) == 0) {
+		long never = -1;
+		__atomic_compare_exchange_n(&shared->lock, &never, 1, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
+	} else if (strncmp(line, "busy", 4) == 0) {
+		count(&shared->sum);
+		for (struct timespec begin = now(), end = begin; elapsed_ms(begin, end) < 500;)
+			end = now();
+	} else if (strncmp(line, "who", 3) == 0) {
+		snprintf(answer, sizeof answer, "%d\n", getpid());
 	} else if (strncmp(line, "tell", 4) == 0) {
 		snprintf(answer, sizeof answer, "%ld %ld %ld %ld\n", shared->sum, shared->first, shared->second, shared->lock);
 	}

@@ -14,6 +14,8 @@ use vmsrs_tests::{Launch, Monitored, free_port, guest, kvm_case, net, servers, t
 
 const PATIENCE: Duration = Duration::from_secs(20);
 const CRASHES: usize = 600;
+/// As in `process/shared.rs`.
+const STEPS_MAX: usize = 128;
 
 fn start() -> Monitored {
     let port = free_port().unwrap();
@@ -109,6 +111,8 @@ fn workers_that_crash_while_others_write_the_same_words() {
     });
     let [sum, first, second, lock] = tell(port);
     let (sums, pairs, lost) = (sums.into_inner(), pairs.into_inner(), lost.into_inner());
+    // Each worker writes its events in the background.
+    server.await_events("recovered", CRASHES / 2 + 1).unwrap();
     let counts = outcomes(&server);
     let context = format!("{counts:?}, {sums} sums, {pairs} pairs, {lost} lost");
     assert_eq!((first, lock), (second, 0), "{context}");
@@ -124,6 +128,40 @@ fn workers_that_crash_while_others_write_the_same_words() {
     assert!(lost == 0 || escalated > 0, "{context}");
     assert!(counts["recovered"] > CRASHES / 2, "{context}");
     println!("{context}");
+    assert!(server.terminate().is_ok(), "{}", server.output_tail());
+}
+
+/// What a request may write while another process has the page is counted for each request.
+#[test]
+fn requests_that_change_nothing_use_up_nothing() {
+    kvm_case("requests_that_change_nothing_use_up_nothing");
+    let mut server = start();
+    let connect = || net::connect(server.port(), PATIENCE).unwrap();
+    let mut busy = connect();
+    let worker = talk::ask(&mut busy, "who");
+    let others = std::iter::repeat_with(connect).take(100);
+    let mut others = others.filter_map(|mut client| {
+        let other = talk::ask(&mut client, "who") != worker;
+        other.then_some(client)
+    });
+    let (mut other, mut crashing) = (others.next().unwrap(), None);
+    let who = talk::ask(&mut other, "who");
+    while crashing.is_none() {
+        let mut client = others.next().unwrap();
+        crashing = (talk::ask(&mut client, "who") == who).then_some(client);
+    }
+    let mut crashing = crashing.unwrap();
+    busy.write_all(b"busy").unwrap();
+    thread::sleep(Duration::from_millis(50));
+    for _ in 0..STEPS_MAX {
+        assert_eq!(talk::ask(&mut other, "try"), "ok");
+    }
+    crashing.write_all(b"sum").unwrap();
+    assert!(crashing.read(&mut [0; 8]).is_err());
+    assert_eq!(busy.read(&mut [0; 8]).unwrap(), 3);
+    assert_eq!(tell(server.port())[0], 1);
+    let recovered = server.await_events("recovered", 1).unwrap();
+    assert_eq!(recovered.len(), 1, "{:?}", outcomes(&server));
     assert!(server.terminate().is_ok(), "{}", server.output_tail());
 }
 

@@ -172,6 +172,8 @@ impl State {
         let Some(shared) = &mut self.shared else {
             return;
         };
+        // Also of instructions that have changed nothing.
+        shared.told_apart = 0;
         if shared.is_clean() {
             return;
         }
@@ -189,7 +191,6 @@ impl State {
             shared.claims.done(key, []);
         }
         shared.steps.clear();
-        shared.told_apart = 0;
         shared.unknown = false;
     }
 }

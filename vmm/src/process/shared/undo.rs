@@ -27,6 +27,11 @@ impl Thread {
             std::mem::take(&mut shared.steps),
         );
         let mut whole = !shared.unknown && !is_awaited;
+        // Those to pages that this process has not claimed later on.
+        let of_others = || {
+            let steps = steps.iter();
+            steps.filter(|((key, _), _)| !owned.contains_key(key))
+        };
         let mut memory = HostMemory {
             space: &mut state.space,
             own_memory: &self.process.own_memory,
@@ -47,10 +52,7 @@ impl Thread {
                     whole &= compare(*page, base, &now, noted, stepped, is_awaited, &mut writes);
                 }
             }
-            let of_others = steps
-                .iter()
-                .filter(|((key, _), _)| !owned.contains_key(key));
-            for ((key, word), step) in of_others {
+            for ((key, word), step) in of_others() {
                 let is_sum = step.is_sum && !claims.was_awaited(*key, *word);
                 whole &= step.change == 0 || is_sum || read_word(step.address) == step.after;
             }
@@ -62,10 +64,7 @@ impl Thread {
                 }
             }
         });
-        let of_others = steps
-            .iter()
-            .filter(|((key, _), _)| !owned.contains_key(key));
-        for ((key, word), step) in of_others {
+        for ((key, word), step) in of_others() {
             // The last moment to see that somebody else has written it.
             match whole {
                 true => whole &= undo_step(claims, *key, *word, step),
