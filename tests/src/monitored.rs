@@ -28,6 +28,9 @@ const POLL: Duration = Duration::from_millis(20);
 
 /// Lines of a server's output that an error shows.
 const TAIL_LINES: usize = 30;
+/// Events shown of a server whose test has failed, and how long the last of them may take to be written.
+const LAST_EVENTS: usize = 5;
+const REPORTER: Duration = Duration::from_secs(1);
 
 /// Why a server did not come up.
 #[derive(Debug, thiserror::Error)]
@@ -391,7 +394,14 @@ impl Drop for Monitored {
                 Ok(Some(status)) => format!("ended with {status}"),
                 _ => "still runs".into(),
             };
-            eprintln!("the server {status}; its output:\n{}", self.output_tail());
+            // The reporter may be behind.
+            thread::sleep(REPORTER);
+            let events = fs::read_to_string(self.dir.path().join(EVENTS)).unwrap_or_default();
+            eprintln!(
+                "the server {status}; its last events:\n{}\nits output:\n{}",
+                tail(&events, LAST_EVENTS),
+                self.output_tail()
+            );
         }
     }
 }

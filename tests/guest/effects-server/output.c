@@ -96,6 +96,12 @@ OUT(msync, shared) {
 }
 
 /* What a request sees of its own writes does not make them real. */
+/* Of what shares its inode with the one that is written to, and with everything else that has no name. */
+OUT(fstat, anonymous) {
+    uint64_t one = 1;
+    struct stat info;
+    return write(counter_fd, &one, 8) == 8 && fstat(spare_epoll, &info) == 0 ? 0 : -1;
+}
 OUT(fstat, own) {
     struct stat before, after;
     int fails = fstat(lock_fd, &before) || pwrite(lock_fd, "more", 4, before.st_size) != 4 || fstat(lock_fd, &after);
@@ -120,6 +126,6 @@ const struct effect output_effects[] = {
     ROW(sendmsg, tcp), ROW(sendmsg, rights), ROW(sendmmsg, datagrams), ROW(shutdown, pair),
     ROW(pwrite64, file), ROW(pwrite64, longer), ROW(pwritev, file), ROW(pwritev2, file), ROW(pwritev2, current),
     ROW(fsync, file), ROW(fdatasync, file), ROW(sync, all), ROW(syncfs, file), ROW(sync_file_range, file),
-    ROW(msync, shared), ROW(fstat, own), ROW(lseek, own), ROW(read, own),
+    ROW(msync, shared), ROW(fstat, own), ROW(fstat, anonymous), ROW(lseek, own), ROW(read, own),
     {0},
 };

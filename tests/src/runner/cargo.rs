@@ -34,10 +34,15 @@ pub struct Tally {
     pub passed: u64,
     /// Tests that failed, and test programs that did not get as far as to count theirs.
     pub failed: u64,
-    /// What was printed of those that failed: their names, and the first lines of the panics.
+    /// What was printed of those that failed: their names, and what they said without the backtraces.
     pub failures: Vec<String>,
-    in_panic: bool,
+    /// Lines of the failed test's output that may still be kept.
+    room: usize,
+    in_backtrace: bool,
 }
+
+/// Lines kept of what one failed test printed.
+const FAILURE_LINES: usize = 30;
 
 /// Builds the release monitor, which the end-to-end tests start.
 pub fn build_monitor() -> Result<(), CargoError> {
@@ -97,12 +102,25 @@ impl Tally {
     /// Adds a line such as `test result: ok. 5 passed; 1 failed; 0 ignored; ...`, and takes note of those that tell of a
     /// failure.
     fn count(&mut self, line: &str) {
-        let is_panic = line.starts_with("thread '") && line.contains(" panicked at ");
+        if line.starts_with("---- ") && line.ends_with(" stdout ----") {
+            self.room = FAILURE_LINES;
+            self.in_backtrace = false;
+        } else if line == "failures:" || line.starts_with("test result: ") {
+            self.room = 0;
+        } else if line.starts_with("stack backtrace:") {
+            self.in_backtrace = true;
+        }
         let is_failure = line.starts_with("test ") && line.ends_with(" ... FAILED");
-        if is_panic || is_failure || std::mem::take(&mut self.in_panic) {
+        let is_told = self.room > 0 && !self.in_backtrace && !line.is_empty();
+        if is_failure || is_told {
             self.failures.push(line.to_owned());
         }
-        self.in_panic = is_panic;
+        if is_told {
+            self.room -= 1;
+        }
+        if line.starts_with("note: ") {
+            self.in_backtrace = false;
+        }
         let Some((_, counts)) = line
             .strip_prefix("test result: ")
             .and_then(|rest| rest.split_once(". "))
@@ -143,9 +161,19 @@ mod tests {
             "test result: ok. 5 passed; 0 failed; 2 ignored; 0 measured; 0 filtered out; finished in 0.1s",
             "test it_works ... ok",
             "test it_does_not ... FAILED",
+            "failures:",
+            "",
+            "---- it_does_not stdout ----",
+            "",
             "thread 'it_does_not' (7) panicked at tests/it.rs:5:9:",
             "two is not one",
             "stack backtrace:",
+            "   0: it::does_not",
+            "note: Some details are omitted",
+            "its server still runs",
+            "",
+            "failures:",
+            "    it_does_not",
             "test result: FAILED. 1 passed; 3 failed; 0 ignored; 0 measured; 0 filtered out",
             "test result of something else: 9 passed",
         ] {
@@ -158,10 +186,12 @@ mod tests {
                 failed: 3,
                 failures: vec![
                     "test it_does_not ... FAILED".into(),
+                    "---- it_does_not stdout ----".into(),
                     "thread 'it_does_not' (7) panicked at tests/it.rs:5:9:".into(),
                     "two is not one".into(),
+                    "its server still runs".into(),
                 ],
-                in_panic: false,
+                ..Tally::default()
             }
         );
     }

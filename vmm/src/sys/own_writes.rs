@@ -315,7 +315,12 @@ impl Call<'_, '_> {
         // SAFETY: the result goes to a buffer of the monitor that is as large as either structure; the other
         // arguments are as in `pass`.
         let done = unsafe { host::syscall(u64::from(self.row.number), args.values) }?;
-        if let Some(foretold) = self.foretold_file(info.identity(), None)? {
+        // All anonymous inodes are one, which no write changes.
+        let foretold = match info.has_type() {
+            true => self.foretold_file(info.identity(), None)?,
+            false => None,
+        };
+        if let Some(foretold) = foretold {
             let time = foretold.told.unwrap_or_else(host::file_time);
             if !foretold.writes.is_empty() && foretold.told.is_none() {
                 // So that it is the time which the file has afterwards.

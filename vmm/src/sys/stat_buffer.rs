@@ -49,6 +49,15 @@ impl StatBuffer {
         }
     }
 
+    /// Whether it is a file of some type, which an anonymous inode (of an eventfd, an epoll) is not.
+    pub(super) fn has_type(&self) -> bool {
+        let mode = match self.extended {
+            true => self.half(offset_of!(libc::statx, stx_mode)) & 0xffff,
+            false => self.half(offset_of!(libc::stat, st_mode)),
+        };
+        mode & libc::S_IFMT != 0
+    }
+
     /// Says that the file has this size, and so many more blocks of a given size.
     pub(super) fn grow(&mut self, size: u64, more: impl Fn(u64) -> u64) {
         /// What `st_blocks` counts in.
