@@ -248,6 +248,7 @@ mod tests {
         "pread64",
         "pwrite64",
         "openat2",
+        "clone3",
         "getcwd",
         "getxattr",
         "lgetxattr",

@@ -16,6 +16,7 @@ use crate::process::thread::{Flow, Thread};
 pub fn handler(number: i64) -> Option<Handler> {
     Some(match number {
         libc::SYS_clone => clone,
+        libc::SYS_clone3 => clone3,
         libc::SYS_exit => exit,
         libc::SYS_set_tid_address => set_tid_address,
         libc::SYS_set_robust_list => set_robust_list,
@@ -76,6 +77,48 @@ fn clone(call: &mut Call) -> Result<u64, Errno> {
         call.write(child_tid, &tid.to_ne_bytes())?;
     }
     Ok(tid as u64)
+}
+
+/// `clone3`, whose arguments are a `struct clone_args` (clone(2)).
+fn clone3(call: &mut Call) -> Result<u64, Errno> {
+    /// Bytes of the structure as it was at first, and the most that the kernel takes.
+    const SIZES: std::ops::RangeInclusive<u64> = 64..=4096;
+    let [address, size, ..] = call.args;
+    match size {
+        size if size < *SIZES.start() => return Err(Errno::EINVAL),
+        size if size > *SIZES.end() => return Err(Errno::E2BIG),
+        _ => {}
+    }
+    let range = window::checked(address, size).ok_or(Errno::EFAULT)?;
+    call.thread.touch(call.state, range);
+    let mut given = vec![0; size as usize];
+    copy::read(address, &mut given).map_err(|_| Errno::EFAULT)?;
+    let (fields, rest) = given.split_at(*SIZES.start() as usize);
+    let (fields, _) = fields.as_chunks::<8>();
+    let [
+        flags,
+        _,
+        child_tid,
+        parent_tid,
+        signal,
+        stack,
+        stack_size,
+        tls,
+    ] = fields
+    else {
+        return Err(Errno::EINVAL);
+    };
+    let number = |field: &[u8; 8]| u64::from_ne_bytes(*field);
+    let (flags, signal) = (number(flags), number(signal));
+    let (stack, stack_size) = (number(stack), number(stack_size));
+    let asks_for_more = flags & libc::CLONE_PIDFD as u64 != 0 || rest.iter().any(|byte| *byte != 0);
+    if asks_for_more || flags & 0xff != 0 || signal > 64 || (stack == 0) != (stack_size == 0) {
+        return Err(Errno::EINVAL);
+    }
+    let top = stack.checked_add(stack_size).ok_or(Errno::EINVAL)?;
+    let (parent_tid, child_tid, tls) = (number(parent_tid), number(child_tid), number(tls));
+    call.args = [flags | signal, top, parent_tid, child_tid, tls, 0];
+    clone(call)
 }
 
 impl Call<'_, '_> {

@@ -5,7 +5,8 @@ super::rows! {
         "Threads, and processes as by fork; CLONE_VM without CLONE_THREAD copies memory as fork does. CLONE_PARENT_SETTID writes 4 \
          bytes at parent_tid, CLONE_CHILD_SETTID 4 bytes at child_tid, CLONE_CHILD_CLEARTID 4 bytes there when the \
          thread ends; without these flags the arguments mean nothing.";
-    SYS_clone3(cl_args: In(Len(1)), size: Value) Process Refused "ENOSYS: the C library falls back to clone.";
+    SYS_clone3(cl_args: In(Len(1)), size: Value) Process Partial
+        "As clone, with a stack of known size. EINVAL for pidfd, set_tid and cgroup.";
     SYS_fork() Process Partial "The child is not restarted in place.";
     SYS_vfork() Process Partial "As fork: the parent goes on at once, with memory of its own.";
     SYS_execve(pathname: Path, argv: Strings, envp: Strings) Process Full
