@@ -56,6 +56,12 @@ fn processes_and_threads_by_clone3() {
 }
 
 #[test]
+fn asynchronous_io() {
+    kvm_case("asynchronous_io");
+    same("parity_aio", 50);
+}
+
+#[test]
 fn traps_while_a_timer_interrupts() {
     kvm_case("traps_while_a_timer_interrupts");
     same("parity_traps", 4);

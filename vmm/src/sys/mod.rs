@@ -4,6 +4,7 @@
 //! handler. Calls without one are passed through as the table describes them. Handlers return a result; one
 //! function turns it into RAX.
 
+mod aio;
 mod attribute;
 pub mod end;
 mod event;
@@ -157,6 +158,7 @@ impl Call<'_, '_> {
             .or_else(|| lock::handler(number))
             .or_else(|| watch::handler(number))
             .or_else(|| transfer::handler(number))
+            .or_else(|| aio::handler(number))
             .or_else(|| receive::handler(number))
             .or_else(|| file::handler(number))
             .or_else(|| net::handler(number))

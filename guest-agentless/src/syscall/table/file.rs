@@ -70,13 +70,16 @@ super::rows! {
     SYS_pipe2(pipefd: Out(Fixed(8)), flags: Value) Compensated Full "";
     SYS_memfd_create(name: Path, flags: Value) Compensated Full "";
     SYS_memfd_secret(flags: Value) Pure Refused "ENOSYS: the monitor could not save such pages.";
-    SYS_io_setup(nr_events: Value, ctx_idp: InOut(Fixed(8))) Pure Refused
-        "ENOSYS: asynchronous I/O writes guest memory without a call that says so.";
-    SYS_io_destroy(ctx_id: Value) Pure Refused "ENOSYS: as io_setup.";
-    SYS_io_submit(ctx_id: Value, nr: Value, iocbpp: Custom) Pure Refused "ENOSYS: as io_setup.";
-    SYS_io_cancel(ctx_id: Value, iocb: Custom, result: Out(Fixed(32))) Pure Refused "ENOSYS: as io_setup.";
-    SYS_io_getevents(ctx_id: Value, min_nr: Value, nr: Value, events: Out(Elements { count: 2, each: 32 }),
-        timeout: In(Fixed(16))) Pure Refused "ENOSYS: as io_setup.";
+    SYS_io_setup(nr_events: Value, ctx_idp: InOut(Fixed(8))) Compensated Full
+        "The ring is in guest memory, where a request's changes of it are undone.";
+    SYS_io_destroy(ctx_id: Value) Compensated Full "";
+    SYS_io_submit(ctx_id: Value, nr: Value, iocbpp: Custom) Deferred Partial
+        "What is submitted is done before the call returns, each operation as the call that does the same. Polls are \
+         refused with EINVAL, flags of single buffers with EOPNOTSUPP.";
+    SYS_io_cancel(ctx_id: Value, iocb: In(Fixed(64)), result: Value) Pure Full
+        "What was submitted is done, so this fails with EINVAL.";
+    SYS_io_getevents(ctx_id: Value, min_nr: Value, nr: Value, events: Custom, timeout: In(Fixed(16))) Boundary Full
+        "Events are taken off the ring in guest memory.";
     SYS_io_uring_setup(entries: Value, params: InOut(Fixed(120))) Pure Refused
         "ENOSYS: a ring performs system calls and writes guest memory past the monitor.";
     SYS_io_uring_enter(fd: Fd, to_submit: Value, min_complete: Value, flags: Value, arg: Custom, argsz: Value)
