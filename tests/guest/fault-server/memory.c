@@ -63,6 +63,7 @@ __attribute__((constructor)) static void shorten(void)
     close(fd);
 }
 static void bus_error(void) { sink = shortened[4096]; }
+static void bus_error_write(void) { shortened[4097] = 1; }
 
 /* Frames of ordinary functions until there is no room. */
 static volatile int depth_limit = 1 << 30;
@@ -133,6 +134,7 @@ const struct fault memory_faults[] = {
     {"execute-noncanonical", execute_noncanonical},
     {"execute-kernel", execute_kernel},
     {"bus-error", bus_error},
+    {"bus-error-write", bus_error_write},
     {"stack-recursion", stack_recursion},
     {"stack-huge-frame", stack_huge_frame},
     {"stack-pushes", stack_pushes},

@@ -27,7 +27,11 @@ pub fn expected(fault: &str) -> Option<Expected> {
         "write-protected" => "write-protected",
         "iret-nowhere" => "execute",
         "execute-noncanonical" => "general-protection",
-        "bus-error" | "stack-noncanonical" | "alignment" | "noncanonical-stack-base" => "bus-error",
+        "bus-error"
+        | "bus-error-write"
+        | "stack-noncanonical"
+        | "alignment"
+        | "noncanonical-stack-base" => "bus-error",
         "stack-smash" => "abort",
         "divide" | "divide-overflow" => "divide-error",
         "vector-exception" | "x87-exception" => "fpu",

@@ -310,7 +310,12 @@ impl Thread {
             Resolution::Mapped => true,
             Resolution::Trapped => {
                 self.process.stats.pages.tracked.inc();
-                self.first_write(state, GuestVa(address).page())
+                if !self.first_write(state, GuestVa(address).page()) {
+                    // There is nothing behind it.
+                    let registers = *self.vcpu.registers();
+                    return self.fault(turn, Fault::host(&registers));
+                }
+                true
             }
             Resolution::Guarded => {
                 self.touch_guarded(state, address, attempt);
