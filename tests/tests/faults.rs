@@ -3,6 +3,7 @@
 //! what it was before.
 
 use std::{
+    io::{Read, Write},
     process::Command,
     thread,
     time::{Duration, Instant},
@@ -12,9 +13,9 @@ use vmsrs_tests::{
     Event, Launch, Monitored,
     audit::difference,
     faults::{Client, Healthy, Program, expected},
-    free_port, kvm_case,
+    free_port, guest, kvm_case,
     load::Load,
-    paths,
+    net, paths,
 };
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -431,13 +432,12 @@ fn an_exit_that_cannot_be_undone_keeps_its_status() {
     assert_eq!(exited[0].number("status"), Some(9), "{exited:?}");
 }
 
-#[test]
-fn a_crash_handler_of_the_server_does_not_run() {
-    kvm_case("a_crash_handler_of_the_server_does_not_run");
+/// It does not run, or what it does is undone; told is the fault that it was called for.
+fn nobody_notices_a_crash_handler(what_it_does: &str) {
     let program = program();
     let port = free_port().unwrap();
     let mut command = program.serve(port, 1);
-    command.push("crash-handler".into());
+    command.push(what_it_does.into());
     let server = Launch::monitored(command).unwrap().start(port).unwrap();
     let names = [
         "null-write",
@@ -453,12 +453,72 @@ fn a_crash_handler_of_the_server_does_not_run() {
         culprit.until_reset(&format!("commit {name}")).unwrap();
         let event = fault(&server, number);
         assert_eq!(event.event, "recovered", "{name}: {event:?}");
+        let kind = expected(name).map(|expected| expected.kind);
+        assert_eq!(event.text("kind"), kind, "{name}: {event:?}");
+        let signal = program.native_signal(name, true).unwrap();
+        assert_eq!(event.text("signal"), signal.map(recovery_name), "{event:?}");
     }
     assert!(
         !server.output().contains("crash handler"),
         "{}",
         server.output()
     );
+}
+
+#[test]
+fn a_crash_handler_that_exits_is_undone() {
+    kvm_case("a_crash_handler_that_exits_is_undone");
+    nobody_notices_a_crash_handler("exits");
+}
+
+#[test]
+fn a_crash_handler_that_aborts_is_undone() {
+    kvm_case("a_crash_handler_that_aborts_is_undone");
+    nobody_notices_a_crash_handler("aborts");
+}
+
+#[test]
+fn a_crash_handler_that_waits_is_undone() {
+    kvm_case("a_crash_handler_that_waits_is_undone");
+    nobody_notices_a_crash_handler("waits");
+}
+
+#[test]
+fn a_crash_handler_that_does_what_cannot_be_undone_does_not_get_there() {
+    kvm_case("a_crash_handler_that_does_what_cannot_be_undone_does_not_get_there");
+    nobody_notices_a_crash_handler("unlinks");
+}
+
+#[test]
+fn a_crash_handler_that_faults_is_undone() {
+    kvm_case("a_crash_handler_that_faults_is_undone");
+    nobody_notices_a_crash_handler("faults");
+}
+
+#[test]
+fn a_request_may_handle_its_own_faults() {
+    kvm_case("a_request_may_handle_its_own_faults");
+    let program = guest::program("own_faults").unwrap();
+    let program = program.display().to_string();
+    let port = free_port().unwrap();
+    let command = [program.clone(), port.to_string()];
+    let ask = || -> std::io::Result<String> {
+        let mut stream = net::connect_to(&port.into(), PATIENCE)?;
+        stream.write_all(b"?")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        Ok(answer)
+    };
+    let native = Launch::native(&command).start(port).unwrap();
+    let wanted = ask().unwrap();
+    assert_eq!(wanted.lines().count(), 8, "{wanted}");
+    drop(native);
+
+    let server = Launch::monitored(&command).unwrap().start(port).unwrap();
+    for _ in 0..3 {
+        assert_eq!(ask().unwrap(), wanted);
+    }
+    assert_eq!(faults(&server), [], "{}", server.output_tail());
 }
 
 #[test]

@@ -1,6 +1,7 @@
 /* A server whose requests commit faults.
  *
- * fault-server PORT WORKERS [crash-handler]   serves lines on 127.0.0.1; no workers: one thread does all
+ * fault-server PORT WORKERS [HANDLER]         serves lines on 127.0.0.1; no workers: one thread does all; a crash handler
+ *                                             exits, aborts, faults, waits or unlinks
  * fault-server --commit NAME [thread]         commits one fault, to see what it comes to without a server
  * fault-server --list                         names of the faults
  * fault-server --pointers                     what system calls answer to wild pointers
@@ -140,12 +141,22 @@ static void *serve_all(void *poller)
     return NULL;
 }
 
+static const char *handler_does;
+
 static void crash_handler(int signal, siginfo_t *info, void *context)
 {
     (void)info, (void)context;
     static const char text[] = "the crash handler has run\n";
     if (write(2, text, sizeof text - 1) < 0 || signal < 0)
         abort();
+    if (strcmp(handler_does, "aborts") == 0)
+        abort();
+    if (strcmp(handler_does, "faults") == 0)
+        *(volatile int *)24 = 1;
+    if (strcmp(handler_does, "waits") == 0)
+        pause();
+    if (strcmp(handler_does, "unlinks") == 0)
+        unlink("no-such-file");
     _exit(99);
 }
 
@@ -185,6 +196,7 @@ int main(int argc, char **argv)
     if (workers < 0 || workers > WORKERS)
         return 2;
     if (argc > 3) {
+        handler_does = argv[3];
         struct sigaction action = {.sa_sigaction = crash_handler, .sa_flags = SA_SIGINFO};
         static const int signals[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT, SIGTRAP};
         for (unsigned i = 0; i < sizeof signals / sizeof signals[0]; i++)

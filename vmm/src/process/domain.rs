@@ -203,6 +203,7 @@ impl Thread {
         if !state.tracker.is_armed() {
             return Ok(());
         }
+        self.handling = None;
         let (tracker, mut memory) = state.tracking(&self.process, &mut self.vcpu);
         tracker.settle(&mut memory);
         if self.process.options.audit {

@@ -11,6 +11,7 @@ mod ending;
 pub mod error_reply;
 pub mod files;
 mod flusher;
+mod handled;
 pub mod handoff;
 pub mod heap;
 pub mod host_signals;

@@ -48,6 +48,8 @@ pub enum Course {
 pub struct Fault {
     /// What it leads to without the monitor.
     pub course: Course,
+    /// The signal that it raises, if it raises one.
+    signal: Option<Signal>,
     /// What went wrong.
     pub kind: FaultKind,
     /// The faulting address, if the signal has one.
@@ -68,6 +70,7 @@ impl Fault {
         };
         Fault {
             course: Course::Signal(Signal::SIGSEGV),
+            signal: Some(Signal::SIGSEGV),
             kind: FaultKind::from_signal(libc::SIGSEGV, Some(address), access),
             address: Some(address),
             // SEGV_MAPERR and SEGV_ACCERR.
@@ -102,6 +105,7 @@ impl Fault {
         };
         Fault {
             course: Course::Signal(signal),
+            signal: Some(signal),
             kind,
             address,
             code,
@@ -114,6 +118,7 @@ impl Fault {
         let address = super::decode::inaccessible_operand(registers);
         Fault {
             course: Course::Signal(Signal::SIGBUS),
+            signal: Some(Signal::SIGBUS),
             kind: FaultKind::BusError,
             address,
             code: libc::BUS_ADRERR,
@@ -134,6 +139,7 @@ impl Fault {
         };
         Fault {
             course: Course::Signal(signal),
+            signal: Some(signal),
             kind,
             address: None,
             code: libc::SI_TKILL,
@@ -168,9 +174,7 @@ impl Fault {
 
     /// What `siginfo_t` says of its signal.
     pub(super) fn info(&self) -> Option<SignalInfo> {
-        let Course::Signal(signal) = self.course else {
-            return None;
-        };
+        let signal = self.signal?;
         Some(match self.address {
             Some(address) => SignalInfo::of_fault(signal, self.code, address),
             None => SignalInfo::from_process(signal, std::process::id() as i32, host::user())
@@ -178,9 +182,28 @@ impl Fault {
         })
     }
 
+    /// Its signal, if it is the CPU that has raised it.
+    pub(super) fn by_cpu(&self) -> Option<Signal> {
+        self.signal.filter(|_| self.code > 0)
+    }
+
+    /// Trap number, error code and CR2.
+    pub(super) fn trap(&self) -> (u64, u64, u64) {
+        self.trap
+    }
+
+    /// What `first` has led to.
+    pub(super) fn told_as(self, first: Fault) -> Fault {
+        Fault {
+            course: self.course,
+            ..first
+        }
+    }
+
     fn without_signal(kind: FaultKind, course: Course) -> Fault {
         Fault {
             course,
+            signal: None,
             kind,
             address: None,
             code: 0,
@@ -193,10 +216,14 @@ impl Thread {
     /// The guest thread has faulted.
     pub fn fault(&mut self, turn: &mut Turn<'_>, fault: Fault) -> Result<Flow, KvmError> {
         let begun = Instant::now();
+        self.end_step(turn);
+        if turn.domain.is_some() && self.hand_to_handler(turn, fault) {
+            return Ok(Flow::Continue);
+        }
         self.clear_breakpoints();
         self.clear_strike_points(turn);
-        self.end_step(turn);
         let registers = *self.vcpu.registers();
+        let fault = self.first_fault(fault);
         self.put_back_unwritten(turn, registers.rip);
         if self.continues.is_some() {
             self.ensure_domain(turn)?;
@@ -234,7 +261,7 @@ impl Thread {
             thread: self.tid(),
             rip: match stuck {
                 true => domain.checkpoint.registers.rip,
-                false => registers.rip,
+                false => self.vcpu.registers().rip,
             },
             origin: origin.kind(),
         };
@@ -288,7 +315,7 @@ impl Thread {
                 self.give_up(turn, fault, &registers, reason);
                 return Ok(Flow::Continue);
             }
-            Rung::Restart => return self.restart(turn, fault, begun),
+            Rung::Restart => return self.restart(turn, fault, &registers, begun),
             Rung::Rerun => {
                 self.process.stats.domains.rerun.inc();
                 self.watch_rerun();
@@ -554,7 +581,8 @@ impl Thread {
             }
             Course::GoesOn => return self.waive_limits(),
         };
-        let info = fault.info().unwrap_or_else(|| {
+        let its_own = fault.info().filter(|info| info.signal == signal);
+        let info = its_own.unwrap_or_else(|| {
             SignalInfo::from_process(signal, std::process::id() as i32, host::user())
         });
         // A blocked or ignored signal that the CPU raised ends the process, as on Linux.
@@ -575,10 +603,7 @@ impl Thread {
             time: SystemTime::now(),
             outcome: Outcome::Recovered,
             reason: None,
-            signal: match fault.course {
-                Course::Signal(signal) => Some(signal.raw()),
-                Course::Exit(_) | Course::GoesOn => None,
-            },
+            signal: fault.signal.map(Signal::raw),
             kind: fault.kind,
             address: fault.address,
             detail: self.fault_detail.take(),

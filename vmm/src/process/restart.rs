@@ -24,7 +24,7 @@ use super::image::{RestartMode, is_of_shared_file};
 use super::recover::{Course, Fault};
 use super::thread::{Flow, Thread};
 use super::{State, Turn};
-use crate::kvm::KvmError;
+use crate::kvm::{KvmError, Registers};
 use crate::memory::window;
 use crate::{host, sys};
 
@@ -77,12 +77,12 @@ impl Thread {
         &mut self,
         turn: &mut Turn<'_>,
         fault: Fault,
+        registers: &Registers,
         begun: Instant,
     ) -> Result<Flow, KvmError> {
-        let registers = *self.vcpu.registers();
         if !self.stop_others() {
             let reason = "not restarted in place: a thread is in a system call that does not end";
-            self.give_up(turn, fault, &registers, reason.into());
+            self.give_up(turn, fault, registers, reason.into());
             return Ok(Flow::Continue);
         }
         let origin = turn.domain.as_ref().map_or(Origin::Internal, |d| d.origin);

@@ -125,6 +125,11 @@ impl Action {
         bytes
     }
 
+    /// Whether it is the default action again as soon as it has been taken.
+    pub fn is_one_shot(self) -> bool {
+        self.has(libc::SA_RESETHAND)
+    }
+
     fn has(self, flag: i32) -> bool {
         self.flags & flag as u32 as u64 != 0
     }
@@ -195,7 +200,7 @@ impl Dispositions {
     /// After a delivery to a one-shot handler.
     pub fn delivered(&mut self, signal: Signal) {
         let action = &mut self.actions[signal.number() as usize];
-        if action.has(libc::SA_RESETHAND) {
+        if action.is_one_shot() {
             action.handler = libc::SIG_DFL as u64;
         }
     }

@@ -11,6 +11,7 @@ use recovery::event::FaultKind;
 
 use super::control::ThreadControl;
 use super::domain::{Continuation, Domain, Early};
+use super::handled::Handling;
 use super::handoff::Following;
 use super::host_signals;
 use super::overflow::is_stack_overflow;
@@ -87,6 +88,8 @@ pub struct Thread {
     pub suspects: Vec<i32>,
     /// What more is known of the fault being recovered from.
     pub fault_detail: Option<String>,
+    /// The handler of a fault that is at work.
+    pub(super) handling: Option<Handling>,
     /// The process ends by this signal after the present abandon.
     pub(super) ends_by: Option<Signal>,
     /// Inverses that could not be done in the current abandon.
@@ -138,6 +141,7 @@ impl Thread {
             interrupted: None,
             suspects: Vec::new(),
             fault_detail: None,
+            handling: None,
             ends_by: None,
             undo_failures: 0,
             bounce: vec![0; sys::BOUNCE],
@@ -477,6 +481,20 @@ impl Thread {
         action: Action,
         trap: (u64, u64, u64),
     ) {
+        if !self.enter_handler(turn, info, action, trap) {
+            // As on Linux, the process dies of it.
+            sys::end::by_signal(self, turn, Signal::SIGSEGV);
+        }
+    }
+
+    /// As [`Thread::run_handler`]; false if there is no room for the frame.
+    pub(super) fn enter_handler(
+        &mut self,
+        turn: &mut Turn<'_>,
+        info: SignalInfo,
+        action: Action,
+        trap: (u64, u64, u64),
+    ) -> bool {
         turn.dispositions.delivered(info.signal);
         let restarts = action.flags & libc::SA_RESTART as u64 != 0;
         if let Some(number) = self.restart.take().filter(|_| restarts) {
@@ -500,18 +518,16 @@ impl Thread {
             crate::memory::copy::write(frame.range.start(), &frame.bytes).ok()?;
             Some(frame)
         });
-        match written {
-            Some(frame) => {
-                *self.vcpu.registers() = frame.registers;
-                let mut blocked = self.blocked.union(action.mask);
-                if action.flags & libc::SA_NODEFER as u64 == 0 {
-                    blocked.insert(info.signal);
-                }
-                self.set_blocked(blocked);
-            }
-            // No room for the frame: as on Linux, the process dies of it.
-            None => sys::end::by_signal(self, turn, Signal::SIGSEGV),
+        let Some(frame) = written else {
+            return false;
+        };
+        *self.vcpu.registers() = frame.registers;
+        let mut blocked = self.blocked.union(action.mask);
+        if action.flags & libc::SA_NODEFER as u64 == 0 {
+            blocked.insert(info.signal);
         }
+        self.set_blocked(blocked);
+        true
     }
 
     /// `rt_sigreturn`.
@@ -526,6 +542,7 @@ impl Thread {
                 .map_err(|_| Errno::EFAULT)?;
         }
         *self.vcpu.registers() = restored.registers;
+        self.handler_returned(registers.rsp);
         self.set_blocked(restored.blocked);
         self.alternate_stack = restored.alternate_stack;
         Ok(())

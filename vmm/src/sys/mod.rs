@@ -43,6 +43,7 @@ use crate::memory::{copy, first_reserved, window};
 use crate::process::Turn;
 use crate::process::domain::{Domain, Early};
 use crate::process::effects::{Deferred, HostCall, Undo};
+use crate::process::recover::Fault;
 use crate::process::rerun::Committed;
 use crate::process::signals::SignalInfo;
 use crate::process::strike::Struck;
@@ -445,14 +446,25 @@ impl Call<'_, '_> {
     /// Ends the running domain well. An error means that the domain runs again instead, and that this call
     /// does not take place.
     fn commit(&mut self) -> Result<(), Errno> {
+        self.unless_it_crashes()?;
         let committed = self.thread.commit(self.state);
         self.unless_put_back(committed)
     }
 
     /// Commits what the running domain has done so far. An error is as for `commit`.
     fn commit_early(&mut self, why: Early) -> Result<(), Errno> {
+        self.unless_it_crashes()?;
         let committed = self.thread.commit_early(self.state, why);
         self.unless_put_back(committed)
+    }
+
+    /// A request that has faulted, and whose handler waits or does what cannot be undone, has crashed.
+    fn unless_it_crashes(&mut self) -> Result<(), Errno> {
+        if !self.in_request() || !self.thread.is_in_handler() {
+            return Ok(());
+        }
+        self.fault(Fault::crash_path())?;
+        Err(Errno::EINTR)
     }
 
     fn unless_put_back(&mut self, committed: Committed) -> Result<(), Errno> {

@@ -98,8 +98,8 @@ fn sigpending(call: &mut Call) -> Result<u64, Errno> {
 }
 
 fn sigreturn(call: &mut Call) -> Result<u64, Errno> {
-    // What the handler did is done: the thread goes on elsewhere.
-    if !call.in_request() {
+    // What the handler did is done: the thread goes on elsewhere. That of a fault is part of the work.
+    if !call.in_request() && !call.thread.is_in_handler() {
         call.commit()?;
         call.thread.continues = call.thread.interrupted.take();
     }
@@ -462,7 +462,7 @@ impl Call<'_, '_> {
         if !self.in_request() || self.thread.blocked.contains(signal) {
             return false;
         }
-        if action.flags & libc::SA_RESETHAND as u32 as u64 != 0 {
+        if action.is_one_shot() {
             self.compensate(Undo::Disposition { signal, action });
         }
         self.thread.vcpu.registers().rax = 0;

@@ -59,6 +59,7 @@ impl Call<'_, '_> {
         match what {
             For::Work => self.commit()?,
             For::Midway => {
+                self.unless_it_crashes()?;
                 let suspended = self.thread.suspend(self.state);
                 self.unless_put_back(suspended)?;
             }

@@ -1,0 +1,79 @@
+//! Faults that the program handles itself: runtimes make an exception of them, map a page, or leave a loop.
+//!
+//! The handler runs as part of the work that has faulted. Where it ends the process, waits, or does in a request what
+//! cannot be undone, it was a crash after all, and that is told as the first fault. A handler that is set to run once
+//! (`SA_RESETHAND`) is to report a crash and to die, and does not run at all.
+
+use guest_agentless::Signal;
+
+use super::Turn;
+use super::recover::Fault;
+use super::signals::Delivery;
+use super::thread::Thread;
+use crate::kvm::Registers;
+
+/// Stack that a handler uses at most.
+const STACK_MAX: u64 = 1 << 20;
+
+/// A handler at work.
+pub struct Handling {
+    fault: Fault,
+    signal: Signal,
+    /// Where the fault was.
+    registers: Registers,
+    /// The stack pointer when the handler will have returned.
+    frame: u64,
+}
+
+impl Thread {
+    /// Lets the guest's own handler have the fault, if it has one that may go on.
+    pub(super) fn hand_to_handler(&mut self, turn: &mut Turn<'_>, fault: Fault) -> bool {
+        let (Some(signal), Some(info)) = (fault.by_cpu(), fault.info()) else {
+            return false;
+        };
+        let Delivery::Handle(action) = turn.dispositions.delivery(signal) else {
+            return false;
+        };
+        if action.is_one_shot() || self.blocked.contains(signal) || self.is_in_handler() {
+            return false;
+        }
+        let registers = *self.vcpu.registers();
+        let entered = self.enter_handler(turn, info, action, fault.trap());
+        if entered {
+            self.handling = Some(Handling {
+                fault,
+                signal,
+                registers,
+                frame: self.vcpu.registers().rsp.wrapping_add(8),
+            });
+        }
+        entered
+    }
+
+    /// Whether the handler of a fault is at work. One that lets the signal come again has done what it could; it may
+    /// be left by a jump.
+    pub fn is_in_handler(&mut self) -> bool {
+        let rsp = self.vcpu.registers().rsp;
+        self.handling.as_ref().is_some_and(|handling| {
+            self.blocked.contains(handling.signal) && handling.frame.wrapping_sub(rsp) < STACK_MAX
+        })
+    }
+
+    /// A handler has returned with the stack pointer at `frame`.
+    pub(super) fn handler_returned(&mut self, frame: u64) {
+        self.handling.take_if(|handling| handling.frame == frame);
+    }
+
+    /// What to tell of `fault`: what its handler was called for, if it comes of that. The registers are then those of the
+    /// first fault.
+    pub(super) fn first_fault(&mut self, fault: Fault) -> Fault {
+        let is_at_work = self.is_in_handler();
+        match self.handling.take() {
+            Some(first) if is_at_work => {
+                *self.vcpu.registers() = first.registers;
+                fault.told_as(first.fault)
+            }
+            _ => fault,
+        }
+    }
+}
