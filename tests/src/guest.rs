@@ -1,5 +1,5 @@
-//! Programs in C and C++ that the tests run as guests, compiled on first use: small ones of one file from
-//! `tests/programs`, and servers from `tests/guest`.
+//! Programs that the tests run as guests, compiled on first use: small ones of one file from `tests/programs`, and servers
+//! from `tests/guest`, in C, C++, Go and Java.
 
 use std::{
     fs, io,
@@ -83,12 +83,46 @@ pub fn linked(name: &str, linkage: Linkage) -> Result<PathBuf, BuildError> {
         })
     };
     let target = format!("{name}{}", linkage.suffix());
-    compiled(name, &target, sources, linkage.flags())
+    compiled(name, &target, sources, |sources, output| {
+        gcc(sources, output, linkage.flags())
+    })
 }
 
 /// The server of all files in `tests/guest/NAME`, or in `tests/NAME` for the demo server.
 pub fn server(name: &str) -> Result<PathBuf, BuildError> {
-    compiled(name, name, || Sources::of_server(name), &[])
+    compiled(
+        name,
+        name,
+        || Sources::of_server(name),
+        |sources, output| gcc(sources, output, &[]),
+    )
+}
+
+/// The server in Go of `tests/guest/NAME`.
+pub fn go_server(name: &str) -> Result<PathBuf, BuildError> {
+    compiled(
+        name,
+        name,
+        || Sources::of_server(name),
+        |sources, output| {
+            let mut go = Command::new("go");
+            go.args(["build", "-o"]).arg(output).args(&sources.files);
+            // What it needs to know of the libraries comes with them.
+            go.env("GO111MODULE", "off")
+                .env("GOCACHE", output.with_extension("cache"));
+            go
+        },
+    )
+}
+
+/// The class `Server` of `tests/guest/NAME`, of one file in Java.
+pub fn java_server(name: &str) -> Result<PathBuf, BuildError> {
+    let sources = || Sources::of_server(name);
+    compiled(name, "Server.class", sources, |sources, output| {
+        let mut javac = Command::new("javac");
+        javac.arg("-d").args(output.parent()).args(&sources.files);
+        javac
+    })
 }
 
 /// As [`server`], with all of the random server but its main program.
@@ -101,7 +135,9 @@ pub fn server_with_fixtures(name: &str) -> Result<PathBuf, BuildError> {
         all.headers.extend(own.headers);
         Ok(all)
     };
-    compiled(name, name, sources, &[])
+    compiled(name, name, sources, |sources, output| {
+        gcc(sources, output, &[])
+    })
 }
 
 struct Sources {
@@ -123,7 +159,7 @@ impl Sources {
         for entry in fs::read_dir(dir)? {
             let path = entry?.path();
             match path.extension().and_then(|extension| extension.to_str()) {
-                Some("c" | "cc") => sources.files.push(path),
+                Some("c" | "cc" | "go" | "java") => sources.files.push(path),
                 Some("h") => sources.headers.push(path),
                 _ => {}
             }
@@ -154,20 +190,35 @@ const FLAGS: [&str; 11] = [
     "-Wno-error=use-after-free",
 ];
 
+fn gcc(sources: &Sources, output: &Path, flags: &[&str]) -> Command {
+    let mut cc = Command::new("gcc");
+    cc.args(FLAGS).args(flags).arg("-o").arg(output);
+    cc.args(&sources.files).arg("-lm");
+    if sources
+        .files
+        .iter()
+        .any(|file| file.extension().is_some_and(|extension| extension == "cc"))
+    {
+        cc.arg("-lstdc++");
+    }
+    cc
+}
+
 /// The program `target`. It is compiled unless it is there and newer than its sources. Where there are no sources at
-/// all, as in the nested-paging lane, it was brought along.
+/// all, as in the nested-paging lane, it was brought along. `compiler` makes the command that writes it from them.
 fn compiled(
     name: &str,
     target: &str,
     sources: impl FnOnce() -> io::Result<Sources>,
-    flags: &[&str],
+    compiler: impl FnOnce(&Sources, &Path) -> Command,
 ) -> Result<PathBuf, BuildError> {
     let failed = |source| BuildError::Io {
         program: name.to_owned(),
         source,
     };
     let dir = paths::profile_dir().map_err(failed)?.join("guest-programs");
-    let target = dir.join(target);
+    let file_name = target;
+    let target = dir.join(file_name);
     if !package_dir().is_dir() && target.is_file() {
         return Ok(target);
     }
@@ -182,18 +233,8 @@ fn compiled(
         .prefix(name)
         .tempdir_in(&dir)
         .map_err(failed)?;
-    let output = fresh.path().join("program");
-    let mut cc = Command::new("gcc");
-    cc.args(FLAGS).args(flags).arg("-o").arg(&output);
-    cc.args(&sources.files).arg("-lm");
-    if sources
-        .files
-        .iter()
-        .any(|file| file.extension().is_some_and(|extension| extension == "cc"))
-    {
-        cc.arg("-lstdc++");
-    }
-    let compiled = cc.output().map_err(failed)?;
+    let output = fresh.path().join(file_name);
+    let compiled = compiler(&sources, &output).output().map_err(failed)?;
     if !compiled.status.success() {
         return Err(BuildError::Refused {
             program: name.to_owned(),
@@ -240,6 +281,8 @@ mod tests {
         for name in names.chain(["demo-server".into()]) {
             let built = match &*name {
                 "effects-server" => server_with_fixtures(&name),
+                "go-server" => go_server(&name),
+                "java-server" => java_server(&name),
                 _ => server(&name),
             };
             if let Err(error) = built {

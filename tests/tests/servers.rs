@@ -47,4 +47,6 @@ servers! {
     node: "node",
     python: "python",
     gunicorn: "gunicorn",
+    go: "go",
+    java: "java",
 }

@@ -5,6 +5,7 @@ use std::{fs, io, path::Path, process::Command};
 use tempfile::TempDir;
 
 use super::{Crash, Recipe, Server, dialogue};
+use crate::guest;
 
 /// All servers.
 pub fn all() -> Vec<Recipe> {
@@ -24,6 +25,8 @@ pub fn all() -> Vec<Recipe> {
         recipe("node", node),
         recipe("python", python),
         recipe("gunicorn", gunicorn),
+        recipe("go", go),
+        recipe("java", java),
     ]
 }
 
@@ -329,4 +332,22 @@ def app(environment, start):
         reload: Some(libc::SIGHUP),
         ..web(dir, port, &command)
     })
+}
+
+/// Both stumble over a null pointer in each request, which their runtimes handle.
+fn go(port: u16) -> io::Result<Server> {
+    let dir = directory()?;
+    let program = guest::go_server("go-server").map_err(io::Error::other)?;
+    let page = dir.path().join("www/page.txt").display().to_string();
+    let program = program.display().to_string();
+    Ok(web(dir, port, &[&program, &port.to_string(), &page]))
+}
+
+fn java(port: u16) -> io::Result<Server> {
+    let dir = directory()?;
+    let class = guest::java_server("java-server").map_err(io::Error::other)?;
+    let classes = class.parent().unwrap_or(&class).display().to_string();
+    let page = dir.path().join("www/page.txt").display().to_string();
+    let command = ["java", "-cp", &classes, "Server", &port.to_string(), &page];
+    Ok(web(dir, port, &command))
 }
