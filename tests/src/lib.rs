@@ -28,6 +28,7 @@ pub mod redis;
 pub mod run;
 pub mod runner;
 pub mod servers;
+pub mod suites;
 pub mod talk;
 pub mod web;
 

@@ -15,7 +15,11 @@ pub fn needed() -> Vec<&'static str> {
 
 /// The needed packages that are not installed.
 pub fn missing() -> io::Result<Vec<&'static str>> {
-    let needed = needed();
+    missing_of(&needed())
+}
+
+/// Those of `needed` that are not installed.
+pub fn missing_of<'a>(needed: &[&'a str]) -> io::Result<Vec<&'a str>> {
     let mut query = Command::new("dpkg-query");
     query
         .args([
@@ -23,7 +27,7 @@ pub fn missing() -> io::Result<Vec<&'static str>> {
             "--showformat",
             "${db:Status-Status} ${Package}\\n",
         ])
-        .args(&needed);
+        .args(needed);
     // dpkg-query fails when it knows nothing of a package: what it prints is the answer.
     let output = query.stdin(Stdio::null()).output().map_err(|error| {
         io::Error::new(
@@ -32,10 +36,8 @@ pub fn missing() -> io::Result<Vec<&'static str>> {
         )
     })?;
     let installed = parse_installed(&String::from_utf8_lossy(&output.stdout));
-    Ok(needed
-        .into_iter()
-        .filter(|name| !installed.contains(*name))
-        .collect())
+    let missing = needed.iter().filter(|name| !installed.contains(**name));
+    Ok(missing.copied().collect())
 }
 
 /// The command that installs `packages`.
