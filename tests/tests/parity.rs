@@ -78,3 +78,9 @@ fn direct_input_and_output() {
     kvm_case("direct_input_and_output");
     same("parity_direct", 8);
 }
+
+#[test]
+fn writes_of_megabytes() {
+    kvm_case("writes_of_megabytes");
+    same("parity_writes", 39);
+}

@@ -48,25 +48,23 @@ pub fn handler(number: i64) -> Option<Handler> {
     })
 }
 
-/// Bytes of a transfer that are taken at a time: a short count is what callers have to expect.
+/// Bytes of a transfer that are taken at a time.
 pub(super) const TRANSFER: u64 = 1 << 20;
 
-impl Call<'_, '_> {
-    /// The buffer of arguments `address` and `len`, at most one transfer.
-    fn buffer(&self, address: usize, len: usize) -> Result<GuestRange, Errno> {
-        let range = window::checked(self.args[address], self.args[len]).ok_or(Errno::EFAULT)?;
-        Ok(GuestRange::from_bounds(
-            range.start(),
-            range.start() + range.len().min(TRANSFER),
-        ))
-    }
+/// Bytes of one call, at most; Linux ends just above.
+const TRANSFER_MOST: u64 = 2047 * TRANSFER;
 
-    fn gather(&mut self, parts: &[GuestRange]) -> Result<Vec<u8>, Errno> {
+impl Call<'_, '_> {
+    /// The bytes of `parts` from `done` on, at most one transfer.
+    pub(super) fn gather(&mut self, parts: &[GuestRange], done: u64) -> Result<Vec<u8>, Errno> {
         let mut bytes = Vec::new();
+        let mut skipped = done;
         for part in parts {
+            let skip = skipped.min(part.len());
+            skipped -= skip;
             let room = TRANSFER - bytes.len() as u64;
-            let len = part.len().min(room) as usize;
-            bytes.extend(self.read_vec(part.start(), len)?);
+            let len = (part.len() - skip).min(room) as usize;
+            bytes.extend(self.read_vec(part.start() + skip, len)?);
             if len as u64 == room {
                 break;
             }
@@ -74,9 +72,71 @@ impl Call<'_, '_> {
         Ok(bytes)
     }
 
-    pub(super) fn gather_vector(&mut self, address: u64, count: u64) -> Result<Vec<u8>, Errno> {
-        let parts = self.vector(address, count)?;
-        self.gather(&parts)
+    /// Hands the bytes of `parts` to `piece`, a transfer at a time, with how many there were before. All of them, since
+    /// programs rely on what Linux does: a file takes all, and so does whatever the caller waits for.
+    pub(super) fn in_pieces(
+        &mut self,
+        parts: &[GuestRange],
+        mut piece: impl FnMut(&mut Self, Vec<u8>, u64) -> Result<u64, Errno>,
+    ) -> Result<u64, Errno> {
+        let total: u64 = parts.iter().map(|part| part.len()).sum();
+        let mut done = 0;
+        loop {
+            let bytes = self.gather(parts, done);
+            let result = bytes.and_then(|bytes| piece(self, bytes, done));
+            let before = done;
+            done = self.with_part_done(before, result)?;
+            let is_whole = done == before + TRANSFER && self.done.is_none();
+            if !is_whole || done >= total.min(TRANSFER_MOST) {
+                return Ok(done);
+            }
+        }
+    }
+
+    /// The result of a call that had transferred `before` bytes when the rest came to `result`.
+    pub(super) fn with_part_done(
+        &mut self,
+        before: u64,
+        result: Result<u64, Errno>,
+    ) -> Result<u64, Errno> {
+        match result {
+            Ok(n) => Ok(before + n),
+            Err(error) if before == 0 => Err(error),
+            Err(_) => {
+                self.thread.restart = None;
+                Ok(before)
+            }
+        }
+    }
+
+    fn write_parts(&mut self, fd: i32, parts: &[GuestRange]) -> Result<u64, Errno> {
+        match self.state.files.kind(fd) {
+            Kind::Datagram => {
+                let bytes = self.gather(parts, 0)?;
+                self.write_bytes(fd, bytes)
+            }
+            _ => self.in_pieces(parts, |call, bytes, _| call.write_bytes(fd, bytes)),
+        }
+    }
+
+    /// Writes to where the file is, or to `at`.
+    pub(super) fn write_parts_at(
+        &mut self,
+        fd: i32,
+        parts: &[GuestRange],
+        at: Option<u64>,
+    ) -> Result<u64, Errno> {
+        let Some(at) = at else {
+            return self.write_parts(fd, parts);
+        };
+        i64::try_from(at).map_err(|_| Errno::EINVAL)?;
+        match self.state.files.kind(fd) {
+            Kind::Closed => Err(Errno::EBADF),
+            Kind::File => self.in_pieces(parts, |call, bytes, done| {
+                call.write_later(fd, bytes, Some(at.saturating_add(done)))
+            }),
+            _ => Err(Errno::ESPIPE),
+        }
     }
 
     pub(super) fn read_parts(&mut self, fd: i32, parts: &[GuestRange]) -> Result<u64, Errno> {
@@ -90,7 +150,7 @@ impl Call<'_, '_> {
         }
     }
 
-    pub(super) fn write_bytes(&mut self, fd: i32, bytes: Vec<u8>) -> Result<u64, Errno> {
+    fn write_bytes(&mut self, fd: i32, bytes: Vec<u8>) -> Result<u64, Errno> {
         match self.state.files.kind(fd) {
             Kind::Closed => Err(Errno::EBADF),
             Kind::Stream => {
@@ -159,25 +219,21 @@ fn write(call: &mut Call) -> Result<u64, Errno> {
     if !call.protected() {
         return call.pass_untracked();
     }
-    let bytes = call.gather(&[call.buffer(1, 2)?])?;
-    call.write_bytes(call.int(0), bytes)
+    let range = window::checked(call.args[1], call.args[2]).ok_or(Errno::EFAULT)?;
+    call.write_parts(call.int(0), &[range])
 }
 
 fn writev(call: &mut Call) -> Result<u64, Errno> {
     if !call.protected() {
         return call.pass_untracked();
     }
-    let bytes = call.gather_vector(call.args[1], call.args[2])?;
-    call.write_bytes(call.int(0), bytes)
+    let parts = call.vector(call.args[1], call.args[2])?;
+    call.write_parts(call.int(0), &parts)
 }
 
 fn pwrite(call: &mut Call) -> Result<u64, Errno> {
-    let bytes = call.gather(&[call.buffer(1, 2)?])?;
-    let fd = call.int(0);
-    match call.state.files.kind(fd) {
-        Kind::File => call.write_later(fd, bytes, Some(call.args[3])),
-        _ => Err(Errno::ESPIPE),
-    }
+    let range = window::checked(call.args[1], call.args[2]).ok_or(Errno::EFAULT)?;
+    call.write_parts_at(call.int(0), &[range], Some(call.args[3]))
 }
 
 fn lseek(call: &mut Call) -> Result<u64, Errno> {

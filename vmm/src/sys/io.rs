@@ -221,21 +221,24 @@ impl Call<'_, '_> {
 
     fn send_now(&mut self, fd: i32, bytes: &[u8], wait: bool) -> Result<u64, Errno> {
         self.state.files.note_sent(fd);
-        match host::send(fd, bytes).map_err(|e| errno_of(&e)) {
-            Err(Errno::EAGAIN) if wait => {}
+        let sent = match host::send(fd, bytes).map_err(|e| errno_of(&e)) {
+            Err(Errno::EAGAIN) if wait => 0,
+            Ok(n) if wait && n < bytes.len() => n,
             other => return other.map(|n| n as u64),
-        }
+        };
+        let rest = &bytes[sent..];
         let flags = libc::MSG_NOSIGNAL as u64;
         let args = [
             fd as u64,
-            bytes.as_ptr() as u64,
-            bytes.len() as u64,
+            rest.as_ptr() as u64,
+            rest.len() as u64,
             flags,
             0,
             0,
         ];
         // SAFETY: the bytes are a live slice of the monitor.
-        unsafe { self.block(libc::SYS_sendto, args, For::Midway) }
+        let result = unsafe { self.block(libc::SYS_sendto, args, For::Midway) };
+        self.with_part_done(sent as u64, result)
     }
 
     pub(super) fn read_ready(&mut self, fd: i32, into: &mut [u8]) -> Result<usize, Errno> {

@@ -2,7 +2,7 @@
 
 use std::os::fd::OwnedFd;
 
-use guest_agentless::Errno;
+use guest_agentless::{Errno, GuestRange};
 use recovery::Origin;
 use recovery::event::Event;
 
@@ -245,23 +245,30 @@ impl Call<'_, '_> {
     /// Sends with the kernel's own result; the domain has been committed.
     fn send_at_once(&mut self, fd: i32, datagram: &Datagram) -> Result<u64, Errno> {
         self.state.files.note_sent(fd);
-        let now = |flags: i32| {
-            host::send_message(
-                fd,
-                &datagram.bytes,
-                flags,
-                &datagram.address,
-                &datagram.rights,
-            )
-            .map(|n| n as u64)
-            .map_err(|e| errno_of(&e))
-        };
         let wait = datagram.flags & libc::MSG_DONTWAIT == 0 && !self.is_nonblocking(fd)?;
+        let mut sent = 0;
         loop {
-            match now(datagram.flags | libc::MSG_DONTWAIT) {
-                Err(Errno::EAGAIN) if wait => self.await_writable(fd)?,
-                other => return other,
-            }
+            let rights = if sent == 0 { &datagram.rights[..] } else { &[] };
+            let now = host::send_message(
+                fd,
+                &datagram.bytes[sent..],
+                datagram.flags | libc::MSG_DONTWAIT,
+                &datagram.address,
+                rights,
+            );
+            let result = match now.map_err(|e| errno_of(&e)) {
+                Err(Errno::EAGAIN) if wait => match self.await_writable(fd) {
+                    Ok(()) => continue,
+                    Err(error) => Err(error),
+                },
+                // A stream takes the rest later, for which the guest waits, too.
+                Ok(n) if wait && sent + n < datagram.bytes.len() => {
+                    sent += n;
+                    continue;
+                }
+                other => other.map(|n| n as u64),
+            };
+            return self.with_part_done(sent as u64, result);
         }
     }
 }
@@ -304,20 +311,39 @@ impl Call<'_, '_> {
     pub(super) fn send_message(&mut self, fd: i32, message: u64, flags: i32) -> Result<u64, Errno> {
         let header = header(self, message)?;
         let rights = self.rights(&header)?;
-        let bytes = self.gather_vector(header.vector, header.count)?;
+        let parts = self.vector(header.vector, header.count)?;
         let address = match header.name {
             0 => Vec::new(),
             at => self.read_vec(at, (header.name_len as usize).min(ADDRESS_MAX))?,
         };
-        self.send(
-            fd,
-            Datagram {
-                bytes,
-                flags,
-                address,
-                rights,
-            },
-        )
+        let datagram = Datagram {
+            flags,
+            address,
+            rights,
+            ..Datagram::plain(Vec::new())
+        };
+        self.send_parts(fd, &parts, datagram)
+    }
+
+    /// Sends the bytes of `parts` with everything else that is in `datagram`.
+    fn send_parts(
+        &mut self,
+        fd: i32,
+        parts: &[GuestRange],
+        datagram: Datagram,
+    ) -> Result<u64, Errno> {
+        if self.state.files.keeps_records(fd) || !datagram.rights.is_empty() {
+            let bytes = self.gather(parts, 0)?;
+            return self.send(fd, Datagram { bytes, ..datagram });
+        }
+        self.in_pieces(parts, |call, bytes, _| {
+            let piece = Datagram {
+                flags: datagram.flags,
+                address: datagram.address.clone(),
+                ..Datagram::plain(bytes)
+            };
+            call.send(fd, piece)
+        })
     }
 
     /// The descriptors that a message carries, as copies: the guest may close its own before the commit.
@@ -374,9 +400,7 @@ fn sendto(call: &mut Call) -> Result<u64, Errno> {
     if !call.protected() {
         return call.pass_untracked();
     }
-    let len = call.args[2].min(1 << 20) as usize;
-    window::checked(call.args[1], call.args[2]).ok_or(Errno::EFAULT)?;
-    let bytes = call.read_vec(call.args[1], len)?;
+    let range = window::checked(call.args[1], call.args[2]).ok_or(Errno::EFAULT)?;
     let address = match call.args[4] {
         0 => Vec::new(),
         at => call.read_vec(
@@ -387,9 +411,9 @@ fn sendto(call: &mut Call) -> Result<u64, Errno> {
     let datagram = Datagram {
         flags: call.int(3),
         address,
-        ..Datagram::plain(bytes)
+        ..Datagram::plain(Vec::new())
     };
-    call.send(call.int(0), datagram)
+    call.send_parts(call.int(0), &[range], datagram)
 }
 
 fn sendmsg(call: &mut Call) -> Result<u64, Errno> {

@@ -82,16 +82,8 @@ fn pwritev(call: &mut Call) -> Result<u64, Errno> {
         call.commit_early(Early::External)?;
         return call.pass();
     }
-    let bytes = call.gather_vector(call.args[1], call.args[2])?;
-    match position(call) {
-        None => call.write_bytes(fd, bytes),
-        Some(at) if i64::try_from(at).is_err() => Err(Errno::EINVAL),
-        Some(at) => match call.state.files.kind(fd) {
-            Kind::Closed => Err(Errno::EBADF),
-            Kind::File => call.write_later(fd, bytes, Some(at)),
-            _ => Err(Errno::ESPIPE),
-        },
-    }
+    let parts = call.vector(call.args[1], call.args[2])?;
+    call.write_parts_at(fd, &parts, position(call))
 }
 
 fn preadv2(call: &mut Call) -> Result<u64, Errno> {
