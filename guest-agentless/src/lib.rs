@@ -10,6 +10,7 @@ pub mod errno;
 pub mod heap;
 pub mod link_map;
 pub mod script;
+pub mod seccomp;
 pub mod signal;
 pub mod symbols;
 pub mod sync;

@@ -56,6 +56,12 @@ fn processes_and_threads_by_clone3() {
 }
 
 #[test]
+fn filters_of_system_calls() {
+    kvm_case("filters_of_system_calls");
+    same("parity_seccomp", 67);
+}
+
+#[test]
 fn asynchronous_io() {
     kvm_case("asynchronous_io");
     same("parity_aio", 50);

@@ -1,7 +1,8 @@
 //! Host system calls on the monitor's own memory, as safe functions.
 
+use std::ffi::CStr;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 mod file;
 pub mod handles;
@@ -320,6 +321,15 @@ pub fn signals_of(fd: i32) -> io::Result<u64> {
         .find_map(|line| line.strip_prefix("sigmask:"))
         .and_then(|set| u64::from_str_radix(set.trim(), 16).ok());
     set.ok_or_else(|| io::ErrorKind::InvalidInput.into())
+}
+
+/// A new file in memory (memfd_create(2), with its flags), close-on-exec, at the lowest free descriptor.
+pub fn memory_file(name: &CStr, flags: u32) -> io::Result<OwnedFd> {
+    // SAFETY: a NUL-terminated name.
+    let fd = unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC | flags) };
+    check(i64::from(fd))?;
+    // SAFETY: a new descriptor that nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// Whether the monitor has a capability in effect (`CAP_*`).

@@ -68,6 +68,8 @@ fault_kinds! {
     Timeout = "timeout",
     /// The request wrote more memory than it may.
     Memory = "memory",
+    /// A system call that a filter of the program's forbids.
+    ForbiddenCall = "forbidden-call",
     /// Any other fatal signal that the guest sent itself.
     Signal = "signal",
 }

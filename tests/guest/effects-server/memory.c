@@ -1,6 +1,7 @@
 /* Mappings. */
 #include "effects.h"
 
+#include <linux/aio_abi.h>
 #include <string.h>
 #include <sys/mman.h>
 
@@ -29,11 +30,27 @@ MAP(mlock, pages) { return syscall(SYS_mlock, pages, 2 * PAGE); }
 MAP(mlock2, pages) { return syscall(SYS_mlock2, pages + 10 * PAGE, PAGE + 5, 0); }
 MAP(munlock, pages) { return syscall(SYS_munlock, pages + 13 * PAGE, 2 * PAGE); }
 
+
+/* A ring of asynchronous I/O, which is a mapping. */
+static aio_context_t aio;
+MAP(io_setup, ring) {
+    aio_context_t other = 0;
+    return syscall(SYS_io_setup, 4, &other);
+}
+MAP(io_submit, write) {
+    struct iocb one = {.aio_lio_opcode = IOCB_CMD_PWRITE, .aio_fildes = (uint32_t)lock_fd,
+                       .aio_buf = (uintptr_t)"asynchronous", .aio_nbytes = 12, .aio_offset = 3};
+    struct iocb *all[] = {&one};
+    return (!aio && syscall(SYS_io_setup, 4, &aio)) || syscall(SYS_io_submit, aio, 1, all) != 1 ? -1 : 0;
+}
+/* Of the one before. */
+MAP(io_destroy, ring) { return syscall(SYS_io_destroy, aio); }
+
 #define ROW(call, how) {#call, #how, 0, call##_##how}
 const struct effect memory_effects[] = {
     ROW(mmap, anonymous), ROW(mmap, file), ROW(mmap, over), ROW(mprotect, none),
     {"mremap", "shorter", INVISIBLE, mremap_shorter}, ROW(mremap, move), ROW(brk, more),
     {"madvise", "zero", INVISIBLE, madvise_zero}, ROW(mlock, pages), ROW(mlock2, pages), ROW(munlock, pages),
-    ROW(munmap, part), ROW(munmap, locked),
+    ROW(munmap, part), ROW(munmap, locked), ROW(io_setup, ring), ROW(io_submit, write), ROW(io_destroy, ring),
     {0},
 };

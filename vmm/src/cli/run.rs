@@ -1,6 +1,7 @@
 //! `vmsrs run`: builds the machine, loads the program, runs it.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::error::Error;
 use std::ffi::OsString;
 use std::fs::File;
@@ -12,6 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
+use guest_agentless::seccomp::Filters;
 use guest_agentless::{PAGE_SIZE, Signal, SignalSet};
 use recovery::Tracker;
 use recovery::event::{Event, EventLog};
@@ -44,6 +46,7 @@ use crate::process::signals::{Action, Dispositions};
 use crate::process::thread::{Thread, request_slice};
 use crate::process::{Options, Parts, Process, State, strike};
 use crate::sys::end::MONITOR_FAILED;
+use crate::sys::seccomp;
 
 /// How long `--learn` remembers an input.
 const DEFAULT_LEARN_FOR: Duration = Duration::from_secs(3600);
@@ -187,6 +190,16 @@ impl RunArgs {
         self.exec.is_some() && error.kind() == io::ErrorKind::PermissionDenied
     }
 
+    /// The filters of system calls that the program before this one has left, by thread.
+    fn inherited_filters(&self) -> io::Result<BTreeMap<i32, Filters>> {
+        let file = self.inherited.as_ref().map_or(-1, |given| given.filters);
+        if file < 0 {
+            return Ok(BTreeMap::new());
+        }
+        let filters = seccomp::read_filters(file)?;
+        Ok(BTreeMap::from([(std::process::id() as i32, filters)]))
+    }
+
     /// The options as they were given, with absolute paths, for a program that takes this one's place.
     fn given(&self) -> std::io::Result<Vec<OsString>> {
         let mut given: Vec<OsString> = Vec::new();
@@ -309,6 +322,7 @@ fn start(arguments: RunArgs) -> Result<Thread, AnyError> {
         }
         None => OwnLimits::from_host(),
     };
+    let filters = arguments.inherited_filters()?;
     handles::open_all();
     let clock_page = ClockPage::create()?;
     let protect = arguments.protect == Switch::On;
@@ -467,6 +481,7 @@ fn start(arguments: RunArgs) -> Result<Thread, AnyError> {
             dispositions: inherited_dispositions(),
             handoffs: Default::default(),
             is_stopping: false,
+            filters,
             ladder: Ladder::new(DEFAULT_STORM_LIMIT, arguments.storm_limit),
             restart: Default::default(),
             offenders: arguments

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::ptr::{self, NonNull};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
@@ -171,18 +171,7 @@ impl Drop for Mapping {
 
 /// A new memory file of one page.
 fn create_file() -> io::Result<File> {
-    // SAFETY: the name is a C string; the result is checked.
-    let fd = unsafe {
-        libc::memfd_create(
-            c"vmsrs-clock".as_ptr(),
-            libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING,
-        )
-    };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: a new descriptor that nobody else owns.
-    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    let fd = crate::host::memory_file(c"vmsrs-clock", libc::MFD_ALLOW_SEALING)?;
     let file = File::from(reserved_fd(fd)?);
     file.set_len(CLOCK_PAGE_SIZE as u64)?;
     Ok(file)

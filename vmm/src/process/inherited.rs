@@ -1,6 +1,7 @@
 //! What a program that the guest executes has from the monitor before its own.
 
 use std::fmt;
+use std::os::fd::RawFd;
 use std::str::FromStr;
 
 use guest_agentless::SignalSet;
@@ -17,6 +18,8 @@ pub struct Inherited {
     pub limits: OwnLimits,
     /// The guest's signal mask; the host's is closed.
     pub blocked: SignalSet,
+    /// A file with the filters of system calls, or -1.
+    pub filters: RawFd,
 }
 
 impl fmt::Display for Inherited {
@@ -28,7 +31,7 @@ impl fmt::Display for Inherited {
         for (soft, hard) in [limits.descriptors, limits.address_space, limits.data] {
             write!(f, "{soft},{hard},")?;
         }
-        write!(f, "{}", self.blocked.0)
+        write!(f, "{},{}", self.blocked.0, self.filters)
     }
 }
 
@@ -61,6 +64,7 @@ impl Inherited {
                 data,
             },
             blocked: SignalSet(next(words)?),
+            filters: next(words)?,
         })
     }
 }
@@ -79,13 +83,14 @@ mod tests {
                 data: (1 << 30, u64::MAX),
             },
             blocked: SignalSet(5),
+            filters: -1,
         };
         assert_eq!(inherited.to_string().parse(), Ok(inherited));
         for bad in [
             "",
             "1,2,3",
-            "1,2,3,4,5,6,7,8,9,10,11,x",
-            "1,2,3,4,5,6,7,8,9,0,1,2,3",
+            "1,2,3,4,5,6,7,8,9,10,11,12,x",
+            "1,2,3,4,5,6,7,8,9,0,1,2,3,4",
         ] {
             assert!(bad.parse::<Inherited>().is_err(), "{bad}");
         }

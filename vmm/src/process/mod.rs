@@ -46,6 +46,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use guest_agentless::seccomp::Filters;
 use parking_lot::FairMutex;
 use recovery::Tracker;
 use recovery::ladder::Ladder;
@@ -144,6 +145,8 @@ pub struct State {
     pub dispositions: Dispositions,
     /// The guest has been asked to end: a signal for that has reached its handler.
     pub is_stopping: bool,
+    /// The threads' filters of system calls, where they have some.
+    pub filters: BTreeMap<i32, Filters>,
     /// Which recovery strategy comes next.
     pub ladder: Ladder,
     /// Whose bytes led to what.

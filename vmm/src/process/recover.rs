@@ -37,6 +37,8 @@ const ILL_ILLOPN: i32 = 2;
 pub enum Course {
     /// Linux sends this signal.
     Signal(Signal),
+    /// Linux ends the process as by this signal, whatever it has to handle it.
+    Kill(Signal),
     /// The process exits with this status.
     Exit(i32),
     /// The request goes on: it has only used more than it may.
@@ -56,6 +58,8 @@ pub struct Fault {
     pub address: Option<u64>,
     code: i32,
     trap: (u64, u64, u64),
+    /// The system call that a filter has forbidden, and what it says of that.
+    forbidden: Option<(u32, u16)>,
 }
 
 impl Fault {
@@ -76,6 +80,7 @@ impl Fault {
             // SEGV_MAPERR and SEGV_ACCERR.
             code: if mapped { 2 } else { 1 },
             trap: (14, error_code, address),
+            forbidden: None,
         }
     }
 
@@ -110,6 +115,7 @@ impl Fault {
             address,
             code,
             trap: (u64::from(vector), error_code, 0),
+            forbidden: None,
         }
     }
 
@@ -123,6 +129,7 @@ impl Fault {
             address,
             code: libc::BUS_ADRERR,
             trap: (14, 0, address.unwrap_or(0)),
+            forbidden: None,
         }
     }
 
@@ -144,6 +151,7 @@ impl Fault {
             address: None,
             code: libc::SI_TKILL,
             trap: (0, 0, 0),
+            forbidden: None,
         }
     }
 
@@ -172,9 +180,34 @@ impl Fault {
         Fault::without_signal(FaultKind::Memory, Course::GoesOn)
     }
 
+    /// A filter of the guest's does not let it make the system call `number`, at `address`, and has it told so (seccomp(2)).
+    pub fn forbidden_call(address: u64, number: u32, error: u16) -> Fault {
+        const SYS_SECCOMP: i32 = 1;
+        Fault {
+            kind: FaultKind::ForbiddenCall,
+            address: Some(address),
+            code: SYS_SECCOMP,
+            forbidden: Some((number, error)),
+            ..Fault::raised(Signal::SIGSYS)
+        }
+    }
+
+    /// A filter of the guest's ends it for a system call at `address`.
+    pub fn killed(signal: Signal, address: u64) -> Fault {
+        Fault {
+            course: Course::Kill(signal),
+            kind: FaultKind::ForbiddenCall,
+            address: Some(address),
+            ..Fault::raised(signal)
+        }
+    }
+
     /// What `siginfo_t` says of its signal.
     pub(super) fn info(&self) -> Option<SignalInfo> {
         let signal = self.signal?;
+        if let (Some((number, error)), Some(address)) = (self.forbidden, self.address) {
+            return Some(SignalInfo::of_forbidden_call(address, number, error));
+        }
         Some(match self.address {
             Some(address) => SignalInfo::of_fault(signal, self.code, address),
             None => SignalInfo::from_process(signal, std::process::id() as i32, host::user())
@@ -208,6 +241,7 @@ impl Fault {
             address: None,
             code: 0,
             trap: (0, 0, 0),
+            forbidden: None,
         }
     }
 }
@@ -233,7 +267,7 @@ impl Thread {
             // own purposes: there is nothing to tell of those.
             let is_handled = match fault.course {
                 Course::Signal(signal) => turn.dispositions.is_handled(signal),
-                Course::Exit(_) | Course::GoesOn => false,
+                Course::Kill(_) | Course::Exit(_) | Course::GoesOn => false,
             };
             if is_handled {
                 self.take_course(turn, fault);
@@ -416,7 +450,7 @@ impl Thread {
         let is_shared_undone = self.undo_shared(state);
         if !is_shared_undone && self.process.options.is_child {
             self.ends_by = Some(match fault.course {
-                Course::Signal(signal) => signal,
+                Course::Signal(signal) | Course::Kill(signal) => signal,
                 Course::Exit(_) | Course::GoesOn => Signal::SIGABRT,
             });
         }
@@ -575,6 +609,10 @@ impl Thread {
     fn take_course(&mut self, turn: &mut Turn<'_>, fault: Fault) {
         let signal = match fault.course {
             Course::Signal(signal) => signal,
+            Course::Kill(signal) => {
+                let _ = self.commit(turn);
+                sys::end::by_signal(self, turn, signal)
+            }
             Course::Exit(status) => {
                 let _ = self.commit(turn);
                 sys::end::with_status(self, turn, status)

@@ -190,7 +190,9 @@ impl Thread {
         self.process.reporter.fault(record);
         match fault.course {
             Course::Exit(status) => sys::end::with_status(self, turn, status),
-            Course::Signal(signal) => sys::end::by_signal(self, turn, signal),
+            Course::Signal(signal) | Course::Kill(signal) => {
+                sys::end::by_signal(self, turn, signal)
+            }
             Course::GoesOn => sys::end::by_signal(self, turn, Signal::SIGABRT),
         }
     }

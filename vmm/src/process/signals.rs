@@ -3,6 +3,7 @@
 //! The frame is the kernel's `rt_sigframe` (Linux `arch/x86/include/asm/sigframe.h`), so that handlers,
 //! unwinders and `rt_sigreturn` of any libc work on it. It is built below the red zone.
 
+use guest_agentless::seccomp::ARCHITECTURE;
 use guest_agentless::{DefaultAction, GuestRange, GuestVa, Signal, SignalSet};
 use kvm_bindings::kvm_xsave;
 
@@ -37,6 +38,15 @@ impl SignalInfo {
     /// Raised by a fault at `address`.
     pub fn of_fault(signal: Signal, code: i32, address: u64) -> SignalInfo {
         SignalInfo::new(signal, code).with(16, &address.to_ne_bytes())
+    }
+
+    /// SIGSYS: a filter has forbidden the system call `number` before `address`, and gives `error`.
+    pub fn of_forbidden_call(address: u64, number: u32, error: u16) -> SignalInfo {
+        const SYS_SECCOMP: i32 = 1;
+        SignalInfo::of_fault(Signal::SIGSYS, SYS_SECCOMP, address)
+            .with(4, &i32::from(error).to_ne_bytes())
+            .with(24, &number.to_ne_bytes())
+            .with(28, &ARCHITECTURE.to_ne_bytes())
     }
 
     /// From what the guest passes to `rt_sigqueueinfo`.

@@ -192,6 +192,7 @@ impl Thread {
         process.threads().remove(&tid);
         host_signals::pass_on();
         turn.ladder.thread_ended(tid);
+        turn.filters.remove(&tid);
         drop(turn);
         process.give_vcpu(self.vcpu);
     }

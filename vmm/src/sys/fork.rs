@@ -178,6 +178,9 @@ fn become_child(
         left_reads: Vec::new(),
         dispositions: std::mem::take(&mut state.dispositions),
         is_stopping: false,
+        filters: (state.filters.remove(&call.thread.tid()).into_iter())
+            .map(|filters| (std::process::id() as i32, filters))
+            .collect(),
         ladder: Ladder::default(),
         handoffs: Default::default(),
         restart: Default::default(),

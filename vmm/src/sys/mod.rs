@@ -23,6 +23,7 @@ mod own_files;
 mod own_writes;
 mod process;
 mod receive;
+pub mod seccomp;
 mod signal;
 mod stat_buffer;
 mod thread;
@@ -84,7 +85,15 @@ pub fn serve(thread: &mut Thread, state: &mut Turn<'_>) -> Result<Flow, KvmError
     if let Some(domain) = &mut state.domain {
         domain.calls += 1;
     }
-    let Some(row) = syscall::lookup(regs.rax) else {
+    let number = match state.filters.is_empty() {
+        true => regs.rax,
+        false => match seccomp::judge(thread, state, args) {
+            seccomp::Judged::Allowed => regs.rax,
+            seccomp::Judged::EndsThread => libc::SYS_exit as u64,
+            seccomp::Judged::Done(flow) => return flow,
+        },
+    };
+    let Some(row) = syscall::lookup(number) else {
         thread.vcpu.registers().rax = unsupported(thread, regs.rax, Errno::ENOSYS);
         return Ok(Flow::Continue);
     };
@@ -160,6 +169,7 @@ impl Call<'_, '_> {
             .or_else(|| watch::handler(number))
             .or_else(|| transfer::handler(number))
             .or_else(|| aio::handler(number))
+            .or_else(|| seccomp::handler(number))
             .or_else(|| receive::handler(number))
             .or_else(|| file::handler(number))
             .or_else(|| net::handler(number))

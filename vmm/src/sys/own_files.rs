@@ -2,7 +2,7 @@
 
 use std::ffi::CString;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, IntoRawFd};
 use std::os::unix::ffi::OsStringExt;
 use std::sync::OnceLock;
 
@@ -196,13 +196,7 @@ fn open_readable(path: &str) -> io::Result<u64> {
 
 /// A read-only file with `text`, at the lowest free descriptor.
 fn text_file(text: &[u8]) -> io::Result<u64> {
-    // SAFETY: a NUL-terminated name.
-    let fd = unsafe { libc::memfd_create(c"maps".as_ptr(), libc::MFD_CLOEXEC) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: a new descriptor that nobody else owns.
-    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    let fd = host::memory_file(c"maps", 0)?;
     host::write_all(fd.as_raw_fd(), text, Some(0))?;
     Ok(fd.into_raw_fd() as u64)
 }

@@ -219,6 +219,8 @@ fn prctl(call: &mut Call) -> Result<u64, Errno> {
             call.commit_early(Early::External)?;
             crate::host::prctl(option as i32, address)
         }
+        libc::PR_GET_SECCOMP => Ok(call.seccomp_mode()),
+        libc::PR_SET_SECCOMP => call.set_seccomp_mode(address, call.args[2]),
         libc::PR_GET_DUMPABLE
         | libc::PR_GET_KEEPCAPS
         | libc::PR_GET_TIMERSLACK

@@ -68,6 +68,10 @@ fn clone(call: &mut Call) -> Result<u64, Errno> {
         child.control.clear_tid.store(child_tid, Ordering::Relaxed);
     }
     let tid = start(child).ok_or(Errno::EAGAIN)?;
+    if let Some(filters) = call.state.filters.get(&call.thread.tid()) {
+        let filters = filters.clone();
+        call.state.filters.insert(tid, filters);
+    }
     // It may be given work before it has run, and before anybody has had to wake it.
     call.thread.note_handoff(call.state);
     if flags & libc::CLONE_PARENT_SETTID as u64 != 0 {
@@ -170,7 +174,7 @@ fn start(child: Thread) -> Option<i32> {
     }
 }
 
-fn exit(call: &mut Call) -> Result<u64, Errno> {
+pub(super) fn exit(call: &mut Call) -> Result<u64, Errno> {
     let last = call.thread.process.threads().len() <= 1;
     if last {
         return super::end::exit_group(call);

@@ -32,7 +32,7 @@ super::rows! {
     SYS_prctl(option: Value, arg2: Custom, arg3: Value, arg4: Value, arg5: Value) Compensated Partial
         "PR_SET_NAME reads and PR_GET_NAME writes 16 bytes; PR_GET_PDEATHSIG and PR_GET_CHILD_SUBREAPER write 4; \
          the dumpable, pdeathsig, keepcaps, timerslack, subreaper, THP and no_new_privs options take or return \
-         numbers. PR_SET_NO_NEW_PRIVS is never taken back: external. PR_SET_SECCOMP and unknown options: EINVAL.";
+         numbers. PR_SET_NO_NEW_PRIVS and PR_SET_SECCOMP are never taken back: external. Unknown options: EINVAL.";
     SYS_getpid() Pure Full "";
     SYS_getppid() Pure Full "";
     SYS_gettid() Pure Full "";
@@ -93,8 +93,9 @@ super::rows! {
     SYS_personality(persona: Value) Pure Partial "Asking (0xffffffff) only; a change: EINVAL.";
     SYS_unshare(flags: Value) Pure Refused "EPERM: the monitor's threads cannot be told apart from the guest's.";
     SYS_setns(fd: Fd, nstype: Value) Pure Refused "EPERM: as unshare.";
-    SYS_seccomp(operation: Value, flags: Value, args: Custom) Pure Refused
-        "EINVAL, as on a kernel without it: a filter would bind the monitor's calls as well.";
+    SYS_seccomp(operation: Value, flags: Value, args: Custom) External Partial
+        "The monitor executes the filters. What they forbid in a request is a fault of it. Decisions by another process \
+         (SECCOMP_FILTER_FLAG_NEW_LISTENER): EINVAL. SECCOMP_RET_TRACE: ENOSYS, as without a tracer.";
     SYS_ptrace(request: Value, pid: Value, addr: Address, data: Custom) Pure Refused
         "ENOSYS: a tracer could reach the monitor.";
     SYS_kcmp(pid1: Value, pid2: Value, type: Value, idx1: Value, idx2: Value) Pure Refused
