@@ -62,6 +62,12 @@ fn filters_of_system_calls() {
 }
 
 #[test]
+fn memory_that_moves_and_advice() {
+    kvm_case("memory_that_moves_and_advice");
+    same("parity_mremap", 26);
+}
+
+#[test]
 fn asynchronous_io() {
     kvm_case("asynchronous_io");
     same("parity_aio", 50);

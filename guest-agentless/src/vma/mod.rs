@@ -235,6 +235,16 @@ impl Vma {
         })
     }
 
+    /// The same mapping from `start` on, which lies in it, at another place and of another length.
+    pub fn moved(&self, start: u64, to: GuestRange) -> Vma {
+        let offset = start.saturating_sub(self.range.start());
+        Vma {
+            range: to,
+            backing: self.backing.advanced(offset),
+            ..*self
+        }
+    }
+
     /// The offset in the file that `address` shows; none outside of the mapping and without a file.
     pub fn file_offset(&self, address: u64) -> Option<u64> {
         match &self.backing {

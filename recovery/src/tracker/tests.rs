@@ -165,6 +165,10 @@ enum Step {
         trap: bool,
     },
     Abandon,
+    /// Likewise, and a shared mapping that the domain has made goes first.
+    AbandonMapped {
+        page: u64,
+    },
     /// Some regions are hidden, the others are restored at once.
     Postpone {
         hidden: u8,
@@ -194,6 +198,7 @@ fn step() -> impl Strategy<Value = Step> {
         3 => any_page(0).prop_map(|page| Step::ReadAnew { page }),
         2 => any::<bool>().prop_map(|trap| Step::Commit { trap }),
         2 => Just(Step::Abandon),
+        1 => (0..SHARED_PAGES / STRIDE).prop_map(|n| Step::AbandonMapped { page: n * STRIDE }),
         2 => any::<u8>().prop_map(|hidden| Step::Postpone { hidden }),
         1 => Just(Step::Harvest),
         1 => (any_page(FILE_PAGES), any::<bool>())
@@ -353,6 +358,16 @@ proptest! {
                 Step::Abandon => {
                     let outcome = tracker.abandon(&mut machine, |_, _| {});
                     prop_assert!(outcome.lost.is_empty());
+                    prop_assert_eq!(&restored(&mut tracker, &mut machine), &committed);
+                    tracker.settle(&mut machine);
+                }
+                Step::AbandonMapped { page } => {
+                    let early = tracker.restore_shared(&mut machine);
+                    tracker.forget(&mut machine, one_page(page));
+                    machine.trapped.insert(page);
+                    machine.open.remove(&page);
+                    let outcome = tracker.abandon(&mut machine, |_, _| {});
+                    prop_assert!(early.lost.is_empty() && outcome.lost.is_empty());
                     prop_assert_eq!(&restored(&mut tracker, &mut machine), &committed);
                     tracker.settle(&mut machine);
                 }
@@ -544,7 +559,7 @@ proptest! {
                         tracker.commit(&mut machine);
                         committed = machine.image();
                     }
-                    Step::Abandon => {
+                    Step::Abandon | Step::AbandonMapped { .. } => {
                         tracker.abandon(&mut machine, |_, _| {});
                         prop_assert_eq!(&restored(&mut tracker, &mut machine), &committed);
                     }

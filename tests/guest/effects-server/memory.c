@@ -10,6 +10,13 @@ enum { READ_WRITE = PROT_READ | PROT_WRITE, PRIVATE = MAP_PRIVATE | MAP_ANONYMOU
 
 MAP(mmap, anonymous) { return syscall(SYS_mmap, NULL, 3 * PAGE, READ_WRITE, PRIVATE, -1, 0l) == -1 ? -1 : 0; }
 MAP(mmap, file) { return syscall(SYS_mmap, NULL, PAGE, PROT_READ, MAP_SHARED, data_fd, 0l) == -1 ? -1 : 0; }
+MAP(mmap, written) {
+    char *new = mmap(NULL, PAGE, READ_WRITE, MAP_SHARED, data_rw_fd, 0);
+    if (new == MAP_FAILED)
+        return -1;
+    new[7]++;
+    return 0;
+}
 MAP(mmap, over) {
     return syscall(SYS_mmap, pages + PAGE, PAGE, PROT_READ, PRIVATE | MAP_FIXED, -1, 0l) == -1 ? -1 : 0;
 }
@@ -48,7 +55,7 @@ MAP(io_destroy, ring) { return syscall(SYS_io_destroy, aio); }
 
 #define ROW(call, how) {#call, #how, 0, call##_##how}
 const struct effect memory_effects[] = {
-    ROW(mmap, anonymous), ROW(mmap, file), ROW(mmap, over), ROW(mprotect, none),
+    ROW(mmap, anonymous), ROW(mmap, file), ROW(mmap, written), ROW(mmap, over), ROW(mprotect, none),
     {"mremap", "shorter", INVISIBLE, mremap_shorter}, ROW(mremap, move), ROW(brk, more),
     {"madvise", "zero", INVISIBLE, madvise_zero}, ROW(mlock, pages), ROW(mlock2, pages), ROW(munlock, pages),
     ROW(munmap, part), ROW(munmap, locked), ROW(io_setup, ring), ROW(io_submit, write), ROW(io_destroy, ring),

@@ -92,6 +92,8 @@ pub enum Source<'a> {
     File(BorrowedFd<'a>, u64),
     /// A segment of System V shared memory with this identifier.
     Segment(i32),
+    /// They are those of a shared mapping that is at this address, too.
+    Same(u64),
 }
 
 /// A mapping that was moved out of the guest's reach, contents and all, to be put back or dropped.
@@ -217,6 +219,13 @@ impl AddressSpace {
                     let start = vma.range.start() as *const libc::c_void;
                     libc::shmat(id, start, libc::SHM_REMAP | read_only)
                 }
+            }
+            Source::Same(of) => {
+                let to = vma.range.start() as *mut libc::c_void;
+                let (len, flags) = (vma.range.len(), libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED);
+                // SAFETY: as above. Of length zero, the mapping at `of` stays where it is, and a shared one is
+                // mapped once more (mremap(2)).
+                unsafe { libc::mremap(of as *mut libc::c_void, 0, len as usize, flags, to) }
             }
             Source::Zeros => host_mmap(&vma, libc::MAP_ANONYMOUS | extra, -1, 0),
             Source::File(fd, offset) => host_mmap(&vma, extra, fd.as_raw_fd(), offset as i64),

@@ -148,6 +148,12 @@ impl Early {
 }
 
 impl State {
+    /// Whether something in `range` is a shared mapping.
+    pub(super) fn is_shared_in(&self, range: GuestRange) -> bool {
+        let mut mappings = self.space.vmas().overlapping(range);
+        mappings.any(|vma| vma.shared)
+    }
+
     /// The tracker and the machine that it works on.
     pub(crate) fn tracking<'a>(
         &'a mut self,

@@ -415,6 +415,7 @@ impl Thread {
         record.peer = domain.origin.fd().and_then(host::peer_name);
 
         self.undo_failures = 0;
+        self.restored_early = 0;
         // To take a suspended domain's writes out, memory is read around them.
         let may_hide = domain.pages.is_empty();
         if !may_hide {
@@ -422,6 +423,8 @@ impl Thread {
         }
         let decision = withdraw::decide(state, &domain, self.tid());
         let kept_words = withdraw::kept_words(&domain);
+        // While all mappings that the domain has made are there.
+        let is_shared_undone = self.undo_shared(state);
         let mut journal = std::mem::take(&mut domain.journal);
         let mut last = match decision.withdrawal {
             Withdrawal::Entangled => journal.split_at_mark(),
@@ -447,7 +450,6 @@ impl Thread {
                 .extend_from_slice(&output[..output.len().min(room)]);
         }
         let (undone, waiting) = self.restore_or_hide(state, may_hide);
-        let is_shared_undone = self.undo_shared(state);
         if !is_shared_undone && self.process.options.is_child {
             self.ends_by = Some(match fault.course {
                 Course::Signal(signal) | Course::Kill(signal) => signal,
@@ -464,7 +466,7 @@ impl Thread {
             .collect();
         self.process.stats.pages.restored.add(record.pages_restored);
         let not_withdrawn = self.withdraw(state, &domain, &decision, &kept_words);
-        record.pages_restored += domain.pages.iter().count() as u64 + waiting;
+        record.pages_restored += domain.pages.iter().count() as u64 + waiting + self.restored_early;
         if waiting > 0 {
             let what = format!("{waiting} pages were hidden, to be restored when touched");
             record.undone.push(what);

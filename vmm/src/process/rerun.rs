@@ -72,6 +72,10 @@ impl Thread {
             state.domain = Some(domain);
             return Ok(false);
         }
+        if !self.undo_shared(state) {
+            state.domain = Some(domain);
+            return Ok(false);
+        }
         let kept_words = withdraw::kept_words(&domain);
         let at_call = domain.is_request() && domain.committed_early.is_none();
         let replay = domain.replay.take();
@@ -86,7 +90,6 @@ impl Thread {
             }
         }
         self.restore_or_hide(state, false);
-        self.undo_shared(state);
         self.withdraw(state, &domain, &decision, &kept_words);
         let checkpoint = domain.checkpoint;
         *self.vcpu.registers() = checkpoint.registers;

@@ -13,6 +13,7 @@ use recovery::suspended::Merge;
 
 use super::State;
 use super::domain::{Domain, Early};
+use super::effects::Undo;
 use super::rerun::Committed;
 use super::shared::GONE_ON;
 use super::thread::Thread;
@@ -24,6 +25,8 @@ use crate::memory::runs;
 const PAGES_LIMIT: usize = 4096;
 const WROTE_TOO_MUCH: &str = "it had written too much to be watched when it was suspended, so that others could run: \
                               what it wrote until then stays, except for its stack";
+const HAS_MAPPED: &str = "it had mapped shared memory when it was suspended, so that others could run: what it wrote there \
+                          until then stays";
 /// What is below this is no address.
 const LOWEST_ADDRESS: u64 = 0x1_0000;
 
@@ -49,6 +52,15 @@ impl Thread {
         {
             domain.cramped.get_or_insert(GONE_ON);
         }
+        let mapped = state
+            .domain
+            .iter()
+            .flat_map(|domain| domain.journal.inverses());
+        let mut mapped = mapped.filter_map(|inverse| match inverse {
+            Undo::Unmap { range } => Some(*range),
+            _ => None,
+        });
+        let has_mapped = mapped.any(|range| state.is_shared_in(range));
         // Nobody is there to run meanwhile.
         if self.process.threads().len() <= 1 {
             return Committed::Done;
@@ -57,6 +69,9 @@ impl Thread {
         let Some(mut domain) = state.domain.take() else {
             return Committed::Done;
         };
+        if has_mapped {
+            domain.cramped.get_or_insert(HAS_MAPPED);
+        }
         let mut written = SuspendedPages::default();
         std::mem::swap(&mut written, &mut domain.pages);
         let (tracker, mut memory) = state.tracking(&self.process, &mut self.vcpu);

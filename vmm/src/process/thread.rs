@@ -92,6 +92,8 @@ pub struct Thread {
     pub(super) handling: Option<Handling>,
     /// The process ends by this signal after the present abandon.
     pub(super) ends_by: Option<Signal>,
+    /// Pages that got their contents back in the current abandon because mappings of them were about to go.
+    pub(super) restored_early: u64,
     /// Inverses that could not be done in the current abandon.
     pub undo_failures: u32,
     /// Bytes on the way between host and guest.
@@ -143,6 +145,7 @@ impl Thread {
             fault_detail: None,
             handling: None,
             ends_by: None,
+            restored_early: 0,
             undo_failures: 0,
             bounce: vec![0; sys::BOUNCE],
             restart: None,

@@ -338,13 +338,13 @@ fn mremap(call: &mut Call) -> Result<u64, Errno> {
         }
         return Ok(address);
     }
-    if vma.shared || !matches!(vma.backing, Backing::Anonymous | Backing::Heap) {
+    if !vma.shared && !matches!(vma.backing, Backing::Anonymous | Backing::Heap) {
         // The copy would not be the same mapping.
         return Err(Errno::ENOMEM);
     }
     let fits = |grown: &GuestRange| {
         let mut taken = call.state.space.vmas().overlapping(*grown);
-        !fixed && window::contains(*grown) && taken.next().is_none()
+        !vma.shared && !fixed && window::contains(*grown) && taken.next().is_none()
     };
     let grown = GuestRange::new(GuestVa(old.end()), new_len.saturating_sub(old.len()));
     if let Some(range) = grown.filter(fits) {
@@ -368,15 +368,20 @@ fn mremap(call: &mut Call) -> Result<u64, Errno> {
     if fixed {
         call.make_free(target)?;
     }
-    call.map_new(
-        Vma {
+    if vma.shared {
+        if call.has_file_writes() {
+            // What is mapped besides has to show them.
+            call.commit_early(Early::External)?;
+        }
+        call.map_new(vma.moved(old.start(), target), Source::Same(old.start()), 0)?;
+    } else {
+        let moved = Vma {
             range: target,
             ..vma
-        },
-        Source::Zeros,
-        0,
-    )?;
-    call.copy_pages(old, target)?;
+        };
+        call.map_new(moved, Source::Zeros, 0)?;
+        call.copy_pages(old, target)?;
+    }
     call.make_free(old)?;
     Ok(target.start())
 }
@@ -438,7 +443,13 @@ fn madvise(call: &mut Call) -> Result<u64, Errno> {
         | libc::MADV_DODUMP
         | libc::MADV_COLD => Ok(0),
         libc::MADV_DONTNEED => discard(call, range),
-        // Refused like on an old kernel, so that allocators fall back to MADV_DONTNEED.
+        libc::MADV_FREE => {
+            let vmas = call.state.space.vmas();
+            if !vmas.overlapping(range).all(is_zero_based) {
+                return Err(Errno::EINVAL);
+            }
+            discard(call, range)
+        }
         _ => Err(Errno::EINVAL),
     }
 }

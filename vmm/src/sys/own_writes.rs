@@ -128,7 +128,7 @@ impl Call<'_, '_> {
     }
 
     /// Whether the domain has written to something that may be a file.
-    fn has_file_writes(&self) -> bool {
+    pub(super) fn has_file_writes(&self) -> bool {
         let mut effects = self.state.domain.iter().flat_map(|d| d.journal.deferred());
         effects.any(|effect| matches!(effect, Deferred::Write { .. }))
     }

@@ -9,11 +9,11 @@ super::rows! {
     SYS_mprotect(addr: Address, len: Value, prot: Value) Compensated Full
         "With a hole in the range nothing is changed, whereas Linux changes what lies before the hole.";
     SYS_mremap(old_address: Address, old_size: Value, new_size: Value, flags: Value, new_address: Address)
-        Compensated Partial "MREMAP_DONTUNMAP: EINVAL.";
+        Compensated Partial "MREMAP_DONTUNMAP: EINVAL. Private mappings of files are not moved: ENOMEM.";
     SYS_brk(addr: Address) Compensated Full "";
     SYS_madvise(addr: Address, length: Value, advice: Value) Compensated Partial
-        "MADV_DONTNEED writes zeros (or the file's bytes) to the whole range, which is marked first. MADV_FREE is \
-         refused with EINVAL, so that allocators fall back to MADV_DONTNEED. MADV_REMOVE, MADV_DONTFORK, \
+        "MADV_DONTNEED writes zeros (or the file's bytes) to the whole range, which is marked first; so does MADV_FREE, \
+         at once. MADV_REMOVE, MADV_DONTFORK, \
          MADV_WIPEONFORK, MADV_HWPOISON: EINVAL. Other advice changes no contents. MADV_DONTNEED of private \
          mappings of files, and of more than 8 MiB: external.";
     SYS_process_madvise(pidfd: Fd, iovec: Custom, vlen: Value, advice: Value, flags: Value) Pure Refused

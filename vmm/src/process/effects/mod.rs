@@ -152,6 +152,12 @@ impl Thread {
             Undo::Unmap { range } => {
                 self.touch(state, range);
                 drop(suspended.take(range));
+                if state.is_shared_in(range) {
+                    let (tracker, mut memory) = state.tracking(&self.process, &mut self.vcpu);
+                    let done = tracker.restore_shared(&mut memory);
+                    self.restored_early += done.restored.len() as u64;
+                    self.undo_failures += done.lost.len() as u32;
+                }
                 self.unmap_again(state, range)
                     .map_err(|e| io::Error::from_raw_os_error(e.raw()))
             }

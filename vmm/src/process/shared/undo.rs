@@ -47,10 +47,9 @@ impl Thread {
                     continue;
                 };
                 let mut now = PageContent::boxed();
-                // A mapping that the domain has made is gone.
-                if memory.read(*page, &mut now) {
-                    whole &= compare(*page, base, &now, noted, stepped, is_awaited, &mut writes);
-                }
+                // What the domain has unmapped itself is out of reach.
+                whole &= memory.read(*page, &mut now)
+                    && compare(*page, base, &now, noted, stepped, is_awaited, &mut writes);
             }
             for ((key, word), step) in of_others() {
                 let is_sum = step.is_sum && !claims.was_awaited(*key, *word);
