@@ -170,6 +170,14 @@ fn death_by_a_signal_is_128_and_its_number() {
 }
 
 #[test]
+fn a_program_that_a_child_executes_dies_of_its_signal() {
+    kvm_case("a_program_that_a_child_executes_dies_of_its_signal");
+    let text = "import subprocess; print(subprocess.run(['sh', '-c', 'kill -TERM $$']).returncode)";
+    let ended = run::same(&["/usr/bin/python3", "-c", text], b"");
+    assert_eq!(ended.out(), "-15\n", "{ended}");
+}
+
+#[test]
 fn the_guests_process_id_is_the_monitors() {
     kvm_case("the_guests_process_id_is_the_monitors");
     let mut command = run::monitored([show(), "pid".into()]).unwrap();

@@ -1,7 +1,7 @@
 /* A server whose requests commit faults.
  *
  * fault-server PORT WORKERS [HANDLER]         serves lines on 127.0.0.1; no workers: one thread does all; a crash handler
- *                                             exits, aborts, faults, waits or unlinks
+ *                                             exits, returns, aborts, faults, waits or unlinks
  * fault-server --commit NAME [thread]         commits one fault, to see what it comes to without a server
  * fault-server --list                         names of the faults
  * fault-server --pointers                     what system calls answer to wild pointers
@@ -149,6 +149,8 @@ static void crash_handler(int signal, siginfo_t *info, void *context)
     static const char text[] = "the crash handler has run\n";
     if (write(2, text, sizeof text - 1) < 0 || signal < 0)
         abort();
+    if (strcmp(handler_does, "returns") == 0)
+        return;
     if (strcmp(handler_does, "aborts") == 0)
         abort();
     if (strcmp(handler_does, "faults") == 0)

@@ -437,7 +437,7 @@ fn start(arguments: RunArgs) -> Result<Thread, AnyError> {
                 .hold_limit
                 .0
                 .map_or(usize::MAX, |bytes| bytes as usize),
-            is_child: false,
+            is_child: arguments.inherited.as_ref().is_some_and(|i| i.is_child),
             request_slice: request_slice(probe.exit_cost, limits.cpu),
             core_limit,
             audit: arguments.audit,

@@ -2,7 +2,8 @@
 //!
 //! The handler runs as part of the work that has faulted. Where it ends the process, waits, or does in a request what
 //! cannot be undone, it was a crash after all, and that is told as the first fault. A handler that is set to run once
-//! (`SA_RESETHAND`) is to report a crash and to die, and does not run at all.
+//! (`SA_RESETHAND`) is to report a crash and to die, and does not run at all. One that only returns, to the same fault, has
+//! handled nothing.
 
 use guest_agentless::Signal;
 
@@ -14,6 +15,34 @@ use crate::kvm::Registers;
 
 /// Stack that a handler uses at most.
 const STACK_MAX: u64 = 1 << 20;
+
+/// How often a handler may return to what has faulted, only for it to fault again: another thread may have to mend it.
+const FUTILE_LIMIT: u32 = 100;
+
+/// Returns of handlers that have led to the same fault.
+#[derive(Default)]
+pub struct Futile {
+    /// What the last one has returned to, until the next fault.
+    returned_to: Option<Registers>,
+    times: u32,
+}
+
+impl Futile {
+    /// There is a fault: whether it has come too often.
+    fn is_past(&mut self, registers: &Registers) -> bool {
+        // Flags may tell that it is the second time.
+        let without_flags = |registers: Registers| Registers {
+            rflags: 0,
+            ..registers
+        };
+        let last = self.returned_to.take().map(without_flags);
+        self.times = match last == Some(without_flags(*registers)) {
+            true => self.times + 1,
+            false => 0,
+        };
+        self.times >= FUTILE_LIMIT
+    }
+}
 
 /// A handler at work.
 pub struct Handling {
@@ -38,6 +67,9 @@ impl Thread {
             return false;
         }
         let registers = *self.vcpu.registers();
+        if self.futile.is_past(&registers) {
+            return false;
+        }
         let entered = self.enter_handler(turn, info, action, fault.trap());
         if entered {
             self.handling = Some(Handling {
@@ -61,7 +93,8 @@ impl Thread {
 
     /// A handler has returned with the stack pointer at `frame`.
     pub(super) fn handler_returned(&mut self, frame: u64) {
-        self.handling.take_if(|handling| handling.frame == frame);
+        let ended = self.handling.take_if(|handling| handling.frame == frame);
+        self.futile.returned_to = ended.map(|_| *self.vcpu.registers());
     }
 
     /// What to tell of `fault`: what its handler was called for, if it comes of that. The registers are then those of the

@@ -20,6 +20,8 @@ pub struct Inherited {
     pub blocked: SignalSet,
     /// A file with the filters of system calls, or -1.
     pub filters: RawFd,
+    /// A process of the guest has made this one.
+    pub is_child: bool,
 }
 
 impl fmt::Display for Inherited {
@@ -31,7 +33,8 @@ impl fmt::Display for Inherited {
         for (soft, hard) in [limits.descriptors, limits.address_space, limits.data] {
             write!(f, "{soft},{hard},")?;
         }
-        write!(f, "{},{}", self.blocked.0, self.filters)
+        let is_child = u8::from(self.is_child);
+        write!(f, "{},{},{is_child}", self.blocked.0, self.filters)
     }
 }
 
@@ -65,6 +68,7 @@ impl Inherited {
             },
             blocked: SignalSet(next(words)?),
             filters: next(words)?,
+            is_child: next::<u8>(words)? != 0,
         })
     }
 }
@@ -84,13 +88,14 @@ mod tests {
             },
             blocked: SignalSet(5),
             filters: -1,
+            is_child: true,
         };
         assert_eq!(inherited.to_string().parse(), Ok(inherited));
         for bad in [
             "",
             "1,2,3",
-            "1,2,3,4,5,6,7,8,9,10,11,12,x",
-            "1,2,3,4,5,6,7,8,9,0,1,2,3,4",
+            "1,2,3,4,5,6,7,8,9,10,11,12,13,x",
+            "1,2,3,4,5,6,7,8,9,0,1,2,3,4,5",
         ] {
             assert!(bad.parse::<Inherited>().is_err(), "{bad}");
         }

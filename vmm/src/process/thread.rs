@@ -11,7 +11,7 @@ use recovery::event::FaultKind;
 
 use super::control::ThreadControl;
 use super::domain::{Continuation, Domain, Early};
-use super::handled::Handling;
+use super::handled::{Futile, Handling};
 use super::handoff::Following;
 use super::host_signals;
 use super::overflow::is_stack_overflow;
@@ -90,6 +90,8 @@ pub struct Thread {
     pub fault_detail: Option<String>,
     /// The handler of a fault that is at work.
     pub(super) handling: Option<Handling>,
+    /// Handlers that have returned in vain.
+    pub(super) futile: Futile,
     /// The process ends by this signal after the present abandon.
     pub(super) ends_by: Option<Signal>,
     /// Pages that got their contents back in the current abandon because mappings of them were about to go.
@@ -144,6 +146,7 @@ impl Thread {
             suspects: Vec::new(),
             fault_detail: None,
             handling: None,
+            futile: Futile::default(),
             ends_by: None,
             restored_early: 0,
             undo_failures: 0,

@@ -94,13 +94,14 @@ fn execute(call: &mut Call, path: Vec<u8>, argv: u64, envp: u64) -> Result<u64, 
     call.pass_on_signal_state();
     let filters = call.filters_for_exec().map_err(|e| errno_of(&e))?;
     // The next monitor makes room for itself again; what it finds is the guest's.
+    let options = &call.thread.process.options;
     let inherited = Inherited {
         handles: handles::hand_on().map_err(|e| errno_of(&e))?,
         limits: call.state.own_limits,
         blocked: call.thread.blocked,
         filters: filters.as_ref().map_or(-1, |file| file.as_raw_fd()),
+        is_child: options.is_child,
     };
-    let options = &call.thread.process.options;
     let error = run_self(options.own_arguments(&inherited, &path, args), environment);
     // Everything was checked, and the monitor's own file has gone: nobody can serve the guest any more.
     super::end::fail(&call.thread.process, &error)
