@@ -47,6 +47,8 @@ servers! {
     node: "node",
     python: "python",
     gunicorn: "gunicorn",
+    php_fpm: "php-fpm",
+    dovecot: "dovecot",
     go: "go",
     java: "java",
 }

@@ -8,6 +8,8 @@ use std::{
 use crate::net::{self, Stream};
 
 const PATIENCE: Duration = Duration::from_secs(20);
+/// How often a client of IMAP tries to log in.
+const LOGINS: u32 = 10;
 
 /// What every web server has at `/page.txt`. HAProxy takes up to 16 KiB.
 pub fn page() -> String {
@@ -54,7 +56,10 @@ pub fn http(port: u16, tag: &str) -> io::Result<()> {
 fn receive(stream: &mut Stream, into: &mut Vec<u8>) -> io::Result<()> {
     let mut part = [0; 16 << 10];
     match stream.read(&mut part)? {
-        0 => Err(unexpected("the connection has ended after", into)),
+        0 => Err(io::Error::new(
+            io::ErrorKind::UnexpectedEof,
+            unexpected("the connection has ended after", into),
+        )),
         n => {
             into.extend_from_slice(&part[..n]);
             Ok(())
@@ -92,6 +97,92 @@ pub fn mqtt(port: u16, tag: &str) -> io::Result<()> {
     let message = packet(0x30, &[&text(tag), b"message for ", tag.as_bytes()]);
     exchange(&message, &message)?;
     exchange(&[0xe0, 0], &[])
+}
+
+/// A request for the page as a web server asks PHP for it (the FastCGI specification).
+pub fn fastcgi(port: u16, tag: &str) -> io::Result<()> {
+    const BEGIN: u8 = 1;
+    const END: u8 = 3;
+    const PARAMETERS: u8 = 4;
+    const INPUT: u8 = 5;
+    const OUTPUT: u8 = 6;
+    fn record(kind: u8, body: &[u8]) -> Vec<u8> {
+        let length = (body.len() as u16).to_be_bytes();
+        [&[1, kind, 0, 1, length[0], length[1], 0, 0], body].concat()
+    }
+    fn parameter(name: &str, value: &str) -> Vec<u8> {
+        let lengths = [name.len() as u8, value.len() as u8];
+        [&lengths, name.as_bytes(), value.as_bytes()].concat()
+    }
+    let mut stream = connect(port)?;
+    let parameters = [
+        parameter("SCRIPT_FILENAME", "/page.php"),
+        parameter("REQUEST_METHOD", "GET"),
+        parameter("QUERY_STRING", tag),
+    ];
+    let request = [
+        // As a responder, and not to be kept.
+        record(BEGIN, &[0, 1, 0, 0, 0, 0, 0, 0]),
+        record(PARAMETERS, &parameters.concat()),
+        record(PARAMETERS, &[]),
+        record(INPUT, &[]),
+    ];
+    stream.write_all(&request.concat())?;
+    let (mut got, mut output) = (Vec::new(), Vec::new());
+    loop {
+        let header = up_to(&mut stream, &mut got, 8)?;
+        let length = u16::from_be_bytes([header[4], header[5]]) as usize;
+        let body = up_to(&mut stream, &mut got, length + header[6] as usize)?;
+        match header[1] {
+            OUTPUT => output.extend_from_slice(&body[..length]),
+            END => break,
+            _ => return Err(unexpected("another record", &body)),
+        }
+    }
+    match output.ends_with(format!("\r\n\r\n{}", page()).as_bytes()) {
+        true => Ok(()),
+        false => Err(unexpected("not the page", &output)),
+    }
+}
+
+/// The next `length` bytes; `got` has what came behind them.
+fn up_to(stream: &mut Stream, got: &mut Vec<u8>, length: usize) -> io::Result<Vec<u8>> {
+    while got.len() < length {
+        receive(stream, got)?;
+    }
+    Ok(got.drain(..length).collect())
+}
+
+/// Logs in, looks into an empty mailbox, and logs out.
+pub fn imap(port: u16, tag: &str) -> io::Result<()> {
+    let log_in = || -> io::Result<Stream> {
+        let mut stream = connect(port)?;
+        answered(&mut stream, "", "*")?;
+        answered(&mut stream, "in LOGIN ada secret\r\n", "in")?;
+        Ok(stream)
+    };
+    // Natively, too, Dovecot loses logins when it reloads.
+    let mut tries = (0..LOGINS).map(|_| log_in());
+    let stream = tries.find(|result| !matches!(result, Err(error) if net::is_disconnect(error)));
+    let mut stream = stream.ok_or(io::ErrorKind::NotConnected)??;
+    answered(&mut stream, &format!("{tag} SELECT INBOX\r\n"), tag)?;
+    answered(&mut stream, "out LOGOUT\r\n", "out")
+}
+
+/// The IMAP server answers that it is well; what it says before that is about the mailbox.
+fn answered(stream: &mut Stream, say: &str, tag: &str) -> io::Result<()> {
+    stream.write_all(say.as_bytes())?;
+    let mut got = Vec::new();
+    loop {
+        receive(stream, &mut got)?;
+        let text = String::from_utf8_lossy(&got);
+        let answer = text.split_inclusive('\n').next_back();
+        match answer.and_then(|answer| answer.strip_prefix(tag)) {
+            Some(answer) if answer.starts_with(" OK") && answer.ends_with('\n') => return Ok(()),
+            Some(answer) if answer.ends_with('\n') => return Err(unexpected(say, &got)),
+            _ => {}
+        }
+    }
 }
 
 /// Logs in as a guest.
@@ -165,14 +256,9 @@ pub fn mariadb(port: u16, tag: &str) -> io::Result<()> {
     let mut stream = connect(port)?;
     let mut got = Vec::new();
     let packet = |stream: &mut Stream, got: &mut Vec<u8>| -> io::Result<Vec<u8>> {
-        while got.len() < 4 {
-            receive(stream, got)?;
-        }
-        let length = u32::from_le_bytes([got[0], got[1], got[2], 0]) as usize + 4;
-        while got.len() < length {
-            receive(stream, got)?;
-        }
-        Ok(got.drain(..length).skip(4).collect())
+        let head = up_to(stream, got, 4)?;
+        let length = u32::from_le_bytes([head[0], head[1], head[2], 0]);
+        up_to(stream, got, length as usize)
     };
     packet(&mut stream, &mut got)?;
     // Protocol 4.1 and secure connections; 16 MiB; UTF-8; no password.

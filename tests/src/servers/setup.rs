@@ -25,6 +25,8 @@ pub fn all() -> Vec<Recipe> {
         recipe("node", node),
         recipe("python", python),
         recipe("gunicorn", gunicorn),
+        recipe("php-fpm", php_fpm),
+        recipe("dovecot", dovecot),
         recipe("go", go),
         recipe("java", java),
     ]
@@ -331,6 +333,72 @@ def app(environment, start):
     Ok(Server {
         reload: Some(libc::SIGHUP),
         ..web(dir, port, &command)
+    })
+}
+
+fn php_fpm(port: u16) -> io::Result<Server> {
+    let dir = directory()?;
+    let text = "
+[global]
+error_log = /dev/stderr
+; Otherwise a reload does not wait for what is being served.
+process_control_timeout = 10
+[page]
+user = www-data
+group = www-data
+listen = 127.0.0.1:PORT
+pm = static
+pm.max_children = 2
+chroot = DIR/www
+";
+    write(&dir, port, "www/page.php", "<?php readfile('page.txt');")?;
+    let file = write(&dir, port, "conf", text)?;
+    Ok(Server {
+        reload: Some(libc::SIGUSR2),
+        stop: libc::SIGQUIT,
+        visit: dialogue::fastcgi,
+        ..web(dir, port, &["php-fpm8.2", "-F", "-y", &file])
+    })
+}
+
+fn dovecot(port: u16) -> io::Result<Server> {
+    let dir = directory()?;
+    let text = "
+base_dir = DIR/run
+state_dir = DIR/state
+log_path = /dev/stderr
+protocols = imap
+listen = 127.0.0.1
+ssl = no
+disable_plaintext_auth = no
+mail_location = maildir:DIR/mail
+first_valid_uid = 1
+passdb {
+  driver = passwd-file
+  args = scheme=plain DIR/users
+}
+userdb {
+  driver = static
+  args = uid=nobody gid=nogroup home=DIR/mail
+}
+service imap-login {
+  inet_listener imap {
+    port = PORT
+  }
+  inet_listener imaps {
+    port = 0
+  }
+}
+";
+    let mail = dir.path().join("mail");
+    fs::create_dir(&mail)?;
+    done(Command::new("chown").arg("nobody:nogroup").arg(&mail))?;
+    write(&dir, port, "users", "ada:secret\n")?;
+    let file = write(&dir, port, "conf", text)?;
+    Ok(Server {
+        reload: Some(libc::SIGHUP),
+        visit: dialogue::imap,
+        ..web(dir, port, &["dovecot", "-F", "-c", &file])
     })
 }
 
