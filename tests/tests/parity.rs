@@ -96,3 +96,9 @@ fn writes_of_megabytes() {
     kvm_case("writes_of_megabytes");
     same("parity_writes", 39);
 }
+
+#[test]
+fn an_account_of_its_own_memory() {
+    kvm_case("an_account_of_its_own_memory");
+    same("parity_smaps", 16);
+}

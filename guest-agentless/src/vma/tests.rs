@@ -327,3 +327,23 @@ fn renders_what_the_kernel_renders() {
     }
     assert!(compared > 10);
 }
+
+#[test]
+fn of_the_hosts_account_only_what_is_mapped_is_shown() {
+    let mut map = VmaMap::new();
+    for (first, count, bits) in [(2, 2, 5), (4, 1, 3)] {
+        let protection = Protection::from_bits(bits).unwrap();
+        let vma = Vma::new(pages(first, count), protection, false, file("/bin/x", 0));
+        map.insert(vma).unwrap();
+    }
+    let host = "00001000-00005000 rw-p 00000000 00:00 0\nRss:  8 kB\nVmFlags: rd\n\
+                00006000-00007000 rw-p 00000000 00:00 0  /bin/monitor\nRss:  4 kB\n";
+    let mut ours = String::new();
+    map.render_smaps(host, &mut ours);
+    let (line, fields) = ours.split_once('\n').unwrap();
+    assert!(
+        line.starts_with("00002000-00005000 r-xp ") && line.ends_with(" /bin/x"),
+        "{line}"
+    );
+    assert_eq!(fields, "Rss:  8 kB\nVmFlags: rd\n");
+}

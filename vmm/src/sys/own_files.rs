@@ -76,9 +76,17 @@ impl Call<'_, '_> {
                     self.state.space.vmas().render_maps(&mut text);
                     Some(text_file(text.as_bytes()).map_err(|e| errno_of(&e)))
                 }
+                Some(b"smaps") => {
+                    let shown = read_whole(fd).and_then(|host| {
+                        let mut text = String::new();
+                        self.state.space.vmas().render_smaps(&host, &mut text);
+                        text_file(text.as_bytes())
+                    });
+                    Some(shown.map_err(|e| errno_of(&e)))
+                }
                 // The monitor's memory, and what it has mapped.
                 Some(
-                    b"mem" | b"pagemap" | b"smaps" | b"smaps_rollup" | b"numa_maps" | b"clear_refs"
+                    b"mem" | b"pagemap" | b"smaps_rollup" | b"numa_maps" | b"clear_refs"
                     | b"syscall" | b"stack" | b"auxv",
                 ) => Some(Err(Errno::EACCES)),
                 Some(file) if file.starts_with(b"map_files") => Some(Err(Errno::EACCES)),
@@ -191,6 +199,18 @@ fn open_readable(path: &str) -> io::Result<u64> {
     match unsafe { libc::open(path.as_ptr(), libc::O_RDONLY | libc::O_CLOEXEC) } {
         -1 => Err(io::Error::last_os_error()),
         fd => Ok(fd as u64),
+    }
+}
+
+/// The text of a file in procfs.
+fn read_whole(fd: i32) -> io::Result<String> {
+    let mut text = Vec::new();
+    let mut piece = vec![0u8; BOUNCE];
+    loop {
+        match host::read_at(fd, &mut piece, text.len() as u64)? {
+            0 => return Ok(String::from_utf8_lossy(&text).into_owned()),
+            n => text.extend_from_slice(&piece[..n]),
+        }
     }
 }
 
