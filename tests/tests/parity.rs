@@ -102,3 +102,9 @@ fn an_account_of_its_own_memory() {
     kvm_case("an_account_of_its_own_memory");
     same("parity_smaps", 16);
 }
+
+#[test]
+fn a_request_that_ends_a_child_and_waits_for_it() {
+    kvm_case("a_request_that_ends_a_child_and_waits_for_it");
+    same("parity_dismiss", 3);
+}

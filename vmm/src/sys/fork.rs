@@ -225,14 +225,15 @@ fn become_child(
 }
 
 impl Call<'_, '_> {
-    /// A host call that takes a child's status, which cannot be given back.
+    /// A host call that takes a child's status, which cannot be given back. The child may be about to end because of a
+    /// signal that was put off.
     ///
     /// # Safety
     ///
     /// As for [`Call::block`].
     unsafe fn reap(&mut self, number: i64, args: [u64; 6], options: u64) -> Result<u64, Errno> {
+        self.commit_early(Early::External)?;
         if options as i32 & libc::WNOHANG != 0 {
-            self.commit_early(Early::External)?;
             // It does not wait, so no signal ends it: programs do not expect EINTR.
             // SAFETY: the caller answers for the arguments.
             return unsafe { host::syscall(number as u64, args) };
