@@ -85,36 +85,58 @@ pub fn runs(pages: impl Iterator<Item = PageNumber>) -> Vec<GuestRange> {
     runs
 }
 
+/// Pages between two parts that KVM drops with them, at most: to enter them again costs less than two more calls.
+const BETWEEN: u64 = 16;
+
+/// Whether so little lies between `first` and `second` that both are dropped at once.
+fn is_near(first: GuestRange, second: GuestRange) -> bool {
+    let between = second.start().checked_sub(first.end());
+    between.is_some_and(|bytes| bytes <= BETWEEN * PAGE_SIZE)
+}
+
 impl AddressSpace {
     /// The guarded pages.
     pub fn guards(&self) -> &Guards {
         &self.guards
     }
 
-    /// Guards the mapped parts of `range` that are not guarded yet.
-    pub fn guard(&mut self, range: GuestRange) -> Result<(), Errno> {
-        let mut parts: Vec<(GuestRange, Protection)> = Vec::new();
-        for vma in self.vmas.overlapping(range) {
-            let Some(mut rest) = vma.range.intersection(range) else {
-                continue;
-            };
-            for guarded in self.guards.overlapping(rest) {
-                let before = GuestRange::from_bounds(rest.start(), guarded.start());
-                parts.push((before, vma.protection));
-                rest = GuestRange::from_bounds(guarded.end(), rest.end());
+    /// Guards the mapped parts of `ranges`, which are in ascending order, that are not guarded yet.
+    pub fn guard(&mut self, ranges: &[GuestRange]) -> Result<(), Errno> {
+        let mut parts: Vec<GuestRange> = Vec::new();
+        let mut wholes: Vec<(GuestRange, Protection)> = Vec::new();
+        for range in ranges {
+            for vma in self.vmas.overlapping(*range) {
+                let Some(mut rest) = vma.range.intersection(*range) else {
+                    continue;
+                };
+                match wholes.last_mut().map(|(whole, _)| whole) {
+                    Some(last) if is_near(*last, rest) && vma.range.encloses(*last) => {
+                        *last = GuestRange::from_bounds(last.start(), rest.end());
+                    }
+                    _ => wholes.push((rest, vma.protection)),
+                }
+                for guarded in self.guards.overlapping(rest) {
+                    parts.push(GuestRange::from_bounds(rest.start(), guarded.start()));
+                    rest = GuestRange::from_bounds(guarded.end(), rest.end());
+                }
+                parts.push(rest);
             }
-            parts.push((rest, vma.protection));
         }
-        for (part, protection) in parts.into_iter().filter(|(part, _)| !part.is_empty()) {
-            self.table.unmap(part).map_err(|_| Errno::ENOMEM)?;
+        parts.retain(|part| !part.is_empty());
+        for part in &parts {
+            self.table.unmap(*part).map_err(|_| Errno::ENOMEM)?;
+        }
+        for (whole, protection) in wholes {
             // A change of the host's mapping makes KVM drop its own entries for the pages. They stay readable if
             // possible: a thread without the run token may be about to wait for a futex there.
             let for_a_moment = match protection.is_writable() {
                 true => Protection::READ,
                 false => Protection::NONE,
             };
-            host_protect(part, for_a_moment)?;
-            host_protect(part, protection)?;
+            host_protect(whole, for_a_moment)?;
+            host_protect(whole, protection)?;
+        }
+        for part in parts {
             self.guards.insert(part);
         }
         Ok(())
@@ -179,6 +201,12 @@ mod tests {
             guards.remove(part);
         }
         assert!(guards.is_empty());
+    }
+
+    #[test]
+    fn what_is_far_away_or_overlaps_is_not_near() {
+        assert!(is_near(range(1, 3), range(3, 4)) && is_near(range(1, 3), range(19, 20)));
+        assert!(!is_near(range(1, 3), range(20, 21)) && !is_near(range(1, 3), range(2, 4)));
     }
 
     #[test]

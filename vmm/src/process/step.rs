@@ -170,7 +170,7 @@ impl Thread {
         self.end_shared_steps(state);
         for page in std::mem::take(&mut self.stepping) {
             let whole = page_range(page);
-            if state.is_watched(page) && state.space.guard(whole).is_err() {
+            if state.is_watched(page) && state.space.guard(&[whole]).is_err() {
                 state.note_use(whole);
             }
         }

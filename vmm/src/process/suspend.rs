@@ -94,11 +94,10 @@ impl Thread {
         for (page, base, content) in left {
             written.leave(page, &base, &content);
         }
-        for range in runs(written.unused()) {
-            if state.space.guard(range).is_err() {
-                // Unwatched, so it has to be taken for used.
-                written.share(range);
-            }
+        let watched = runs(written.unused());
+        if state.space.guard(&watched).is_err() {
+            // Unwatched, so they have to be taken for used.
+            watched.iter().for_each(|range| written.share(*range));
         }
         domain.pages = written;
         domain.journal.mark();
