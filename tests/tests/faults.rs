@@ -432,23 +432,24 @@ fn an_exit_that_cannot_be_undone_keeps_its_status() {
     assert_eq!(exited[0].number("status"), Some(9), "{exited:?}");
 }
 
-/// It does not run, or what it does is undone; told is the fault that it was called for.
-fn nobody_notices_a_crash_handler(what_it_does: &str) {
+const FOR_CRASH_HANDLERS: [&str; 7] = [
+    "null-write",
+    "divide",
+    "ud2",
+    "int3",
+    "alignment",
+    "assert",
+    "raise-segv",
+];
+
+/// It does not run, or what it does is undone; told is the fault that it was called for, one of `names`.
+fn nobody_notices_a_crash_handler(what_it_does: &str, names: &[&str]) {
     let program = program();
     let port = free_port().unwrap();
     let mut command = program.serve(port, 1);
     command.push(what_it_does.into());
     let server = Launch::monitored(command).unwrap().start(port).unwrap();
-    let names = [
-        "null-write",
-        "divide",
-        "ud2",
-        "int3",
-        "alignment",
-        "assert",
-        "raise-segv",
-    ];
-    for (number, name) in names.into_iter().enumerate() {
+    for (number, &name) in names.iter().enumerate() {
         let culprit = Client::connect(port, PATIENCE).unwrap();
         culprit.until_reset(&format!("commit {name}")).unwrap();
         let event = fault(&server, number);
@@ -468,31 +469,37 @@ fn nobody_notices_a_crash_handler(what_it_does: &str) {
 #[test]
 fn a_crash_handler_that_exits_is_undone() {
     kvm_case("a_crash_handler_that_exits_is_undone");
-    nobody_notices_a_crash_handler("exits");
+    nobody_notices_a_crash_handler("exits", &FOR_CRASH_HANDLERS);
 }
 
 #[test]
 fn a_crash_handler_that_aborts_is_undone() {
     kvm_case("a_crash_handler_that_aborts_is_undone");
-    nobody_notices_a_crash_handler("aborts");
+    nobody_notices_a_crash_handler("aborts", &FOR_CRASH_HANDLERS);
 }
 
 #[test]
 fn a_crash_handler_that_waits_is_undone() {
     kvm_case("a_crash_handler_that_waits_is_undone");
-    nobody_notices_a_crash_handler("waits");
+    nobody_notices_a_crash_handler("waits", &FOR_CRASH_HANDLERS);
 }
 
 #[test]
 fn a_crash_handler_that_does_what_cannot_be_undone_does_not_get_there() {
     kvm_case("a_crash_handler_that_does_what_cannot_be_undone_does_not_get_there");
-    nobody_notices_a_crash_handler("unlinks");
+    nobody_notices_a_crash_handler("unlinks", &FOR_CRASH_HANDLERS);
+}
+
+#[test]
+fn a_handler_that_only_returns_is_in_vain() {
+    kvm_case("a_handler_that_only_returns_is_in_vain");
+    nobody_notices_a_crash_handler("returns", &["null-write", "divide", "ud2", "alignment"]);
 }
 
 #[test]
 fn a_crash_handler_that_faults_is_undone() {
     kvm_case("a_crash_handler_that_faults_is_undone");
-    nobody_notices_a_crash_handler("faults");
+    nobody_notices_a_crash_handler("faults", &FOR_CRASH_HANDLERS);
 }
 
 #[test]
