@@ -2,6 +2,7 @@
 
 use std::ffi::CStr;
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 mod file;
@@ -361,13 +362,14 @@ fn close_range(first: i32, last: i32) {
     }
 }
 
-/// Gives the calling thread a table of descriptors of its own, with standard error and those from `first` on, and root
-/// and working directories: what it opens is not in the way of the guest's numbers, what the guest closes is closed, and
+/// Gives the calling thread a table of descriptors of its own, with standard error and those of `own`, and root and
+/// working directories: what it opens is not in the way of the guest's numbers, what the guest closes is closed, and
 /// where the guest changes its root to does not matter.
-pub fn leave_guests_tables(first: i32) -> io::Result<()> {
+pub fn leave_guests_tables(own: Range<i32>) -> io::Result<()> {
     const CLOSE_RANGE_UNSHARE: i32 = 2;
     // SAFETY: takes numbers only, and closes what other threads still have.
-    check(unsafe { libc::syscall(libc::SYS_close_range, 3, first - 1, CLOSE_RANGE_UNSHARE) })?;
+    check(unsafe { libc::syscall(libc::SYS_close_range, 3, own.start - 1, CLOSE_RANGE_UNSHARE) })?;
+    close_range(own.end, i32::MAX);
     for fd in [libc::STDIN_FILENO, libc::STDOUT_FILENO] {
         // SAFETY: takes numbers only; the table is this thread's own by now.
         check(i64::from(unsafe { libc::dup2(libc::STDERR_FILENO, fd) }))?;

@@ -19,7 +19,7 @@ use std::{fs, thread};
 use serde_json::json;
 
 use crate::host;
-use crate::memory::{first_reserved, reserved_fd};
+use crate::memory::{own_descriptors, reserved_fd};
 use crate::process::Process;
 
 pub use command::HELP;
@@ -63,7 +63,7 @@ pub fn serve(process: &Arc<Process>, listener: UnixListener) -> io::Result<()> {
 
 fn accept(process: &Arc<Process>, listener: &UnixListener) {
     // The threads for the connections share it.
-    if let Err(error) = host::leave_guests_tables(first_reserved()) {
+    if let Err(error) = host::leave_guests_tables(own_descriptors()) {
         log::warn!("the control interface shares the guest's descriptor numbers: {error}");
     }
     let connections = Arc::new(AtomicUsize::new(0));

@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::host;
-use crate::memory::reserved_copy;
+use crate::memory::kept_copy;
 
 /// How long a connection may take to end.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -138,7 +138,7 @@ impl Endings {
         if ending.step(fd, now) {
             return reset(fd);
         }
-        match reserved_copy(fd) {
+        match kept_copy(fd) {
             Ok(own) => self.add(own, ending),
             Err(error) => {
                 log::debug!("a connection is reset at once: {error}");

@@ -16,7 +16,7 @@ use recovery::handoff::Producer;
 use super::domain::Delivered;
 use super::ending::Endings;
 use crate::host::{self, Envelope};
-use crate::memory::reserved_copy;
+use crate::memory::kept_copy;
 
 mod image;
 
@@ -368,7 +368,7 @@ impl Files {
     /// Keeps what `fd` stands for, which is about to be replaced.
     pub fn replace(&mut self, fd: i32) -> io::Result<Replaced> {
         let flags = host::fcntl(fd, libc::F_GETFD, 0)?;
-        let kept = reserved_copy(fd)?;
+        let kept = kept_copy(fd)?;
         let mine = |(epoll, member): &(i32, i32)| *epoll == fd || *member == fd;
         let interests = self
             .interests
@@ -417,7 +417,7 @@ impl Files {
         }
         if !self.flush(fd)
             && let Some(waiting) = self.backlog.remove(&fd)
-            && let Ok(kept) = reserved_copy(fd)
+            && let Ok(kept) = kept_copy(fd)
         {
             self.leave_interest_lists(fd);
             let number = kept.as_raw_fd();

@@ -235,7 +235,7 @@ impl Drop for Reporter {
 /// The reporter thread. It says when the guest cannot change its root directory any more.
 fn work(writer: &Writer, queue: &Queue, apart: mpsc::Sender<()>) {
     let _ended = queue.ended_on_drop();
-    if let Err(error) = crate::host::leave_guests_tables(crate::memory::first_reserved()) {
+    if let Err(error) = crate::host::leave_guests_tables(crate::memory::own_descriptors()) {
         log::warn!("the reporter shares the guest's descriptors and directories: {error}");
     }
     let _ = apart.send(());

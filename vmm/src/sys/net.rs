@@ -9,7 +9,7 @@ use recovery::event::Event;
 use super::wait::For;
 use super::{Call, Handler, errno_of};
 use crate::host;
-use crate::memory::{first_reserved, reserved_copy, window};
+use crate::memory::{first_reserved, kept_copy, window};
 use crate::process::domain::Early;
 use crate::process::effects::{Deferred, Undo};
 use crate::process::files::{GivenBack, Kind};
@@ -362,7 +362,7 @@ impl Call<'_, '_> {
             if own || number < 0 {
                 return Err(Errno::EBADF);
             }
-            copies.push(reserved_copy(number).map_err(|e| errno_of(&e))?);
+            copies.push(kept_copy(number).map_err(|e| errno_of(&e))?);
         }
         Ok(copies)
     }

@@ -6,12 +6,12 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Duration;
 
 use super::{Files, Kind, Known};
 use crate::host;
-use crate::memory::first_reserved;
+use crate::memory::{first_reserved, kept_copy};
 
 /// Descriptors of an image, at most.
 const MOST: usize = 512;
@@ -127,7 +127,7 @@ impl Files {
         };
         let kept = match refused {
             Some(what) => Err(format!("it has closed {what} since")),
-            None => duplicate(fd).map_err(|e| format!("descriptor {fd} could not be kept: {e}")),
+            None => kept_copy(fd).map_err(|e| format!("descriptor {fd} could not be kept: {e}")),
         };
         match kept {
             Ok(kept) => {
@@ -286,13 +286,6 @@ fn reopen(kept: &OwnedFd, fd: i32) -> io::Result<()> {
         std::thread::sleep(Duration::from_micros(100));
     }
     Err(io::ErrorKind::ResourceBusy.into())
-}
-
-/// A duplicate among the monitor's descriptors.
-fn duplicate(fd: i32) -> io::Result<OwnedFd> {
-    let high = host::fcntl(fd, libc::F_DUPFD_CLOEXEC, first_reserved())?;
-    // SAFETY: a new descriptor that nobody else owns.
-    Ok(unsafe { OwnedFd::from_raw_fd(high) })
 }
 
 /// The guest's open descriptors.
