@@ -13,7 +13,7 @@ use std::{
 
 use tempfile::TempDir;
 
-use crate::{Launch, Monitored, free_port};
+use crate::{Launch, Monitored, free_port, process::Bounded};
 
 pub use setup::all;
 
@@ -35,6 +35,8 @@ pub struct Server {
     pub port: u16,
     /// Its command line.
     pub command: Vec<String>,
+    /// The server that it asks in its turn, if it asks one.
+    pub backend: Option<Bounded>,
     /// How it is asked to read its configuration again, if it can be asked.
     pub reload: Option<libc::c_int>,
     /// How it is asked to end without haste.

@@ -47,6 +47,7 @@ servers! {
     node: "node",
     python: "python",
     gunicorn: "gunicorn",
+    varnish: "varnish",
     php_fpm: "php-fpm",
     dovecot: "dovecot",
     go: "go",

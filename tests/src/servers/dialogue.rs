@@ -2,6 +2,7 @@
 
 use std::{
     io::{self, Read, Write},
+    thread,
     time::Duration,
 };
 
@@ -10,6 +11,8 @@ use crate::net::{self, Stream};
 const PATIENCE: Duration = Duration::from_secs(20);
 /// How often a client of IMAP tries to log in.
 const LOGINS: u32 = 10;
+/// How long it waits in between.
+const AFTER_FAILURE: Duration = Duration::from_millis(50);
 
 /// What every web server has at `/page.txt`. HAProxy takes up to 16 KiB.
 pub fn page() -> String {
@@ -56,10 +59,7 @@ pub fn http(port: u16, tag: &str) -> io::Result<()> {
 fn receive(stream: &mut Stream, into: &mut Vec<u8>) -> io::Result<()> {
     let mut part = [0; 16 << 10];
     match stream.read(&mut part)? {
-        0 => Err(io::Error::new(
-            io::ErrorKind::UnexpectedEof,
-            unexpected("the connection has ended after", into),
-        )),
+        0 => Err(unexpected("the connection has ended after", into)),
         n => {
             into.extend_from_slice(&part[..n]);
             Ok(())
@@ -161,10 +161,10 @@ pub fn imap(port: u16, tag: &str) -> io::Result<()> {
         answered(&mut stream, "in LOGIN ada secret\r\n", "in")?;
         Ok(stream)
     };
-    // Natively, too, Dovecot loses logins when it reloads.
-    let mut tries = (0..LOGINS).map(|_| log_in());
-    let stream = tries.find(|result| !matches!(result, Err(error) if net::is_disconnect(error)));
-    let mut stream = stream.ok_or(io::ErrorKind::NotConnected)??;
+    // Natively, too, Dovecot loses and refuses logins while it reloads.
+    let again = || log_in().inspect_err(|_| thread::sleep(AFTER_FAILURE));
+    let logged_in = (1..LOGINS).find_map(|_| again().ok());
+    let mut stream = logged_in.map_or_else(log_in, Ok)?;
     answered(&mut stream, &format!("{tag} SELECT INBOX\r\n"), tag)?;
     answered(&mut stream, "out LOGOUT\r\n", "out")
 }

@@ -1,11 +1,15 @@
 //! The servers' files and command lines.
 
-use std::{fs, io, path::Path, process::Command};
+use std::{
+    fs, io,
+    path::Path,
+    process::{Command, Stdio},
+};
 
 use tempfile::TempDir;
 
 use super::{Crash, Recipe, Server, dialogue};
-use crate::guest;
+use crate::{free_port, guest, process::Bounded};
 
 /// All servers.
 pub fn all() -> Vec<Recipe> {
@@ -25,6 +29,7 @@ pub fn all() -> Vec<Recipe> {
         recipe("node", node),
         recipe("python", python),
         recipe("gunicorn", gunicorn),
+        recipe("varnish", varnish),
         recipe("php-fpm", php_fpm),
         recipe("dovecot", dovecot),
         recipe("go", go),
@@ -65,6 +70,7 @@ fn web(dir: TempDir, port: u16, command: &[&str]) -> Server {
         dir,
         port,
         command: command.iter().map(|word| (*word).to_owned()).collect(),
+        backend: None,
         reload: None,
         stop: libc::SIGTERM,
         visit: dialogue::http,
@@ -303,16 +309,26 @@ fn node(port: u16) -> io::Result<Server> {
 
 fn python(port: u16) -> io::Result<Server> {
     let dir = directory()?;
+    let command = python_serves(&dir, port);
+    let command: Vec<&str> = command.iter().map(String::as_str).collect();
+    Ok(Server {
+        stop: libc::SIGINT,
+        ..web(dir, port, &command)
+    })
+}
+
+fn python_serves(dir: &TempDir, port: u16) -> Vec<String> {
     let (www, number) = (
         dir.path().join("www").display().to_string(),
         port.to_string(),
     );
     let options = ["--bind", "127.0.0.1", "--directory", &www, &number];
-    let command = [&["/usr/bin/python3", "-m", "http.server"], &options[..]].concat();
-    Ok(Server {
-        stop: libc::SIGINT,
-        ..web(dir, port, &command)
-    })
+    let command = ["/usr/bin/python3", "-m", "http.server"];
+    command
+        .iter()
+        .chain(&options)
+        .map(|word| (*word).to_owned())
+        .collect()
 }
 
 fn gunicorn(port: u16) -> io::Result<Server> {
@@ -332,6 +348,31 @@ def app(environment, start):
     let command = [&["gunicorn"], &options[..], &["pages:app"]].concat();
     Ok(Server {
         reload: Some(libc::SIGHUP),
+        ..web(dir, port, &command)
+    })
+}
+
+/// No page is asked for twice, so that it always asks its backend.
+fn varnish(port: u16) -> io::Result<Server> {
+    let dir = directory()?;
+    let backend_port = free_port()?;
+    let asked = python_serves(&dir, backend_port);
+    let backend = Bounded::spawn(
+        Command::new(&asked[0])
+            .args(&asked[1..])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null()),
+    )?;
+    let text = "vcl 4.1; backend page { .host = \"127.0.0.1\"; .port = \"PORT\"; }";
+    let file = write(&dir, backend_port, "conf", text)?;
+    let (address, work) = (
+        format!("127.0.0.1:{port}"),
+        dir.path().join("work").display().to_string(),
+    );
+    let options = ["-F", "-a", &address, "-f", &file, "-n", &work];
+    let command = [&["varnishd"], &options[..], &["-s", "malloc,16m"]].concat();
+    Ok(Server {
+        backend: Some(backend),
         ..web(dir, port, &command)
     })
 }
