@@ -52,6 +52,7 @@ pub struct Suite {
 pub fn all() -> Vec<Suite> {
     vec![
         memcached::suite(),
+        memcached::with_tls(),
         redis::suite(),
         redis::external(),
         lighttpd::suite(),

@@ -21,7 +21,8 @@ use vmsrs_tests::{
 /// many tests passed each way; one that fails natively is no difference. What differs is listed, and what was printed
 /// is kept in DIR/logs. Exits 0 if every test that passes natively passes under the monitor.
 ///
-/// Suites: memcached (t/ and testapp), redis (runtest), redis-external (runtest with --host), lighttpd (tests/).
+/// Suites: memcached (t/ and testapp), memcached-tls (what it has for TLS), redis (runtest), redis-external (runtest with
+/// --host), lighttpd (tests/).
 ///
 /// Examples:
 ///

@@ -1,4 +1,4 @@
-//! memcached's `t/`, with its `testapp`, which tests the binary protocol.
+//! memcached's `t/`, with its `testapp`, which tests the binary protocol; and those files again that are about TLS.
 
 use std::{path::Path, process::Command};
 
@@ -16,6 +16,8 @@ pub fn suite() -> Suite {
             "libsasl2-dev",
             "libssl-dev",
             "libio-socket-ssl-perl",
+            "libauthen-sasl-perl",
+            "sasl2-bin",
         ],
         // With commands that only tests use. `MemcachedTest.pm` and `testapp` start it.
         server: "memcached-debug",
@@ -25,6 +27,26 @@ pub fn suite() -> Suite {
         serve: None,
         command,
         tests: outcome::of_tap,
+    }
+}
+
+/// What the `Makefile` has for TLS.
+pub fn with_tls() -> Suite {
+    Suite {
+        name: "memcached-tls",
+        files: |tree| {
+            let mut files = files(tree)?;
+            files.retain(|file| {
+                file.starts_with("ssl") || ["binary.t", "getset.t"].contains(&file.as_str())
+            });
+            Ok(files)
+        },
+        command: |tree, file, port| {
+            let mut command = command(tree, file, port);
+            command.env("SSL_TEST", "1");
+            command
+        },
+        ..suite()
     }
 }
 
@@ -60,6 +82,6 @@ fn command(tree: &Path, file: &str, _: u16) -> Command {
     if file != "testapp" {
         command.arg(format!("t/{file}"));
     }
-    command.current_dir(tree);
+    command.env("RUN_SASL_TESTS", "1").current_dir(tree);
     command
 }
