@@ -108,3 +108,9 @@ fn a_request_that_ends_a_child_and_waits_for_it() {
     kvm_case("a_request_that_ends_a_child_and_waits_for_it");
     same("parity_dismiss", 3);
 }
+
+#[test]
+fn an_abort_that_another_process_asks_for() {
+    kvm_case("an_abort_that_another_process_asks_for");
+    same("parity_abort", 2);
+}

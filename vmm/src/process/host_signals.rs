@@ -89,7 +89,6 @@ fn is_caught(signal: Signal) -> bool {
                 | libc::SIGBUS
                 | libc::SIGILL
                 | libc::SIGFPE
-                | libc::SIGABRT
                 | libc::SIGTRAP
                 | libc::SIGPIPE
                 | 32
