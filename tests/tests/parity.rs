@@ -114,3 +114,9 @@ fn an_abort_that_another_process_asks_for() {
     kvm_case("an_abort_that_another_process_asks_for");
     same("parity_abort", 2);
 }
+
+#[test]
+fn a_parent_that_waits_for_what_its_child_becomes() {
+    kvm_case("a_parent_that_waits_for_what_its_child_becomes");
+    same("parity_vfork", 14);
+}

@@ -480,6 +480,7 @@ fn start(arguments: RunArgs) -> Result<Thread, AnyError> {
             left_reads: Vec::new(),
             dispositions: inherited_dispositions(),
             handoffs: Default::default(),
+            debt: None,
             is_stopping: false,
             filters,
             ladder: Ladder::new(DEFAULT_STORM_LIMIT, arguments.storm_limit),

@@ -107,11 +107,12 @@ pub fn hand_on() -> io::Result<Numbers> {
     Ok(numbers)
 }
 
-/// In a forked child: closes everything that is the parent's monitor's but these.
-pub fn close_others() {
+/// In a forked child: closes everything that is the parent's monitor's but these, and `kept`.
+pub fn close_others(kept: Option<RawFd>) {
     let mut kept: Vec<RawFd> = ALL
         .iter()
         .filter_map(|handle| Some(handle.fd.get()?.as_raw_fd()))
+        .chain(kept)
         .collect();
     kept.sort_unstable();
     let mut from = first_reserved();

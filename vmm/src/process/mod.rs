@@ -57,6 +57,7 @@ use crate::host::handles::Messages;
 use crate::inject::Injector;
 use crate::kvm::{EntryPath, Vcpu, Vm};
 use crate::memory::{AddressSpace, LockedPages, OwnLimits};
+use crate::sys::vfork;
 use control::ThreadControl;
 use domain::Domain;
 use files::Files;
@@ -145,6 +146,8 @@ pub struct State {
     pub dispositions: Dispositions,
     /// The guest has been asked to end: a signal for that has reached its handler.
     pub is_stopping: bool,
+    /// What this process owes the parent that waits for it (`vfork`).
+    pub debt: Option<vfork::Debt>,
     /// The threads' filters of system calls, where they have some.
     pub filters: BTreeMap<i32, Filters>,
     /// Which recovery strategy comes next.

@@ -46,6 +46,9 @@ impl Call<'_, '_> {
 pub fn with_status(thread: &Thread, turn: &mut Turn<'_>, status: i32) -> ! {
     flush_output(turn);
     turn.release_shared();
+    if let Some(debt) = turn.debt.take() {
+        debt.pay();
+    }
     finish(&thread.process, Some(status), None)
 }
 
@@ -53,6 +56,9 @@ pub fn with_status(thread: &Thread, turn: &mut Turn<'_>, status: i32) -> ! {
 pub fn by_signal(thread: &Thread, turn: &mut Turn<'_>, signal: Signal) -> ! {
     flush_output(turn);
     turn.release_shared();
+    if let Some(debt) = turn.debt.take() {
+        debt.pay();
+    }
     finish(&thread.process, None, Some(signal))
 }
 

@@ -102,6 +102,9 @@ fn execute(call: &mut Call, path: Vec<u8>, argv: u64, envp: u64) -> Result<u64, 
         filters: filters.as_ref().map_or(-1, |file| file.as_raw_fd()),
         is_child: options.is_child,
     };
+    if let Some(debt) = call.state.debt.take() {
+        debt.pay();
+    }
     let error = run_self(options.own_arguments(&inherited, &path, args), environment);
     // Everything was checked, and the monitor's own file has gone: nobody can serve the guest any more.
     super::end::fail(&call.thread.process, &error)

@@ -2,9 +2,8 @@
 //! guest's memory.
 //!
 //! A child recovers from faults as its parent does, but is not restarted in place, and is not reached by `vmsrs control`. A
-//! shared address space (`vfork`, `CLONE_VM` without
-//! `CLONE_THREAD`) is a copied one: POSIX lets a `vfork` be a `fork`, and `posix_spawn` only loses the error
-//! of a failed exec, which the child's exit status 127 tells.
+//! shared address space (`vfork`, `CLONE_VM` without `CLONE_THREAD`) is a copied one: POSIX lets a `vfork` be a `fork`. Of
+//! what the child writes its parent is told what it looks at (`sys/vfork.rs`).
 
 use std::ffi::OsString;
 use std::sync::Arc;
@@ -15,7 +14,7 @@ use recovery::ladder::Ladder;
 use recovery::stats::Stats;
 
 use super::wait::For;
-use super::{Call, Handler, errno_of};
+use super::{Call, Handler, errno_of, vfork};
 use crate::host::{self, handles};
 use crate::inject::Injector;
 use crate::kvm::{KvmError, Registers, Vm};
@@ -38,7 +37,11 @@ pub fn handler(number: i64) -> Option<Handler> {
 }
 
 fn fork(call: &mut Call) -> Result<u64, Errno> {
-    call.args = [libc::SIGCHLD as u64, 0, 0, 0, 0, 0];
+    let flags = match i64::from(call.row.number) {
+        libc::SYS_vfork => libc::CLONE_VM | libc::CLONE_VFORK,
+        _ => 0,
+    };
+    call.args = [(flags | libc::SIGCHLD) as u64, 0, 0, 0, 0, 0];
     clone_process(call)
 }
 
@@ -81,6 +84,11 @@ pub fn clone_process(call: &mut Call) -> Result<u64, Errno> {
         extended,
         bases: (fs, call.thread.vcpu.gs_base()),
     };
+    let stack = call.thread.vcpu.registers().rsp;
+    let mut vfork = match flags & libc::CLONE_VFORK as u64 {
+        0 => None,
+        _ => Some(vfork::prepare(stack).map_err(|e| errno_of(&e))?),
+    };
     // The injections must not be locked by another thread at that moment.
     let injector = call.thread.process.injector.clone();
     let injector = injector.map(|injector| Arc::new(injector.for_child()));
@@ -93,7 +101,8 @@ pub fn clone_process(call: &mut Call) -> Result<u64, Errno> {
     match unsafe { libc::fork() } {
         -1 => Err(errno_of(&std::io::Error::last_os_error())),
         0 => {
-            let child = become_child(call, start, injector);
+            let debt = vfork.take().map(|(_, debt)| debt);
+            let child = become_child(call, start, injector, debt);
             match child {
                 Ok(thread) => run_child(thread, flags, child_tid),
                 Err(error) => {
@@ -106,6 +115,9 @@ pub fn clone_process(call: &mut Call) -> Result<u64, Errno> {
         pid => {
             if flags & libc::CLONE_PARENT_SETTID as u64 != 0 {
                 call.write(parent_tid, &pid.to_ne_bytes())?;
+            }
+            if let Some((claim, _)) = vfork.take() {
+                call.await_child(claim)?;
             }
             Ok(pid as u64)
         }
@@ -145,12 +157,13 @@ fn become_child(
     call: &mut Call,
     start: Start,
     injector: Option<Arc<Injector>>,
+    debt: Option<vfork::Debt>,
 ) -> Result<Thread, KvmError> {
     control::forget_after_fork();
     host_signals::forget();
     // The parent's machine, vCPUs and files of the monitor.
     let parent = &call.thread.process;
-    handles::close_others();
+    handles::close_others(debt.as_ref().map(vfork::Debt::fd));
     let protect = parent.options.protect;
     let vm = Vm::create_for_child(parent.vm.monitor().clone(), protect)?;
     let mut vcpu = vm.create_vcpu()?;
@@ -177,6 +190,7 @@ fn become_child(
         wait_words: Default::default(),
         left_reads: Vec::new(),
         dispositions: std::mem::take(&mut state.dispositions),
+        debt,
         is_stopping: false,
         filters: (state.filters.remove(&call.thread.tid()).into_iter())
             .map(|filters| (std::process::id() as i32, filters))

@@ -30,6 +30,7 @@ mod thread;
 mod timer;
 mod transfer;
 mod verify;
+pub mod vfork;
 mod wait;
 mod watch;
 

@@ -1,0 +1,131 @@
+// vfork and posix_spawn: the parent waits, and learns what became of its child.
+#include <errno.h>
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <spawn.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+extern char **environ;
+static volatile int ticks;
+
+static void tick(int number)
+{
+	(void)number;
+	ticks++;
+}
+
+static double now(void)
+{
+	struct timespec time;
+	clock_gettime(CLOCK_MONOTONIC, &time);
+	return (double)time.tv_sec + (double)time.tv_nsec / 1e9;
+}
+
+static void spawn(const char *what, const char *path, char **argv)
+{
+	pid_t pid = -1;
+	int error = posix_spawn(&pid, path, NULL, NULL, argv, environ), status = 0;
+	printf("%s: %s", what, error ? strerror(error) : "spawned");
+	if (!error && waitpid(pid, &status, 0) == pid)
+		printf(", status %d", WEXITSTATUS(status));
+	printf("\n");
+	fflush(stdout);
+}
+
+static void *work(void *argument)
+{
+	volatile int *count = argument;
+	for (int i = 0; i < 1000000; i++)
+		*count += 1;
+	return NULL;
+}
+
+// A child that lets its parent wait, and tells it something.
+static __attribute__((noinline)) void wait_and_tell(void)
+{
+	volatile int told = 0, more[3] = {1, 2, 3};
+	double begun = now();
+	pid_t pid = vfork();
+	if (pid == 0) {
+		struct timespec time = {0, 200000000};
+		syscall(SYS_nanosleep, &time, NULL);
+		told = 42;
+		more[1] = 77;
+		_exit(3);
+	}
+	double waited = now() - begun;
+	int status;
+	waitpid(pid, &status, 0);
+	printf("waited: %d, told %d, %d %d %d, status %d\n", waited > 0.19, told, more[0], more[1], more[2],
+	       WEXITSTATUS(status));
+	fflush(stdout);
+}
+
+static __attribute__((noinline)) void execute(const char *path)
+{
+	volatile int error = 0;
+	pid_t pid = vfork();
+	if (pid == 0) {
+		execl(path, path, "-c", "exit 6", NULL);
+		error = errno;
+		_exit(127);
+	}
+	int status;
+	waitpid(pid, &status, 0);
+	printf("executed: %s, status %d\n", error ? strerror(error) : "yes", WEXITSTATUS(status));
+	fflush(stdout);
+}
+
+static __attribute__((noinline)) void is_killed(void)
+{
+	volatile int seen = 1;
+	pid_t pid = vfork();
+	if (pid == 0) {
+		kill(getpid(), SIGKILL);
+		_exit(0);
+	}
+	int status;
+	waitpid(pid, &status, 0);
+	printf("killed: %d by %d, %d\n", WIFSIGNALED(status), WTERMSIG(status), seen);
+	fflush(stdout);
+}
+
+int main(void)
+{
+	char *good[] = {"sh", "-c", "exit 5", NULL};
+	spawn("a program", "/bin/sh", good);
+	spawn("none", "/nonexistent", good);
+	spawn("a directory", "/tmp", good);
+	spawn("no program", "/etc/passwd", good);
+	wait_and_tell();
+	execute("/bin/sh");
+	execute("/nonexistent");
+	is_killed();
+	// Signals wait, too.
+	struct sigaction action = {.sa_handler = tick};
+	sigaction(SIGALRM, &action, NULL);
+	ualarm(50000, 0);
+	wait_and_tell();
+	printf("ticks: %d\n", ticks);
+	fflush(stdout);
+	// Other threads do not.
+	pthread_t thread;
+	volatile int count = 0;
+	pthread_create(&thread, NULL, work, (void *)&count);
+	wait_and_tell();
+	pthread_join(thread, NULL);
+	printf("counted: %d\n", count);
+	FILE *out = popen("echo from a pipe; exit 4", "r");
+	char line[64] = "";
+	printf("%s", out && fgets(line, sizeof line, out) ? line : "nothing\n");
+	printf("status: %d\n", WEXITSTATUS(pclose(out)));
+	fflush(stdout);
+	return WEXITSTATUS(system("exit 9")) - 9;
+}
