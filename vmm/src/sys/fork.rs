@@ -116,7 +116,8 @@ pub fn clone_process(call: &mut Call) -> Result<u64, Errno> {
             if flags & libc::CLONE_PARENT_SETTID as u64 != 0 {
                 call.write(parent_tid, &pid.to_ne_bytes())?;
             }
-            if let Some((claim, _)) = vfork.take() {
+            if let Some((claim, debt)) = vfork.take() {
+                drop(debt);
                 call.await_child(claim)?;
             }
             Ok(pid as u64)

@@ -8,7 +8,8 @@ super::rows! {
     SYS_clone3(cl_args: In(Len(1)), size: Value) Process Partial
         "As clone, with a stack of known size. EINVAL for pidfd, set_tid and cgroup.";
     SYS_fork() Process Partial "The child is not restarted in place.";
-    SYS_vfork() Process Partial "As fork: the parent goes on at once, with memory of its own.";
+    SYS_vfork() Process Partial "The child has memory of its own. The parent waits until it executes a program or ends, and then has what the \
+         child wrote to 64 KiB of its caller's stack.";
     SYS_execve(pathname: Path, argv: Strings, envp: Strings) Process Full
         "The monitor executes itself with the new program.";
     SYS_execveat(dirfd: DirFd, pathname: Path, argv: Strings, envp: Strings, flags: Value) Process Partial
