@@ -51,6 +51,8 @@ pub struct Domain {
     pub calls: u64,
     /// Why it was committed early, if it was: a fault cannot undo what came before.
     pub committed_early: Option<&'static str>,
+    /// It had answered its client, or hung up, before it was committed early.
+    pub answered_before: bool,
     /// Why what it had written until some time can no longer be undone, if so, except for its stack.
     pub cramped: Option<&'static str>,
     /// The events that it began with, if it began with some.
@@ -236,6 +238,7 @@ impl Thread {
             held_bytes: 0,
             calls: 0,
             committed_early: None,
+            answered_before: false,
             cramped: None,
             delivered: self.delivered.take(),
             pages: SuspendedPages::default(),
@@ -311,6 +314,7 @@ impl Thread {
         let target = std::mem::take(&mut domain.target);
         let (origin, request) = (domain.origin, domain.is_request());
         let (input, pass_through) = (domain.input.clone(), domain.pass_through);
+        let answered = domain.answered_before || domain.has_answered();
         if request {
             self.count_written(state);
         }
@@ -334,6 +338,7 @@ impl Thread {
                 origin,
                 input,
                 reason: why.reason(),
+                answered,
                 target,
             });
         } else {
@@ -355,6 +360,7 @@ impl Thread {
                 if let Some(domain) = &mut state.domain {
                     domain.input = continuation.input;
                     domain.committed_early = Some(continuation.reason);
+                    domain.answered_before = continuation.answered;
                     domain.target = continuation.target;
                 }
                 Ok(())
@@ -368,5 +374,6 @@ pub struct Continuation {
     pub origin: Origin,
     pub input: Vec<u8>,
     pub reason: &'static str,
+    pub answered: bool,
     pub target: Target,
 }

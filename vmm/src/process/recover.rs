@@ -513,6 +513,7 @@ impl Thread {
                 origin: domain.origin,
                 input: record.input.clone(),
                 reason,
+                answered: domain.answered_before,
                 target: Target::default(),
             });
             self.begin_limits();

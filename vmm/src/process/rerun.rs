@@ -108,6 +108,7 @@ impl Thread {
                     origin: domain.origin,
                     input: domain.input,
                     reason,
+                    answered: domain.answered_before,
                     target: domain.target,
                 });
             }

@@ -26,7 +26,8 @@ pub fn exit_group(call: &mut Call) -> Result<u64, Errno> {
     let status = call.int(0) & 0xff;
     let options = &call.thread.process.options;
     // A worker may be asked to by its parent, which nobody but it and the worker know of.
-    let has_answered = call.state.domain.as_ref().is_some_and(Domain::has_answered);
+    let answered = |domain: &Domain| domain.answered_before || domain.has_answered();
+    let has_answered = call.state.domain.as_ref().is_some_and(answered);
     let allowed = options.limits.allow_exit || options.is_child && has_answered;
     if call.in_request() && !call.is_ending() && !allowed {
         return call.fault(Fault::exit(status));
