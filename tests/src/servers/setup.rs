@@ -422,7 +422,12 @@ userdb {
   driver = static
   args = uid=nobody gid=nogroup home=DIR/mail
 }
+# Processes serve one client after the other, or all at once; to start one for each takes long.
+service imap {
+  service_count = 100
+}
 service imap-login {
+  service_count = 0
   inet_listener imap {
     port = PORT
   }
