@@ -56,6 +56,27 @@ int main(void)
 	waitpid((pid_t)pid, &status, 0);
 	printf("a plain process: %d\n", WEXITSTATUS(status));
 
+	// A descriptor of the process, by both calls.
+	int pidfd = -1;
+	struct clone_args with_pidfd = {.flags = CLONE_PIDFD, .pidfd = (uintptr_t)&pidfd, .exit_signal = SIGCHLD};
+	pid = clone_by(&with_pidfd, sizeof with_pidfd);
+	if (pid == 0)
+		_exit(pidfd == -1 ? 5 : 4);
+	siginfo_t info = {0};
+	waited = waitid(P_PIDFD, (id_t)pidfd, &info, WEXITED);
+	printf("by its descriptor: %ld, %d %d\n", waited, info.si_pid == pid, info.si_status);
+	close(pidfd);
+	pid = syscall(SYS_clone, CLONE_PIDFD | SIGCHLD, NULL, &pidfd, NULL, 0);
+	if (pid == 0)
+		_exit(3);
+	waited = waitid(P_PIDFD, (id_t)pidfd, &info, WEXITED);
+	printf("and by clone: %ld, %d %d\n", waited, info.si_pid == pid, info.si_status);
+	close(pidfd);
+	with_pidfd.pidfd = 8;
+	refused("to nowhere", with_pidfd, sizeof with_pidfd);
+	pid = syscall(SYS_clone, CLONE_PIDFD | CLONE_PARENT_SETTID | SIGCHLD, NULL, &pidfd, NULL, 0);
+	printf("both: %d %s\n", (int)pid, strerror(errno));
+
 	refused("too small", plain, 63);
 	refused("too large", plain, 5000);
 	refused("a signal in the flags", (struct clone_args){.flags = SIGCHLD}, sizeof plain);

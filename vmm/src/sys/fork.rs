@@ -54,8 +54,9 @@ struct Start {
 
 /// `clone` for a new process. The caller has checked the pointers.
 pub fn clone_process(call: &mut Call) -> Result<u64, Errno> {
-    let [flags, stack, parent_tid, child_tid, tls, _] = call.args;
+    let [flags, stack, parent_tid, child_tid, tls, pidfd] = call.args;
     const CARRIED: i32 = 0xff
+        | libc::CLONE_PIDFD
         | libc::CLONE_VM
         | libc::CLONE_VFORK
         | libc::CLONE_PARENT_SETTID
@@ -64,6 +65,9 @@ pub fn clone_process(call: &mut Call) -> Result<u64, Errno> {
         | libc::CLONE_SETTLS;
     if flags & !(CARRIED as u64) != 0 || flags & 0xff != libc::SIGCHLD as u64 {
         return Err(Errno::EINVAL);
+    }
+    if flags & libc::CLONE_PIDFD as u64 != 0 {
+        window::checked(pidfd, 4).ok_or(Errno::EFAULT)?;
     }
     call.commit_early(Early::External)?;
     // The child has a copy of everything.
@@ -115,6 +119,13 @@ pub fn clone_process(call: &mut Call) -> Result<u64, Errno> {
         pid => {
             if flags & libc::CLONE_PARENT_SETTID as u64 != 0 {
                 call.write(parent_tid, &pid.to_ne_bytes())?;
+            }
+            if flags & libc::CLONE_PIDFD as u64 != 0 {
+                let args = [pid as u64, 0, 0, 0, 0, 0];
+                // SAFETY: takes numbers only. The child is not reaped yet, so the number is still its own.
+                let made = unsafe { host::syscall(libc::SYS_pidfd_open as u64, args) };
+                let fd = call.made_descriptor(made)? as i32;
+                call.write(pidfd, &fd.to_ne_bytes())?;
             }
             if let Some((claim, debt)) = vfork.take() {
                 drop(debt);

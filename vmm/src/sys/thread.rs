@@ -35,12 +35,24 @@ const THREAD_FLAGS: u64 = (libc::CLONE_VM
     | libc::CLONE_THREAD) as u64;
 
 fn clone(call: &mut Call) -> Result<u64, Errno> {
+    let [flags, _, parent_tid, ..] = call.args;
+    call.args[5] = match flags & libc::CLONE_PIDFD as u64 {
+        0 => 0,
+        // One place for two results.
+        _ if flags & libc::CLONE_PARENT_SETTID as u64 != 0 => return Err(Errno::EINVAL),
+        _ => parent_tid,
+    };
+    make_task(call)
+}
+
+/// `clone`, with where the descriptor of a new process goes to as the last argument.
+fn make_task(call: &mut Call) -> Result<u64, Errno> {
     let [flags, stack, parent_tid, child_tid, tls, _] = call.args;
     check_tid_pointers(flags, parent_tid, child_tid)?;
     if flags & libc::CLONE_THREAD as u64 == 0 {
         return super::fork::clone_process(call);
     }
-    if flags & THREAD_FLAGS != THREAD_FLAGS {
+    if flags & THREAD_FLAGS != THREAD_FLAGS || flags & libc::CLONE_PIDFD as u64 != 0 {
         return Err(Errno::EINVAL);
     }
     call.commit_early(Early::External)?;
@@ -101,7 +113,7 @@ fn clone3(call: &mut Call) -> Result<u64, Errno> {
     let (fields, _) = fields.as_chunks::<8>();
     let [
         flags,
-        _,
+        pidfd,
         child_tid,
         parent_tid,
         signal,
@@ -115,14 +127,18 @@ fn clone3(call: &mut Call) -> Result<u64, Errno> {
     let number = |field: &[u8; 8]| u64::from_ne_bytes(*field);
     let (flags, signal) = (number(flags), number(signal));
     let (stack, stack_size) = (number(stack), number(stack_size));
-    let asks_for_more = flags & libc::CLONE_PIDFD as u64 != 0 || rest.iter().any(|byte| *byte != 0);
+    let asks_for_more = rest.iter().any(|byte| *byte != 0);
     if asks_for_more || flags & 0xff != 0 || signal > 64 || (stack == 0) != (stack_size == 0) {
         return Err(Errno::EINVAL);
     }
     let top = stack.checked_add(stack_size).ok_or(Errno::EINVAL)?;
     let (parent_tid, child_tid, tls) = (number(parent_tid), number(child_tid), number(tls));
-    call.args = [flags | signal, top, parent_tid, child_tid, tls, 0];
-    clone(call)
+    let pidfd = match flags & libc::CLONE_PIDFD as u64 {
+        0 => 0,
+        _ => number(pidfd),
+    };
+    call.args = [flags | signal, top, parent_tid, child_tid, tls, pidfd];
+    make_task(call)
 }
 
 impl Call<'_, '_> {
