@@ -15,7 +15,7 @@ use vmsrs_tests::{
     faults::{Client, Healthy, Program, expected},
     free_port, guest, kvm_case,
     load::Load,
-    net, paths,
+    net, paths, web,
 };
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -526,6 +526,30 @@ fn a_request_may_handle_its_own_faults() {
         assert_eq!(ask().unwrap(), wanted);
     }
     assert_eq!(faults(&server), [], "{}", server.output_tail());
+}
+
+/// Go's runtime stops its other threads before it exits: that must not be seen.
+#[test]
+fn a_request_whose_runtime_gives_up_on_a_fault_is_undone() {
+    kvm_case("a_request_whose_runtime_gives_up_on_a_fault_is_undone");
+    const FALLS: usize = 20;
+    let program = guest::go_server("go-server").unwrap();
+    let port = free_port().unwrap();
+    let command = [
+        program.display().to_string(),
+        port.to_string(),
+        "/proc/self/comm".into(),
+    ];
+    let server = Launch::monitored(command).unwrap().start(port).unwrap();
+    for number in 0..FALLS {
+        web::must_reset(&server, "GET /fall HTTP/1.0\r\n\r\n");
+        let answer = web::send(&server, "GET /page.txt HTTP/1.0\r\n\r\n").unwrap();
+        assert!(answer.contains("X-Stumbled: runtime error"), "{answer}");
+        let event = fault(&server, number);
+        assert_eq!(event.event, "recovered", "{event:?}");
+        assert_eq!(event.text("kind"), Some("null-read"), "{event:?}");
+        assert_eq!(event.text("signal"), Some("SIGSEGV"), "{event:?}");
+    }
 }
 
 #[test]

@@ -20,6 +20,13 @@ func stumble(absent *session) (said string) {
 	return strconv.Itoa(absent.visits)
 }
 
+// fall does so where nobody recovers: that ends the program.
+func fall(answer http.ResponseWriter, request *http.Request) {
+	fallen := make(chan int)
+	go func(absent *session) { fallen <- absent.visits }(nil)
+	fmt.Fprint(answer, <-fallen)
+}
+
 // Its arguments are the port and the file with the page.
 func main() {
 	page, err := os.ReadFile(os.Args[2])
@@ -31,6 +38,7 @@ func main() {
 		answer.Header().Set("Content-Length", strconv.Itoa(len(page)))
 		answer.Write(page)
 	})
+	http.HandleFunc("/fall", fall)
 	server := http.Server{Addr: "127.0.0.1:" + os.Args[1]}
 	asked := make(chan os.Signal, 1)
 	signal.Notify(asked, syscall.SIGTERM)

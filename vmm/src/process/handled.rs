@@ -6,6 +6,7 @@
 //! handled nothing.
 
 use guest_agentless::Signal;
+use recovery::event::FaultKind;
 
 use super::Turn;
 use super::recover::Fault;
@@ -44,7 +45,7 @@ impl Futile {
     }
 }
 
-/// A handler at work.
+/// A handler that is at work, or has returned in the running domain.
 pub struct Handling {
     fault: Fault,
     signal: Signal,
@@ -52,6 +53,7 @@ pub struct Handling {
     registers: Registers,
     /// The stack pointer when the handler will have returned.
     frame: u64,
+    has_returned: bool,
 }
 
 impl Thread {
@@ -77,6 +79,7 @@ impl Thread {
                 signal,
                 registers,
                 frame: self.vcpu.registers().rsp.wrapping_add(8),
+                has_returned: false,
             });
         }
         entered
@@ -87,22 +90,32 @@ impl Thread {
     pub fn is_in_handler(&mut self) -> bool {
         let rsp = self.vcpu.registers().rsp;
         self.handling.as_ref().is_some_and(|handling| {
-            self.blocked.contains(handling.signal) && handling.frame.wrapping_sub(rsp) < STACK_MAX
+            !handling.has_returned
+                && self.blocked.contains(handling.signal)
+                && handling.frame.wrapping_sub(rsp) < STACK_MAX
         })
     }
 
     /// A handler has returned with the stack pointer at `frame`.
     pub(super) fn handler_returned(&mut self, frame: u64) {
-        let ended = self.handling.take_if(|handling| handling.frame == frame);
-        self.futile.returned_to = ended.map(|_| *self.vcpu.registers());
+        let mut returns = self.handling.iter_mut().filter(|h| h.frame == frame);
+        if let Some(handling) = returns.next() {
+            handling.has_returned = true;
+            self.futile.returned_to = Some(*self.vcpu.registers());
+        }
+    }
+
+    /// Whether the running domain has faulted, and goes on behind the handler.
+    pub fn has_handled(&self) -> bool {
+        self.handling.as_ref().is_some_and(|h| h.has_returned)
     }
 
     /// What to tell of `fault`: what its handler was called for, if it comes of that. The registers are then those of the
     /// first fault.
     pub(super) fn first_fault(&mut self, fault: Fault) -> Fault {
-        let is_at_work = self.is_in_handler();
+        let comes_of_it = self.is_in_handler() || fault.kind == FaultKind::CrashPath;
         match self.handling.take() {
-            Some(first) if is_at_work => {
+            Some(first) if comes_of_it => {
                 *self.vcpu.registers() = first.registers;
                 fault.told_as(first.fault)
             }
