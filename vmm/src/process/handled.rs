@@ -54,6 +54,8 @@ pub struct Handling {
     /// The stack pointer when the handler will have returned.
     frame: u64,
     has_returned: bool,
+    /// And not to where the fault was, whose cause it has mended then.
+    went_elsewhere: bool,
 }
 
 impl Thread {
@@ -80,6 +82,7 @@ impl Thread {
                 registers,
                 frame: self.vcpu.registers().rsp.wrapping_add(8),
                 has_returned: false,
+                went_elsewhere: false,
             });
         }
         entered
@@ -100,14 +103,16 @@ impl Thread {
     pub(super) fn handler_returned(&mut self, frame: u64) {
         let mut returns = self.handling.iter_mut().filter(|h| h.frame == frame);
         if let Some(handling) = returns.next() {
+            let registers = *self.vcpu.registers();
             handling.has_returned = true;
-            self.futile.returned_to = Some(*self.vcpu.registers());
+            handling.went_elsewhere = registers.rip != handling.registers.rip;
+            self.futile.returned_to = Some(registers);
         }
     }
 
-    /// Whether the running domain has faulted, and goes on behind the handler.
-    pub fn has_handled(&self) -> bool {
-        self.handling.as_ref().is_some_and(|h| h.has_returned)
+    /// Whether the running domain has faulted, and goes on elsewhere behind the handler.
+    pub fn has_left_fault(&self) -> bool {
+        self.handling.as_ref().is_some_and(|h| h.went_elsewhere)
     }
 
     /// What to tell of `fault`: what its handler was called for, if it comes of that. The registers are then those of the

@@ -213,13 +213,13 @@ impl Call<'_, '_> {
                 && threads.values().any(|t| t.clear_tid.load(Ordering::Relaxed) == word)
     }
 
-    /// Whether a domain that has handled a fault, and is about to sleep for `time`, is going to end the process. Go's runtime
+    /// Whether a domain that has left a fault behind, and is about to sleep for `time`, is going to end the process. Go's runtime
     /// stops its other threads before it does, and sleeps for that; otherwise it sleeps for less, or waits for a futex.
     fn is_dying(&self, time: &[u8; 16]) -> bool {
         const SHORTEST: u64 = 1_000_000;
         let word = |i: usize| u64::from_ne_bytes(time[i..i + 8].try_into().unwrap_or([0; 8]));
         let is_long = word(0) > 0 || word(8) >= SHORTEST;
-        is_long && self.thread.has_handled() && !self.has_answered()
+        is_long && self.thread.has_left_fault() && !self.has_answered()
     }
 
     /// Ends the request as faulted.
