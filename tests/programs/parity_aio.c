@@ -50,6 +50,13 @@ static void *submit_later(void *argument)
 	return NULL;
 }
 
+static void *destroy_later(void *result)
+{
+	usleep(50000);
+	*(long *)result = syscall(SYS_io_destroy, context);
+	return result;
+}
+
 // What is submitted alone comes to this.
 static void alone(const char *what, struct iocb one)
 {
@@ -141,7 +148,11 @@ int main(void)
 		total += 2;
 	}
 	printf("%ld operations\n", total);
-	say("destroyed", syscall(SYS_io_destroy, context));
+	long destroyed = -1;
+	pthread_create(&thread, NULL, destroy_later, &destroyed);
+	say("waited for in vain", get(1, 4, events, NULL));
+	pthread_join(thread, NULL);
+	say("destroyed", destroyed);
 	say("again", syscall(SYS_io_destroy, context));
 	say("submitted afterwards", submit(1, same));
 	say("fetched afterwards", get(0, 1, events, &now));

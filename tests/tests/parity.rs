@@ -70,7 +70,7 @@ fn memory_that_moves_and_advice() {
 #[test]
 fn asynchronous_io() {
     kvm_case("asynchronous_io");
-    same("parity_aio", 50);
+    same("parity_aio", 51);
 }
 
 #[test]

@@ -217,6 +217,13 @@ impl Call<'_, '_> {
         Ok(())
     }
 
+    /// Wakes the threads that wait for events.
+    fn wake_waiting(&mut self, ring: &Ring) {
+        let wake = (libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG) as u64;
+        let all = i32::MAX as u64;
+        let _ = self.make(libc::SYS_futex, [ring.address + TAIL, wake, all, 0, 0, 0]);
+    }
+
     /// Takes up to `most` events off the ring, to `into`; returns how many.
     fn take_events(&mut self, ring: &mut Ring, most: u32, into: u64) -> Result<u32, Errno> {
         let mut taken = 0;
@@ -260,6 +267,8 @@ fn setup(call: &mut Call) -> Result<u64, Errno> {
 fn destroy(call: &mut Call) -> Result<u64, Errno> {
     let ring = call.ring(call.args[0])?;
     let len = Ring::len(ring.slots).next_multiple_of(PAGE_SIZE);
+    // Who waits for events is to see that there will be none; with the run token, after this.
+    call.wake_waiting(&ring);
     call.make(libc::SYS_munmap, [ring.address, len, 0, 0, 0, 0])
 }
 
@@ -284,9 +293,7 @@ fn submit(call: &mut Call) -> Result<u64, Errno> {
         done += 1;
     }
     if done > 0 && call.done.is_none() {
-        let wake = (libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG) as u64;
-        let all = i32::MAX as u64;
-        let _ = call.make(libc::SYS_futex, [ring.address + TAIL, wake, all, 0, 0, 0]);
+        call.wake_waiting(&ring);
         return Ok(done);
     }
     result.map(|()| done)
