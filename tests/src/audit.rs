@@ -33,8 +33,7 @@ pub mod sets {
     pub const EXTERNAL: u32 = 128;
     /// One page of memory, or one interest list, by two names.
     pub const ALIAS: u32 = 256;
-    /// Writes to shared mappings of files, some of which are mapped twice. With several threads that is a known limit
-    /// (docs/guarantees.md).
+    /// Writes to a file that is mapped twice.
     pub const SHARED: u32 = 512;
 
     /// Everything that an abandon undoes as a whole.

@@ -43,6 +43,8 @@ impl Tracker {
         let shared: BTreeSet<_> = shared.map(|entry| entry.page).collect();
         let outcome = self.restore_now(machine, |page| shared.contains(&page), |_, _| {});
         self.trap_shared(machine);
+        // No thread may write them any more by what its processor remembers of the page tables.
+        machine.reprotect();
         self.active.retain(|entry| !entry.shared);
         for page in shared {
             let base = Base::Itself;
