@@ -13,7 +13,7 @@ use super::domain::Continuation;
 use super::effects::{Deferred, Undo};
 use super::reporter::FaultRecord;
 use super::shared::USED_BY_OTHERS;
-use super::signals::SignalInfo;
+use super::signals::{SYS_SECCOMP, SignalInfo};
 use super::strike::Target;
 use super::thread::{Flow, Thread};
 use super::withdraw::{self, Withdrawal};
@@ -182,7 +182,6 @@ impl Fault {
 
     /// A filter of the guest's does not let it make the system call `number`, at `address`, and has it told so (seccomp(2)).
     pub fn forbidden_call(address: u64, number: u32, error: u16) -> Fault {
-        const SYS_SECCOMP: i32 = 1;
         Fault {
             kind: FaultKind::ForbiddenCall,
             address: Some(address),

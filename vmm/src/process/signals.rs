@@ -10,6 +10,9 @@ use kvm_bindings::kvm_xsave;
 use crate::kvm::Registers;
 use crate::memory::copy;
 
+/// The `si_code` of a SIGSYS that a filter has sent, of `asm-generic/siginfo.h`.
+pub const SYS_SECCOMP: i32 = 1;
+
 /// A signal to be delivered: a `siginfo_t`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SignalInfo {
@@ -42,7 +45,6 @@ impl SignalInfo {
 
     /// SIGSYS: a filter has forbidden the system call `number` before `address`, and gives `error`.
     pub fn of_forbidden_call(address: u64, number: u32, error: u16) -> SignalInfo {
-        const SYS_SECCOMP: i32 = 1;
         SignalInfo::of_fault(Signal::SIGSYS, SYS_SECCOMP, address)
             .with(4, &i32::from(error).to_ne_bytes())
             .with(24, &number.to_ne_bytes())

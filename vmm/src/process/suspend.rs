@@ -52,15 +52,6 @@ impl Thread {
         {
             domain.cramped.get_or_insert(GONE_ON);
         }
-        let mapped = state
-            .domain
-            .iter()
-            .flat_map(|domain| domain.journal.inverses());
-        let mut mapped = mapped.filter_map(|inverse| match inverse {
-            Undo::Unmap { range } => Some(*range),
-            _ => None,
-        });
-        let has_mapped = mapped.any(|range| state.is_shared_in(range));
         // Nobody is there to run meanwhile.
         if self.process.threads().len() <= 1 {
             return Committed::Done;
@@ -69,7 +60,11 @@ impl Thread {
         let Some(mut domain) = state.domain.take() else {
             return Committed::Done;
         };
-        if has_mapped {
+        let is_shared_mapping = |inverse: &Undo| match inverse {
+            Undo::Unmap { range } => state.is_shared_in(*range),
+            _ => false,
+        };
+        if domain.journal.inverses().iter().any(is_shared_mapping) {
             domain.cramped.get_or_insert(HAS_MAPPED);
         }
         let mut written = SuspendedPages::default();

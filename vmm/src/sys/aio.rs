@@ -37,6 +37,13 @@ const TAIL: u64 = 12;
 const CONTROL_BLOCK: usize = 64;
 const NOTIFIES: u32 = 1;
 const WITH_PRIORITY: u32 = 2;
+/// Its operations (`IOCB_CMD_*`).
+const PREAD: u16 = 0;
+const PWRITE: u16 = 1;
+const FSYNC: u16 = 2;
+const FDSYNC: u16 = 3;
+const PREADV: u16 = 7;
+const PWRITEV: u16 = 8;
 
 /// A ring, as its header was read once.
 struct Ring {
@@ -96,12 +103,6 @@ impl Operation {
 
     /// The system call that does the same, and its arguments.
     fn call(&self) -> Result<(i64, [u64; 6]), Errno> {
-        const PREAD: u16 = 0;
-        const PWRITE: u16 = 1;
-        const FSYNC: u16 = 2;
-        const FDSYNC: u16 = 3;
-        const PREADV: u16 = 7;
-        const PWRITEV: u16 = 8;
         let fd = self.fd as u64;
         let (number, args) = match self.code {
             FSYNC | FDSYNC if self.buffer != 0 || self.offset != 0 || self.len != 0 => {
@@ -130,11 +131,13 @@ impl Operation {
         Ok((number, args))
     }
 
-    fn reads(&self) -> Option<bool> {
+    /// Whether a descriptor with these flags is open for it.
+    fn is_allowed_by(&self, flags: i32) -> bool {
+        let mode = flags & libc::O_ACCMODE;
         match self.code {
-            0 | 7 => Some(true),
-            1 | 8 => Some(false),
-            _ => None,
+            PREAD | PREADV => mode != libc::O_WRONLY,
+            PWRITE | PWRITEV => mode != libc::O_RDONLY,
+            _ => true,
         }
     }
 }
@@ -192,12 +195,7 @@ impl Call<'_, '_> {
         // The key, which only `io_cancel` looks at.
         self.write(block.wrapping_add(8), &0u32.to_ne_bytes())?;
         let (number, args) = operation.call()?;
-        let is_open_for_it = match (operation.reads(), flags & libc::O_ACCMODE) {
-            (Some(true), mode) => mode != libc::O_WRONLY,
-            (Some(false), mode) => mode != libc::O_RDONLY,
-            (None, _) => true,
-        };
-        if !is_open_for_it {
+        if !operation.is_allowed_by(flags) {
             return Err(Errno::EBADF);
         }
         let result = self.make(number, args);
