@@ -33,8 +33,6 @@ pub mod sets {
     pub const EXTERNAL: u32 = 128;
     /// One page of memory, or one interest list, by two names.
     pub const ALIAS: u32 = 256;
-    /// Writes to a file that is mapped twice.
-    pub const SHARED: u32 = 512;
 
     /// Everything that an abandon undoes as a whole.
     pub const UNDONE: u32 = MEMORY | READ | MAPPING | DESCRIPTOR | SIGNAL | RAISE;

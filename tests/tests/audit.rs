@@ -68,7 +68,7 @@ fn leaves_no_trace(server: &Monitored, watcher: &mut Client, seed: u64) -> Resul
     let text = |error: io::Error| error.to_string();
     let mut random = Random::new(seed);
     let mut builder = Client::connect(server.port(), PATIENCE).map_err(text)?;
-    for set in [sets::UNDONE | sets::SHARED, sets::ALL] {
+    for set in [sets::UNDONE, sets::ALL] {
         let count = random.below(OPERATIONS) as u32;
         let end = Ending::Reply;
         let run = Run {
@@ -88,7 +88,7 @@ fn leaves_no_trace(server: &Monitored, watcher: &mut Client, seed: u64) -> Resul
     let run = Run {
         seed: seed * 4 + 1,
         count,
-        sets: sets::UNDONE | sets::SHARED,
+        sets: sets::UNDONE,
         end: crash_of(&mut random),
     };
     if random.below(3) == 0 {

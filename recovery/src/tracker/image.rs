@@ -226,10 +226,9 @@ impl Tracker {
     /// What was saved of a mapping that is moved aside for as long as there is an image: only what the image
     /// needs is kept, by parts of the mapping (ascending). To be put back before [`Tracker::restore_image`].
     pub fn keep_for_image(&mut self, saved: SavedPages) -> Vec<SavedPages> {
-        let (parts, epoch) = (saved.image.clone(), saved.epoch);
+        let parts = saved.image.iter().copied();
         let mut kept: Vec<SavedPages> = parts
-            .into_iter()
-            .map(|part| SavedPages::new(part, Vec::new(), epoch, vec![part]))
+            .map(|part| SavedPages::new(part, Vec::new(), vec![part]))
             .collect();
         let mut count = 0;
         for (page, state) in saved.into_pages() {

@@ -111,6 +111,8 @@ pub struct RestoredPage {
 
 struct Active {
     page: PageNumber,
+    /// Larger than that of every page that became active before; the list is in this order where there are shared pages.
+    order: u64,
     frame: Option<Frame>,
     /// See [`Machine::is_shared`].
     shared: bool,
@@ -121,6 +123,8 @@ pub struct Tracker {
     pages: PageMap,
     shadows: ShadowStore,
     active: Vec<Active>,
+    /// See [`Active::order`].
+    next_order: u64,
     active_limit: usize,
     /// Counts the active sets; pages of an earlier one are not active.
     epoch: u64,
@@ -163,6 +167,7 @@ impl Tracker {
             pages: PageMap::default(),
             shadows: ShadowStore::default(),
             active: Vec::new(),
+            next_order: 0,
             active_limit: Self::ACTIVE_LIMIT,
             epoch: 1,
             active_regions: Vec::new(),
@@ -466,18 +471,18 @@ impl Tracker {
         self.restore_now(machine, |_| true, examine)
     }
 
-    /// Restores the active pages that `which` names.
+    /// Restores those of the active pages that `which` picks.
     fn restore_now(
         &mut self,
         machine: &mut impl Machine,
-        which: impl Fn(PageNumber) -> bool,
+        which: impl Fn(&Active) -> bool,
         mut examine: impl FnMut(PageNumber, &PageContent),
     ) -> Abandoned {
         let mut outcome = Abandoned::default();
         let many = self.active.len() > self.active_limit;
         let mut discarded = Vec::new();
         // Newest first: where two pages are one in memory, the older base is the one of the checkpoint.
-        for entry in self.active.iter().rev().filter(|entry| which(entry.page)) {
+        for entry in self.active.iter().rev().filter(|entry| which(entry)) {
             let base = match entry.frame {
                 Some(frame) => self.shadows.get(frame),
                 None => PageContent::zero(),
@@ -533,7 +538,7 @@ impl Tracker {
     pub fn forget_content(&mut self, machine: &mut impl Machine, range: GuestRange) {
         self.take_harvest(machine);
         let mut was_active = false;
-        for state in self.pages.remove(range, self.epoch).into_states() {
+        for state in self.pages.remove(range).into_states() {
             was_active |= state.epoch == self.epoch;
             if let Base::Shadow(frame) = state.base {
                 self.shadows.free(frame);
@@ -549,28 +554,32 @@ impl Tracker {
     /// to [`Tracker::put_back`] if the domain is abandoned, to [`Tracker::drop_saved`] if it commits.
     pub fn save(&mut self, machine: &mut impl Machine, range: GuestRange) -> SavedPages {
         self.take_harvest(machine);
-        let mut saved = self.pages.remove(range, self.epoch);
+        let mut saved = self.pages.remove(range);
         if let Some(image) = &mut self.image {
             saved.image = image.take_out(range);
         }
-        self.active
-            .retain(|entry| !range.contains(entry.page.address().0));
+        let gone = |entry: &mut Active| range.contains(entry.page.address().0);
+        let active = self.active.extract_if(.., gone);
+        saved.active = active.map(|entry| (entry.page, entry.order)).collect();
         saved
     }
 
     /// Undoes [`Tracker::save`]; whatever is known of the same pages now is forgotten.
     pub fn put_back(&mut self, machine: &mut impl Machine, mut saved: SavedPages) {
         self.forget(machine, saved.range());
-        let epoch = saved.epoch;
         if let Some(image) = &mut self.image {
             image.put_in(std::mem::take(&mut saved.image));
         }
+        let active = std::mem::take(&mut saved.active);
         for (page, state) in saved.into_pages() {
-            let was_active = state.epoch == epoch;
             self.pages.set(page, PageState { epoch: 0, ..state });
-            if was_active {
-                self.activate(machine, page);
-            }
+        }
+        for (page, order) in active {
+            self.activate_as(machine, page, order);
+        }
+        if self.shared {
+            // What else shows the same memory may have been written since, and has a base that is less old.
+            self.active.sort_by_key(|entry| entry.order);
         }
     }
 
@@ -605,6 +614,11 @@ impl Tracker {
     }
 
     fn activate(&mut self, machine: &impl Machine, page: PageNumber) {
+        self.activate_as(machine, page, self.next_order);
+        self.next_order += 1;
+    }
+
+    fn activate_as(&mut self, machine: &impl Machine, page: PageNumber, order: u64) {
         let state = match self.pages.activate(page, self.epoch) {
             Activated::Before => return,
             Activated::Now(state) => state,
@@ -618,6 +632,7 @@ impl Tracker {
         self.shared |= shared;
         self.active.push(Active {
             page,
+            order,
             frame,
             shared,
         });

@@ -68,8 +68,8 @@ pub enum Activated {
 pub struct SavedPages {
     range: GuestRange,
     pages: Vec<(PageNumber, PageState)>,
-    /// The epoch of the tracker at that time.
-    pub(super) epoch: u64,
+    /// Those of the write set, in the order in which they came to it (see [`super::Active::order`]).
+    pub(super) active: Vec<(PageNumber, u64)>,
     /// The parts of the range that show mappings of the image of the process.
     pub(super) image: Vec<GuestRange>,
 }
@@ -83,13 +83,12 @@ impl SavedPages {
     pub(super) fn new(
         range: GuestRange,
         pages: Vec<(PageNumber, PageState)>,
-        epoch: u64,
         image: Vec<GuestRange>,
     ) -> SavedPages {
         SavedPages {
             range,
             pages,
-            epoch,
+            active: Vec::new(),
             image,
         }
     }
@@ -241,7 +240,7 @@ impl PageMap {
     }
 
     /// Takes out all that is known of `range`.
-    pub fn remove(&mut self, range: GuestRange, epoch: u64) -> SavedPages {
+    pub fn remove(&mut self, range: GuestRange) -> SavedPages {
         let mut pages = Vec::new();
         let (first, end) = (range.start() / 4096, range.end().div_ceil(4096));
         for number in self.regions_in(first, end) {
@@ -258,7 +257,7 @@ impl PageMap {
             }
             self.drop_if_empty(number);
         }
-        SavedPages::new(range, pages, epoch, Vec::new())
+        SavedPages::new(range, pages, Vec::new())
     }
 }
 

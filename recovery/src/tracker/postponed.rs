@@ -83,7 +83,7 @@ impl Tracker {
         let outcome = match in_sight {
             true => self.restore_now(
                 machine,
-                |page| !hidden.contains(&(page.0 / REGION)),
+                |entry| !hidden.contains(&(entry.page.0 / REGION)),
                 examine,
             ),
             false => Abandoned::default(),
@@ -107,7 +107,7 @@ impl Tracker {
     /// Nothing is known any more of `range`, which lies in a region that was restored and has not been used
     /// since.
     pub fn forget_unused(&mut self, range: GuestRange) {
-        for state in self.pages.remove(range, self.epoch).into_states() {
+        for state in self.pages.remove(range).into_states() {
             if let Base::Shadow(frame) = state.base {
                 self.shadows.free(frame);
             }

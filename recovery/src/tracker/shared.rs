@@ -9,15 +9,17 @@
 //! - When a domain begins, memory is the base: the shadows of active pages are taken anew.
 //! - A page that is not active any more is trapped, and its own base.
 //!
-//! - Before a shared mapping that the domain has made goes because the domain is undone, all that it wrote to shared pages is
-//!   undone: it shows elsewhere, and only while all are there is the order known.
+//! - What the domain unmaps keeps its place in this order, and has it again when it is put back.
+//! - Before a shared mapping that the domain has made goes because the domain is undone, all that was written to shared
+//!   pages since the first write to it is undone: it shows elsewhere, and only while all are there is the order known.
 //!
 //! What another process writes while a domain runs is undone with the domain if it is in a page that is active.
 
-use std::collections::BTreeSet;
+use guest_agentless::GuestRange;
 
-use super::pages::{Base, PageState};
-use super::{Abandoned, Machine, Tracker};
+use super::pages::{Base, PageMap, PageState};
+use super::shadow::ShadowStore;
+use super::{Abandoned, Active, Machine, Tracker};
 
 impl Tracker {
     /// A domain begins: what shared pages hold is their base.
@@ -32,25 +34,28 @@ impl Tracker {
         }
     }
 
-    /// The running domain is being undone, and a shared mapping that it has made is about to go: what it wrote there is
-    /// elsewhere, too. All shared pages get their bases back, as in [`Tracker::abandon`], and are not active any more.
-    pub fn restore_shared(&mut self, machine: &mut impl Machine) -> Abandoned {
+    /// The running domain is being undone, and `range`, a shared mapping that it has made, is about to go: what it wrote
+    /// there is elsewhere, too. Shared pages get their bases back, as in [`Tracker::abandon`], down to the first that was
+    /// written in `range`, and are not active any more. What came before waits for mappings that are put back later: the
+    /// domain had unmapped those before it made this one.
+    pub fn restore_shared(&mut self, machine: &mut impl Machine, range: GuestRange) -> Abandoned {
         if !self.shared {
             return Abandoned::default();
         }
         self.take_harvest(machine);
-        let shared = self.active.iter().filter(|entry| entry.shared);
-        let shared: BTreeSet<_> = shared.map(|entry| entry.page).collect();
-        let outcome = self.restore_now(machine, |page| shared.contains(&page), |_, _| {});
-        self.trap_shared(machine);
+        let in_range = |entry: &&Active| range.contains(entry.page.address().0);
+        let Some(first) = self.active.iter().find(in_range).map(|entry| entry.order) else {
+            return Abandoned::default();
+        };
+        let is_newer = |entry: &Active| entry.shared && entry.order >= first;
+        let outcome = self.restore_now(machine, is_newer, |_, _| {});
+        for entry in self.active.extract_if(.., |entry| is_newer(entry)) {
+            trap(&mut self.pages, &mut self.shadows, machine, &entry);
+            let base = Base::Itself;
+            self.pages.set(entry.page, PageState { base, epoch: 0 });
+        }
         // No thread may write them any more by what its processor remembers of the page tables.
         machine.reprotect();
-        self.active.retain(|entry| !entry.shared);
-        for page in shared {
-            let base = Base::Itself;
-            self.pages.set(page, PageState { base, epoch: 0 });
-        }
-        self.shared = false;
         outcome
     }
 
@@ -61,11 +66,20 @@ impl Tracker {
             return;
         }
         for entry in self.active.iter().filter(|entry| entry.shared) {
-            machine.set_writable(entry.page, false);
-            self.pages.set_base(entry.page, Base::Itself);
-            if let Some(frame) = entry.frame {
-                self.shadows.free(frame);
-            }
+            trap(&mut self.pages, &mut self.shadows, machine, entry);
         }
+    }
+}
+
+fn trap(
+    pages: &mut PageMap,
+    shadows: &mut ShadowStore,
+    machine: &mut impl Machine,
+    entry: &Active,
+) {
+    machine.set_writable(entry.page, false);
+    pages.set_base(entry.page, Base::Itself);
+    if let Some(frame) = entry.frame {
+        shadows.free(frame);
     }
 }

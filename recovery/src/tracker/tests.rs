@@ -13,16 +13,9 @@ const PAGES: u64 = 24 * STRIDE;
 const STRIDE: u64 = 100;
 /// Pages below this number had content of their own when they were mapped (a file's), the others not.
 const FILE_PAGES: u64 = 8 * STRIDE;
-/// Pages below this number are of a shared mapping: they show three pages of memory, at two addresses each.
+/// Pages below this number are of shared mappings: they show three pages of memory, at two addresses each unless a
+/// domain maps them otherwise.
 const SHARED_PAGES: u64 = 6 * STRIDE;
-
-/// The page of memory that `page` shows.
-fn place(page: u64) -> u64 {
-    match page < SHARED_PAGES {
-        true => page % (SHARED_PAGES / 2),
-        false => page,
-    }
-}
 
 /// The page numbers from `from` up to `to` that are used.
 fn pages(from: u64, to: u64) -> impl Iterator<Item = u64> {
@@ -31,6 +24,11 @@ fn pages(from: u64, to: u64) -> impl Iterator<Item = u64> {
 
 fn any_page(from: u64) -> impl Strategy<Value = u64> + Clone {
     (from / STRIDE..PAGES / STRIDE).prop_map(|n| n * STRIDE)
+}
+
+/// A shared page below `end`.
+fn shared_page(end: u64) -> impl Strategy<Value = u64> + Clone {
+    (0..end / STRIDE).prop_map(|n| n * STRIDE)
 }
 
 /// What is seen at another address is not hidden.
@@ -42,6 +40,10 @@ fn can_hide(region: u64) -> bool {
 #[derive(Default)]
 struct Simulated {
     memory: BTreeMap<u64, Box<PageContent>>,
+    /// The page of memory that each shared page shows which is mapped.
+    shown: BTreeMap<u64, u64>,
+    /// How to undo what the running domain has done to shared mappings.
+    journal: Vec<Inverse>,
     trapped: BTreeSet<u64>,
     /// Not write-protected, so that writes go unreported.
     open: BTreeSet<u64>,
@@ -53,6 +55,17 @@ struct Simulated {
     committed: Option<Image>,
 }
 
+enum Inverse {
+    Unmap {
+        page: u64,
+    },
+    Remap {
+        page: u64,
+        place: u64,
+        saved: SavedPages,
+    },
+}
+
 impl Simulated {
     fn new() -> Simulated {
         let mut machine = Simulated::default();
@@ -61,43 +74,70 @@ impl Simulated {
             if page < FILE_PAGES {
                 content.bytes_mut().fill((page / STRIDE) as u8 + 1);
             }
-            machine.memory.insert(page, content);
+            if page < SHARED_PAGES {
+                machine.shown.insert(page, page % (SHARED_PAGES / 2));
+            }
+            if page >= SHARED_PAGES || machine.shown[&page] == page {
+                machine.memory.insert(page, content);
+            }
         }
         machine
     }
 
+    /// Maps `page`, whose page table entry is not there yet.
+    fn show(&mut self, page: u64, place: u64) {
+        self.shown.insert(page, place);
+        self.trapped.remove(&page);
+        self.open.remove(&page);
+    }
+
+    /// The page of memory that `page` shows.
+    fn place(&self, page: u64) -> Option<u64> {
+        match page < SHARED_PAGES {
+            true => self.shown.get(&page).copied(),
+            false => Some(page),
+        }
+    }
+
     fn store(&mut self, page: u64, offset: usize, value: u8) {
-        self.memory.get_mut(&place(page)).unwrap().bytes_mut()[offset] = value;
+        if let Some(place) = self.place(page) {
+            self.memory.get_mut(&place).unwrap().bytes_mut()[offset] = value;
+        }
     }
 
     fn image(&self) -> Image {
-        Image(
-            pages(0, PAGES)
-                .map(|page| self.memory[&place(page)].bytes().to_vec())
-                .collect(),
-        )
+        let content =
+            |(place, content): (&u64, &Box<PageContent>)| (*place, content.bytes().to_vec());
+        Image(self.memory.iter().map(content).collect())
     }
 }
 
+/// What each page of memory holds.
 #[derive(PartialEq)]
-struct Image(Vec<Vec<u8>>);
+struct Image(BTreeMap<u64, Vec<u8>>);
 
 /// A digest of each page, so that a failure can be read.
 impl std::fmt::Debug for Image {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let digest = |page: &Vec<u8>| page.iter().map(|b| u64::from(*b)).sum::<u64>();
-        f.debug_list().entries(self.0.iter().map(digest)).finish()
+        f.debug_list().entries(self.0.values().map(digest)).finish()
     }
 }
 
 impl Memory for Simulated {
     fn read(&mut self, page: PageNumber, into: &mut PageContent) -> bool {
-        into.clone_from(&self.memory[&place(page.0)]);
+        let Some(place) = self.place(page.0) else {
+            return false;
+        };
+        into.clone_from(&self.memory[&place]);
         true
     }
 
     fn write(&mut self, page: PageNumber, from: &PageContent) -> bool {
-        self.memory.insert(place(page.0), Box::new(from.clone()));
+        let Some(place) = self.place(page.0) else {
+            return false;
+        };
+        self.memory.insert(place, Box::new(from.clone()));
         true
     }
 
@@ -165,8 +205,13 @@ enum Step {
         trap: bool,
     },
     Abandon,
-    /// Likewise, and a shared mapping that the domain has made goes first.
-    AbandonMapped {
+    /// The domain maps a page of shared memory, where nothing is.
+    Map {
+        page: u64,
+        place: u64,
+    },
+    /// The domain unmaps a shared page.
+    Unmap {
         page: u64,
     },
     /// Some regions are hidden, the others are restored at once.
@@ -190,15 +235,19 @@ enum Step {
 fn step() -> impl Strategy<Value = Step> {
     let write = (any_page(0), 0..4096usize, any::<u8>());
     prop_oneof![
-        8 => write.clone().prop_map(|(page, offset, value)| Step::Guest { page, offset, value }),
+        6 => write.clone().prop_map(|(page, offset, value)| Step::Guest { page, offset, value }),
+        4 => (shared_page(SHARED_PAGES), 0..4096usize, any::<u8>())
+            .prop_map(|(page, offset, value)| Step::Guest { page, offset, value }),
         2 => write.clone().prop_map(|(page, offset, value)| Step::Result { page, offset, value }),
-        2 => (0..SHARED_PAGES / STRIDE, 0..4096usize, any::<u8>())
-            .prop_map(|(n, offset, value)| Step::Others { page: n * STRIDE, offset, value }),
+        2 => (shared_page(SHARED_PAGES), 0..4096usize, any::<u8>())
+            .prop_map(|(page, offset, value)| Step::Others { page, offset, value }),
         4 => write.prop_map(|(page, offset, value)| Step::Host { page, offset, value }),
         3 => any_page(0).prop_map(|page| Step::ReadAnew { page }),
         2 => any::<bool>().prop_map(|trap| Step::Commit { trap }),
         2 => Just(Step::Abandon),
-        1 => (0..SHARED_PAGES / STRIDE).prop_map(|n| Step::AbandonMapped { page: n * STRIDE }),
+        2 => shared_page(SHARED_PAGES).prop_map(|page| Step::Unmap { page }),
+        2 => (shared_page(SHARED_PAGES), shared_page(SHARED_PAGES / 2))
+            .prop_map(|(page, place)| Step::Map { page, place }),
         2 => any::<u8>().prop_map(|hidden| Step::Postpone { hidden }),
         1 => Just(Step::Harvest),
         1 => (any_page(FILE_PAGES), any::<bool>())
@@ -214,6 +263,9 @@ fn guest_write(
     value: u8,
 ) {
     let number = PageNumber(page);
+    if machine.place(page).is_none() {
+        return;
+    }
     tracker.restore_region(machine, page / REGION);
     // What the page tables say may be out of date: then the fault only brings them up to date.
     if tracker.is_writable(number, machine.is_zero_based(number)) {
@@ -235,12 +287,18 @@ fn guest_write(
 /// Under nested paging KVM maps a page that the host can write as writable on any access, whatever the guest's
 /// own page tables say, and reports it as written at once.
 fn read_anew(tracker: &mut Tracker, machine: &mut Simulated, page: u64) {
+    if machine.place(page).is_none() {
+        return;
+    }
     tracker.restore_region(machine, page / REGION);
     machine.open.insert(page);
     machine.ring.push(PageNumber(page));
 }
 
 fn host_write(tracker: &mut Tracker, machine: &mut Simulated, page: u64) {
+    if machine.place(page).is_none() {
+        return;
+    }
     tracker.restore_region(machine, page / REGION);
     if tracker
         .host_write(machine, one_page(page))
@@ -254,8 +312,59 @@ fn host_write(tracker: &mut Tracker, machine: &mut Simulated, page: u64) {
 
 fn commit_for_room(tracker: &mut Tracker, machine: &mut Simulated) {
     restored(tracker, machine);
-    tracker.commit(machine);
+    commit(tracker, machine);
     machine.committed = Some(machine.image());
+}
+
+fn commit(tracker: &mut Tracker, machine: &mut Simulated) {
+    tracker.commit(machine);
+    for inverse in machine.journal.drain(..) {
+        if let Inverse::Remap { saved, .. } = inverse {
+            tracker.drop_saved(saved);
+        }
+    }
+}
+
+/// Maps a page of shared memory.
+fn map(tracker: &mut Tracker, machine: &mut Simulated, page: u64, place: u64) {
+    if machine.shown.contains_key(&page) {
+        return;
+    }
+    tracker.forget(machine, one_page(page));
+    machine.show(page, place);
+    machine.trapped.insert(page);
+    machine.journal.push(Inverse::Unmap { page });
+}
+
+/// Unmaps a shared page.
+fn unmap(tracker: &mut Tracker, machine: &mut Simulated, page: u64) {
+    let Some(place) = machine.shown.get(&page).copied() else {
+        return;
+    };
+    let saved = tracker.save(machine, one_page(page));
+    machine.shown.remove(&page);
+    machine.journal.push(Inverse::Remap { page, place, saved });
+}
+
+/// Undoes what the domain has done to shared mappings, last to first.
+fn undo_mappings(tracker: &mut Tracker, machine: &mut Simulated) {
+    while let Some(inverse) = machine.journal.pop() {
+        match inverse {
+            Inverse::Unmap { page } => {
+                let early = tracker.restore_shared(machine, one_page(page));
+                assert!(early.lost.is_empty());
+                tracker.forget(machine, one_page(page));
+                machine.shown.remove(&page);
+            }
+            Inverse::Remap { page, place, saved } => {
+                machine.show(page, place);
+                tracker.put_back(machine, saved);
+                if !tracker.is_writable(PageNumber(page), false) {
+                    machine.trapped.insert(page);
+                }
+            }
+        }
+    }
 }
 
 /// Restores all that waits, and says whether memory is what it should be then.
@@ -310,7 +419,7 @@ proptest! {
                     machine.store(page, offset, value);
                 }
                 Step::Result { page, offset, value } => {
-                    tracker.commit(&mut machine);
+                    commit(&mut tracker, &mut machine);
                     host_write(&mut tracker, &mut machine, page);
                     machine.store(page, offset, value);
                     tracker.settle(&mut machine);
@@ -320,7 +429,7 @@ proptest! {
                 }
                 Step::Others { page, offset, value } => {
                     restored(&mut tracker, &mut machine);
-                    tracker.commit(&mut machine);
+                    commit(&mut tracker, &mut machine);
                     machine.store(page, offset, value);
                     tracker.settle(&mut machine);
                     committed = machine.image();
@@ -328,7 +437,7 @@ proptest! {
                 }
                 Step::Harvest => tracker.note_written(&mut machine),
                 Step::Commit { trap } => {
-                    tracker.commit(&mut machine);
+                    commit(&mut tracker, &mut machine);
                     tracker.settle(&mut machine);
                     if trap {
                         tracker.trap_all(&mut machine);
@@ -338,16 +447,16 @@ proptest! {
                         continue;
                     }
                     // What waits is not in memory yet: only the rest of it is known to be right.
-                    let mut image = machine.image();
-                    std::mem::swap(&mut image, &mut committed);
+                    let image = std::mem::replace(&mut committed, machine.image());
                     let waiting: Vec<u64> = tracker.waiting_regions().collect();
-                    for (i, page) in pages(0, PAGES).enumerate() {
-                        if waiting.contains(&(page / REGION)) {
-                            committed.0[i] = image.0[i].clone();
+                    for (place, content) in image.0 {
+                        if waiting.contains(&(place / REGION)) {
+                            committed.0.insert(place, content);
                         }
                     }
                 }
                 Step::Postpone { hidden } => {
+                    undo_mappings(&mut tracker, &mut machine);
                     tracker.close_write_set(&mut machine);
                     let regions = tracker.active_regions().iter().copied();
                     let hidden = regions.filter(|r| can_hide(*r) && hidden >> (r % 8) & 1 == 1).collect();
@@ -356,22 +465,18 @@ proptest! {
                     tracker.settle(&mut machine);
                 }
                 Step::Abandon => {
+                    undo_mappings(&mut tracker, &mut machine);
                     let outcome = tracker.abandon(&mut machine, |_, _| {});
                     prop_assert!(outcome.lost.is_empty());
                     prop_assert_eq!(&restored(&mut tracker, &mut machine), &committed);
                     tracker.settle(&mut machine);
                 }
-                Step::AbandonMapped { page } => {
-                    let early = tracker.restore_shared(&mut machine);
-                    tracker.forget(&mut machine, one_page(page));
-                    machine.trapped.insert(page);
-                    machine.open.remove(&page);
-                    let outcome = tracker.abandon(&mut machine, |_, _| {});
-                    prop_assert!(early.lost.is_empty() && outcome.lost.is_empty());
-                    prop_assert_eq!(&restored(&mut tracker, &mut machine), &committed);
-                    tracker.settle(&mut machine);
-                }
+                Step::Map { page, place } => map(&mut tracker, &mut machine, page, place),
+                Step::Unmap { page } => unmap(&mut tracker, &mut machine, page),
                 Step::Replace { page, abandon } => {
+                    if !machine.journal.is_empty() {
+                        continue;
+                    }
                     restored(&mut tracker, &mut machine);
                     let old = machine.memory[&page].clone();
                     let was_open = machine.open.contains(&page);
@@ -395,7 +500,7 @@ proptest! {
                         prop_assert_eq!(&machine.image(), &committed);
                     } else {
                         tracker.drop_saved(saved);
-                        tracker.commit(&mut machine);
+                        commit(&mut tracker, &mut machine);
                         committed = machine.image();
                     }
                 }
@@ -404,6 +509,7 @@ proptest! {
         if let Some(image) = machine.committed.take() {
             committed = image;
         }
+        undo_mappings(&mut tracker, &mut machine);
         tracker.abandon(&mut machine, |_, _| {});
         prop_assert_eq!(&restored(&mut tracker, &mut machine), &committed);
     }
@@ -517,7 +623,7 @@ proptest! {
         tracker.set_shadow_limit(room.saturating_mul(4096));
         let shared = GuestRange::from_bounds(0, SHARED_PAGES * 4096);
         tracker.take_image(mapped.clone(), vec![shared], u64::MAX);
-        let own = |image: Image| Image(image.0[(SHARED_PAGES / STRIDE) as usize..].to_vec());
+        let own = |mut image: Image| Image(image.0.split_off(&SHARED_PAGES));
         let image = own(machine.image());
         for steps in lives {
             let mut committed = machine.image();
@@ -559,7 +665,8 @@ proptest! {
                         tracker.commit(&mut machine);
                         committed = machine.image();
                     }
-                    Step::Abandon | Step::AbandonMapped { .. } => {
+                    Step::Map { .. } | Step::Unmap { .. } => {}
+                    Step::Abandon => {
                         tracker.abandon(&mut machine, |_, _| {});
                         prop_assert_eq!(&restored(&mut tracker, &mut machine), &committed);
                     }

@@ -28,7 +28,6 @@ enum {
     SET_BOUNDARY = 64,    /* asks for work: ends the domain */
     SET_EXTERNAL = 128,   /* cannot be undone: commits the domain early */
     SET_ALIAS = 256,      /* one page of memory, or one interest list, by two names */
-    SET_SHARED = 512,     /* writes to a file that is mapped twice */
 };
 
 /* What a client and the server both compute. */

@@ -306,7 +306,7 @@ const struct operation mapping_operations[] = {
     {"map_anonymous", SET_MAPPING, map_anonymous},
     {"map_file_private", SET_MAPPING, map_file_private},
     {"map_anonymous_shared", SET_MAPPING, map_anonymous_shared},
-    {"map_file_shared", SET_ALIAS, map_file_shared},
+    {"map_file_shared", SET_MAPPING, map_file_shared},
     {"map_fixed", SET_MAPPING, map_fixed},
     {"unmap", SET_MAPPING, unmap},
     {"unmap_part", SET_MAPPING, unmap_part},
@@ -318,7 +318,7 @@ const struct operation mapping_operations[] = {
     {"touch", SET_MAPPING, touch},
     {"grow_heap", SET_MAPPING, grow_heap},
     {"shrink_heap", SET_MAPPING, shrink_heap},
-    {"write_aliases", SET_SHARED, write_aliases},
+    {"write_aliases", SET_MAPPING, write_aliases},
     {"write_alias_by_call", SET_ALIAS, write_alias_by_call},
     {0},
 };

@@ -102,6 +102,13 @@ pub struct Stash {
     host: u64,
 }
 
+impl Stash {
+    /// Whether it is a shared mapping.
+    pub fn is_shared(&self) -> bool {
+        self.vma.shared
+    }
+}
+
 /// The address space.
 pub struct AddressSpace {
     pub(super) vmas: VmaMap,

@@ -18,14 +18,14 @@ use super::rerun::Committed;
 use super::shared::GONE_ON;
 use super::thread::Thread;
 use super::withdraw;
-use crate::memory::runs;
+use crate::memory::{Stash, runs};
 
 /// Pages that a request may have written to be suspended as a whole: to keep two copies of more would cost too much,
 /// and time besides.
 const PAGES_LIMIT: usize = 4096;
 const WROTE_TOO_MUCH: &str = "it had written too much to be watched when it was suspended, so that others could run: \
                               what it wrote until then stays, except for its stack";
-const HAS_MAPPED: &str = "it had mapped shared memory when it was suspended, so that others could run: what it wrote there \
+const HAS_MAPPED: &str = "it had mapped or unmapped shared memory when it was suspended, so that others could run: what it wrote there \
                           until then stays";
 /// What is below this is no address.
 const LOWEST_ADDRESS: u64 = 0x1_0000;
@@ -62,6 +62,7 @@ impl Thread {
         };
         let is_shared_mapping = |inverse: &Undo| match inverse {
             Undo::Unmap { range } => state.is_shared_in(*range),
+            Undo::Remap { stash, .. } => stash.iter().any(Stash::is_shared),
             _ => false,
         };
         if domain.journal.inverses().iter().any(is_shared_mapping) {

@@ -154,7 +154,7 @@ impl Thread {
                 drop(suspended.take(range));
                 if state.is_shared_in(range) {
                     let (tracker, mut memory) = state.tracking(&self.process, &mut self.vcpu);
-                    let done = tracker.restore_shared(&mut memory);
+                    let done = tracker.restore_shared(&mut memory, range);
                     self.restored_early += done.restored.len() as u64;
                     self.undo_failures += done.lost.len() as u32;
                 }
