@@ -120,3 +120,9 @@ fn a_parent_that_waits_for_what_its_child_becomes() {
     kvm_case("a_parent_that_waits_for_what_its_child_becomes");
     same("parity_vfork", 14);
 }
+
+#[test]
+fn what_others_see_of_its_arguments() {
+    kvm_case("what_others_see_of_its_arguments");
+    same("parity_title", 13);
+}

@@ -9,11 +9,13 @@ mod file;
 pub mod handles;
 mod incoming;
 mod message;
+mod shown;
 mod transfer;
 
 pub use file::{file_time, is_plain_file, is_same_description, set_changed};
 pub use incoming::{Envelope, Incoming};
 pub use message::{RIGHTS_MAX, send_message, take_peeked};
+pub use shown::show_program;
 pub use transfer::{
     Aligned, bytes_to_read, peek_from, read_at, read_now, size, timer_ticks, truncate, write_all,
     write_at,

@@ -26,7 +26,7 @@ use super::chain;
 use super::limit::{ByteLimit, TimeLimit};
 use crate::clock::{ClockPage, GuestClock, VDSO_IMAGE};
 use crate::control;
-use crate::host::handles;
+use crate::host::{handles, show_program};
 use crate::inject::{Injector, Routines, Spec, with_routines};
 use crate::kvm::{self, EntryPath, Vm};
 use crate::loader::{self, Program};
@@ -404,6 +404,10 @@ fn start(arguments: RunArgs) -> Result<Thread, AnyError> {
         false => Cow::Borrowed(VDSO_IMAGE),
     };
     let loaded = loader::load(&mut space, &program, clock.as_fd(), &vdso)?;
+    if let Err(error) = show_program(&loaded.shown) {
+        // A kernel without CONFIG_CHECKPOINT_RESTORE.
+        log::debug!("`ps` shows the monitor's arguments: {error}");
+    }
     // The keeper of the clock page runs for as long as the monitor does.
     std::mem::forget(clock);
 
@@ -461,7 +465,7 @@ fn start(arguments: RunArgs) -> Result<Thread, AnyError> {
         reporter,
         program: path.display().to_string(),
         executable: loaded.executable.display().to_string(),
-        auxv: loaded.auxv,
+        auxv: loaded.shown.auxv,
         own_memory,
         own_page_map,
         injector: injects.then(|| {
@@ -505,7 +509,7 @@ fn start(arguments: RunArgs) -> Result<Thread, AnyError> {
     unsafe { libc::prctl(libc::PR_SET_NAME, loaded.name.as_ptr()) };
     let registers = vcpu.registers();
     registers.rip = loaded.entry;
-    registers.rsp = loaded.stack_pointer;
+    registers.rsp = loaded.shown.stack_pointer;
     let process = Arc::new(process);
     for id in 1..=injections {
         strike::await_time(&process, id)?;

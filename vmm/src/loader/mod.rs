@@ -36,6 +36,7 @@ pub use error::{LoadError, Unusable};
 use image::Image;
 pub use resolve::find_program;
 use stack::Contents;
+pub use stack::Shown;
 
 /// Bytes of a thread's name without its NUL (`TASK_COMM_LEN` - 1).
 const NAME_BYTES: usize = 15;
@@ -56,14 +57,12 @@ pub struct Program<'a> {
 pub struct Loaded {
     /// Where the first thread starts: in the dynamic loader if the program has one.
     pub entry: u64,
-    /// Its stack pointer, a multiple of 16.
-    pub stack_pointer: u64,
+    /// What is on its stack. The stack pointer is a multiple of 16.
+    pub shown: Shown,
     /// What `/proc/self/exe` refers to, without symbolic links. For a script it is the interpreter.
     pub executable: PathBuf,
     /// Where the vDSO is.
     pub vdso: u64,
-    /// The auxiliary vector, without what points into the stack.
-    pub auxv: Vec<(u64, u64)>,
     /// The name of the first thread (`comm`). For a script it is the script's.
     pub name: CString,
     /// Guest memory that the loader wrote or zeroed; everything else is as the files have it, or zero.
@@ -138,14 +137,13 @@ pub fn load(
         auxv: &auxv,
         random: stack::random_bytes().map_err(LoadError::monitor("get random bytes"))?,
     };
-    let filled = stack::fill(stack, &contents)?;
-    written.push(filled);
+    let shown = stack::fill(stack, &contents)?;
+    written.push(GuestRange::from_bounds(shown.stack_pointer, stack.end()));
     Ok(Loaded {
         entry: interpreter.map_or(entry, |interpreter| interpreter.entry),
-        stack_pointer: filled.start(),
+        shown,
         executable: target.file.into_path(),
         vdso: vdso.start(),
-        auxv,
         name: thread_name(program.path),
         written,
     })

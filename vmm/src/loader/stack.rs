@@ -42,6 +42,21 @@ pub struct Contents<'a, S> {
     pub random: RandomBytes,
 }
 
+/// Where the kernel looks, in every process, for what it shows of it under `/proc`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shown {
+    /// The stack pointer at the start of the program.
+    pub stack_pointer: u64,
+    /// The strings of the arguments.
+    pub args: GuestRange,
+    /// Those of the environment, right behind them.
+    pub environment: GuestRange,
+    /// Where the auxiliary vector is.
+    pub auxv_at: u64,
+    /// All of it, with `AT_NULL`.
+    pub auxv: Vec<Entry>,
+}
+
 /// Maps the stack.
 pub fn map(space: &mut AddressSpace, executable: bool) -> Result<GuestRange, Errno> {
     let readwrite = Protection::READ | Protection::WRITE;
@@ -91,26 +106,25 @@ pub fn random_bytes() -> Result<RandomBytes, Errno> {
     }
 }
 
-/// Writes `contents` to the top of the stack; returns where they are. They start at the stack pointer.
+/// Writes `contents` to the top of the stack, from the stack pointer on; returns where they are.
 pub fn fill<S: AsRef<OsStr>>(
     stack: GuestRange,
     contents: &Contents<'_, S>,
-) -> Result<GuestRange, LoadError> {
-    let bytes = build(stack, contents)?;
-    let range = GuestRange::from_bounds(stack.end() - bytes.len() as u64, stack.end());
-    copy::write(range.start(), &bytes)
+) -> Result<Shown, LoadError> {
+    let (bytes, shown) = build(stack, contents)?;
+    copy::write(shown.stack_pointer, &bytes)
         .map_err(|_| LoadError::monitor("write the program's stack")(Errno::EFAULT))?;
-    Ok(range)
+    Ok(shown)
 }
 
-/// The bytes up to the end of `stack`, the stack pointer first.
+/// The bytes up to the end of `stack`, the stack pointer first, and what is where.
 ///
 /// Upwards: argc, the arguments, the environment, the auxiliary vector (System V ABI, AMD64 supplement,
 /// 3.4.1); then what they point to, in the kernel's order.
 fn build<S: AsRef<OsStr>>(
     stack: GuestRange,
     contents: &Contents<'_, S>,
-) -> Result<Vec<u8>, LoadError> {
+) -> Result<(Vec<u8>, Shown), LoadError> {
     let (args, environment) = (contents.args, contents.environment);
     let file_name = contents.file_name;
     let strings = || {
@@ -125,9 +139,9 @@ fn build<S: AsRef<OsStr>>(
     let strings_start = stack.end() - TOP_BYTES - string_bytes;
     let platform = strings_start - PLATFORM.len() as u64;
     let random = (platform - contents.random.len() as u64) & !15;
-    let auxv = contents.auxv.iter().copied();
     let file_name_at = stack.end() - TOP_BYTES - string_size(file_name);
-    let auxv = auxv.chain([
+    let mut auxv = contents.auxv.to_vec();
+    auxv.extend([
         (libc::AT_RANDOM, random),
         (libc::AT_EXECFN, file_name_at),
         (libc::AT_PLATFORM, platform),
@@ -143,9 +157,22 @@ fn build<S: AsRef<OsStr>>(
         }
         words.push(0);
     }
-    words.extend(auxv.flat_map(|(kind, value)| [kind, value]));
+    let args_end = strings_start
+        + args
+            .iter()
+            .map(|arg| string_size(arg.as_ref()))
+            .sum::<u64>();
+    let auxv_at = words.len() as u64 * WORD;
+    words.extend(auxv.iter().flat_map(|(kind, value)| [kind, value]));
 
     let pointer = (random - words.len() as u64 * WORD) & !15;
+    let shown = Shown {
+        stack_pointer: pointer,
+        args: GuestRange::from_bounds(strings_start, args_end),
+        environment: GuestRange::from_bounds(args_end, file_name_at),
+        auxv_at: pointer + auxv_at,
+        auxv,
+    };
     let mut bytes = Vec::with_capacity((stack.end() - pointer) as usize);
     bytes.extend(words.iter().flat_map(|word| word.to_le_bytes()));
     bytes.resize((random - pointer) as usize, 0);
@@ -157,7 +184,7 @@ fn build<S: AsRef<OsStr>>(
         bytes.push(0);
     }
     bytes.resize((stack.end() - pointer) as usize, 0);
-    Ok(bytes)
+    Ok((bytes, shown))
 }
 
 /// Bytes of a string with its NUL.
@@ -234,7 +261,7 @@ mod tests {
             for count in 0..4 {
                 let long = "a".repeat(length);
                 let (args, environment) = (vec![long.as_str(); count + 1], ["A=b", "", "C"]);
-                let seen = build(stack(1 << 20), &contents(&args, &environment)).unwrap();
+                let (seen, shown) = build(stack(1 << 20), &contents(&args, &environment)).unwrap();
                 assert!(
                     seen.len().is_multiple_of(16),
                     "the stack pointer is aligned"
@@ -264,6 +291,15 @@ mod tests {
                 assert_eq!(seen.string(entry(libc::AT_PLATFORM)), "x86_64");
                 assert_eq!(entry(libc::AT_NULL), 0);
                 assert!(seen.0.ends_with(b"/bin/x\0\0\0\0\0\0\0\0\0"));
+
+                let text = |range: GuestRange| &seen.bytes(range.start())[..range.len() as usize];
+                let strings =
+                    |all: &[&str]| all.iter().flat_map(|s| [*s, "\0"]).collect::<String>();
+                assert_eq!(text(shown.args), strings(&args).as_bytes());
+                assert_eq!(text(shown.environment), strings(&environment).as_bytes());
+                let auxv = shown.auxv.iter().flat_map(|entry| [entry.0, entry.1]);
+                let auxv: Vec<u8> = auxv.flat_map(u64::to_le_bytes).collect();
+                assert_eq!(seen.bytes(shown.auxv_at)[..auxv.len()], auxv);
             }
         }
     }

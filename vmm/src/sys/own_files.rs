@@ -84,10 +84,15 @@ impl Call<'_, '_> {
                     });
                     Some(shown.map_err(|e| errno_of(&e)))
                 }
+                Some(b"auxv") => {
+                    let words = self.thread.process.auxv.iter().flat_map(|e| [e.0, e.1]);
+                    let bytes: Vec<u8> = words.flat_map(u64::to_ne_bytes).collect();
+                    Some(text_file(&bytes).map_err(|e| errno_of(&e)))
+                }
                 // The monitor's memory, and what it has mapped.
                 Some(
                     b"mem" | b"pagemap" | b"smaps_rollup" | b"numa_maps" | b"clear_refs"
-                    | b"syscall" | b"stack" | b"auxv",
+                    | b"syscall" | b"stack",
                 ) => Some(Err(Errno::EACCES)),
                 Some(file) if file.starts_with(b"map_files") => Some(Err(Errno::EACCES)),
                 None if names_memory(&path) && of_monitor(&path) => Some(Err(Errno::EACCES)),
@@ -214,7 +219,7 @@ fn read_whole(fd: i32) -> io::Result<String> {
     }
 }
 
-/// A read-only file with `text`, at the lowest free descriptor.
+/// A file with `text`, at the lowest free descriptor.
 fn text_file(text: &[u8]) -> io::Result<u64> {
     let fd = host::memory_file(c"maps", 0)?;
     host::write_all(fd.as_raw_fd(), text, Some(0))?;

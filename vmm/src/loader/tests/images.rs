@@ -85,9 +85,9 @@ fn auxv(guest: &Guest, at: u64) -> BTreeMap<u64, u64> {
 
 /// Arguments, environment and auxiliary vector.
 fn stack(guest: &Guest, loaded: &Loaded) -> (Vec<String>, Vec<String>, BTreeMap<u64, u64>) {
-    assert!(loaded.stack_pointer.is_multiple_of(16));
-    let (args, environment) = guest.strings(loaded.stack_pointer + 8);
-    assert_eq!(guest.word(loaded.stack_pointer), args.len() as u64);
+    assert!(loaded.shown.stack_pointer.is_multiple_of(16));
+    let (args, environment) = guest.strings(loaded.shown.stack_pointer + 8);
+    assert_eq!(guest.word(loaded.shown.stack_pointer), args.len() as u64);
     let (environment, auxv_at) = guest.strings(environment);
     (args, environment, auxv(guest, auxv_at))
 }
@@ -238,7 +238,7 @@ fn what_the_loader_wrote_is_told() {
     let mut guest = Guest::new();
     let loaded = guest.load(&path, &["x"]).unwrap();
     let told = |address: u64| loaded.written.iter().any(|range| range.contains(address));
-    assert!(told(loaded.stack_pointer) && !told(loaded.stack_pointer - 1));
+    assert!(told(loaded.shown.stack_pointer) && !told(loaded.shown.stack_pointer - 1));
     // Anonymous memory is zero unless the loader has written it.
     for vma in guest.space.vmas().iter().filter(|vma| {
         matches!(
