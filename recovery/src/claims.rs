@@ -20,7 +20,7 @@
 //!
 //! Slots are looked for in one group of a few, by the page. Where all of them are in use, nothing is said of the page
 //! ([`Claim::Unknown`]). All that is in the table is read and written by the monitor alone; a process that was killed in
-//! the middle is found out by its ID.
+//! the middle is found out by its ID (unless more than a few have noted words of one page at the same time).
 
 #[cfg(test)]
 mod tests;
@@ -36,6 +36,8 @@ pub const WORD: u64 = 8;
 pub const WORDS: usize = 512;
 /// Bits of the filter of [`AwaitedWords`].
 const AWAITED_BITS: usize = 1 << 16;
+/// Processes of a [`Party`] that are known by their IDs.
+const KNOWN: usize = 6;
 /// Slots that a page may be in.
 const SLOTS: usize = 8;
 /// For how long a lock is waited for before it is asked whether its holder is alive.
@@ -89,10 +91,10 @@ struct Slot {
     page: AtomicU64,
     /// The process that has claimed the page, or 0.
     owner: AtomicU32,
-    /// How many have noted words and are not done.
-    others: AtomicU32,
-    /// How many wait who have written the page before.
-    waiting: AtomicU32,
+    /// Who has noted words and is not done.
+    others: Party,
+    /// Who waits and has written the page before.
+    waiting: Party,
     /// Whether somebody who could not say which words has written the page since the claim.
     mixed: AtomicBool,
     /// The words that others have noted since the claim.
@@ -101,6 +103,60 @@ struct Slot {
     replaced: [AtomicU64; WORDS / 64],
     /// What they have added to each of them; zero for all other words.
     added: [AtomicU64; WORDS],
+}
+
+/// Processes; each may be among them several times. All zero is none.
+#[derive(Debug, Default)]
+struct Party {
+    /// The IDs of some: those that were killed can be told.
+    known: [AtomicU32; KNOWN],
+    /// How many more.
+    more: AtomicU32,
+}
+
+impl Party {
+    fn join(&self, pid: u32) {
+        match self.find(0) {
+            Some(place) => place.store(pid, Ordering::Relaxed),
+            None => drop(self.more.fetch_add(1, Ordering::Relaxed)),
+        }
+    }
+
+    fn leave(&self, pid: u32) {
+        match self.find(pid) {
+            Some(place) => place.store(0, Ordering::Relaxed),
+            None => {
+                let left = self.more.load(Ordering::Relaxed).saturating_sub(1);
+                self.more.store(left, Ordering::Relaxed);
+            }
+        }
+    }
+
+    fn find(&self, pid: u32) -> Option<&AtomicU32> {
+        let mut places = self.known.iter();
+        places.find(|place| place.load(Ordering::Relaxed) == pid)
+    }
+
+    fn is_empty(&self) -> bool {
+        self.more.load(Ordering::Relaxed) == 0
+            && self
+                .known
+                .iter()
+                .all(|place| place.load(Ordering::Relaxed) == 0)
+    }
+
+    /// Those who are dead leave. Returns whether there were any.
+    fn bury(&self, is_alive: fn(u32) -> bool) -> bool {
+        let mut buried = false;
+        for place in &self.known {
+            let pid = place.load(Ordering::Relaxed);
+            if pid != 0 && !is_alive(pid) {
+                place.store(0, Ordering::Relaxed);
+                buried = true;
+            }
+        }
+        buried
+    }
 }
 
 /// What somebody has done to a word.
@@ -145,7 +201,7 @@ pub struct Noted<'a>(&'a Slot);
 impl Noted<'_> {
     /// Whether that is not known.
     pub fn is_mixed(&self) -> bool {
-        self.0.mixed.load(Ordering::Relaxed) || self.0.others.load(Ordering::Relaxed) != 0
+        self.0.mixed.load(Ordering::Relaxed) || !self.0.others.is_empty()
     }
 
     /// What they have added to the word in all, modulo 2^64.
@@ -203,9 +259,9 @@ impl Slot {
     }
 
     fn is_used(&self) -> bool {
-        [&self.owner, &self.others, &self.waiting]
-            .iter()
-            .any(|count| count.load(Ordering::Relaxed) != 0)
+        self.owner.load(Ordering::Relaxed) != 0
+            || !self.others.is_empty()
+            || !self.waiting.is_empty()
     }
 
     fn begin(&self, key: PageKey) {
@@ -230,11 +286,19 @@ impl Slot {
         self.mixed.store(false, Ordering::Relaxed);
     }
 
-    fn note(&self, words: &Words) {
+    fn note(&self, words: &Words, pid: u32) {
         for (to, from) in self.noted.iter().zip(&words.0) {
             to.fetch_or(*from, Ordering::Relaxed);
         }
-        self.others.fetch_add(1, Ordering::Relaxed);
+        self.others.join(pid);
+    }
+
+    /// Who was killed is not waited for. What has become of the words that he had noted nobody can say.
+    fn bury(&self, is_alive: fn(u32) -> bool) {
+        if self.others.bury(is_alive) {
+            self.mixed.store(true, Ordering::Relaxed);
+        }
+        self.waiting.bury(is_alive);
     }
 
     fn add(&self, change: Change) {
@@ -354,12 +418,15 @@ impl Claims {
             if owner == self.pid {
                 return Claim::Owned;
             }
+            if !slot.others.is_empty() {
+                slot.bury(self.is_alive);
+            }
             let is_left = owner == 0 || !(self.is_alive)(owner);
-            if slot.others.load(Ordering::Relaxed) != 0 || !is_left {
+            if !slot.others.is_empty() || !is_left {
                 return Claim::Others;
             }
         }
-        let unused = || slots.iter().find(|slot| !slot.is_used());
+        let unused = || self.unused(slots);
         let Some(slot) = of_page.or_else(unused) else {
             return Claim::Unknown;
         };
@@ -371,16 +438,32 @@ impl Claims {
         Claim::Owned
     }
 
+    /// A slot that nobody uses. If all are in use, some of those who do may be dead.
+    fn unused(&self, slots: &'static [Slot]) -> Option<&'static Slot> {
+        let find = || slots.iter().find(|slot| !slot.is_used());
+        find().or_else(|| {
+            for slot in slots {
+                slot.bury(self.is_alive);
+                let owner = slot.owner.load(Ordering::Relaxed);
+                if owner != 0 && !(self.is_alive)(owner) {
+                    slot.owner.store(0, Ordering::Relaxed);
+                }
+            }
+            find()
+        })
+    }
+
     /// This process, which has not claimed the page, is about to write these words of it, until it is [done](Self::done).
     /// False if nobody else writes the page any more, so that it can be claimed.
     pub fn note(&self, key: PageKey, words: &Words) -> bool {
-        self.in_slot(key, |slot| slot.note(words)).is_some()
+        self.in_slot(key, |slot| slot.note(words, self.pid))
+            .is_some()
     }
 
     /// Likewise, and which words it will write is not known.
     pub fn note_all(&self, key: PageKey) -> bool {
         let noted = self.in_slot(key, |slot| {
-            slot.note(&Words::NONE);
+            slot.note(&Words::NONE, self.pid);
             slot.mixed.store(true, Ordering::Relaxed);
         });
         noted.is_some()
@@ -392,8 +475,7 @@ impl Claims {
             for change in changes {
                 slot.add(change);
             }
-            let left = slot.others.load(Ordering::Relaxed).saturating_sub(1);
-            slot.others.store(left, Ordering::Relaxed);
+            slot.others.leave(self.pid);
         });
     }
 
@@ -406,29 +488,28 @@ impl Claims {
         let locked = self.lock(group);
         let slots = &locked.group.slots;
         let of_page = slots.iter().find(|slot| slot.is_of(key));
-        let unused = || slots.iter().find(|slot| !slot.is_used());
-        let Some(slot) = of_page.or_else(unused) else {
+        let Some(slot) = of_page.or_else(|| self.unused(slots)) else {
             return false;
         };
         if of_page.is_none() {
             slot.begin(key);
         }
-        slot.waiting.fetch_add(1, Ordering::Relaxed);
+        slot.waiting.join(self.pid);
         true
     }
 
     /// It waits no longer.
     pub fn end_wait(&self, key: PageKey) {
-        self.in_slot(key, |slot| {
-            let left = slot.waiting.load(Ordering::Relaxed).saturating_sub(1);
-            slot.waiting.store(left, Ordering::Relaxed);
-        });
+        self.in_slot(key, |slot| slot.waiting.leave(self.pid));
     }
 
     /// Whether somebody waits who has written the page.
     pub fn is_awaited(&self, key: PageKey) -> bool {
-        let waiting = self.in_slot(key, |slot| slot.waiting.load(Ordering::Relaxed));
-        waiting.is_some_and(|waiting| waiting != 0)
+        let is_awaited = self.in_slot(key, |slot| {
+            slot.waiting.bury(self.is_alive);
+            !slot.waiting.is_empty()
+        });
+        is_awaited == Some(true)
     }
 
     /// Calls `action` with the slot of the page, locked, if there is one.
@@ -448,9 +529,8 @@ impl Claims {
             let groups = groups.iter().filter_map(|number| self.groups.get(*number));
             let locked: Vec<_> = groups.map(|group| self.lock(group)).collect();
             let slots: Vec<Option<&Slot>> = keys.iter().map(|key| self.own_slot(*key)).collect();
-            let is_settled = |slot: &&Slot| {
-                slot.others.load(Ordering::Relaxed) == 0 || slot.mixed.load(Ordering::Relaxed)
-            };
+            let is_settled =
+                |slot: &&Slot| slot.others.is_empty() || slot.mixed.load(Ordering::Relaxed);
             if slots.iter().flatten().all(is_settled) || Instant::now() > deadline {
                 let noted: Vec<_> = slots.into_iter().map(|slot| slot.map(Noted)).collect();
                 return undo(&noted);

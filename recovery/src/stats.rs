@@ -1,6 +1,6 @@
-//! Counters of one monitored process: cheap enough for every exit, written as one JSON object at the end.
+//! Counters of a server: cheap enough for every exit, written as one JSON object at the end.
 //!
-//! All counters are relaxed atomics: each is exact, but a snapshot taken while the guest runs may show one
+//! They hold no pointers, so that all processes of the server can count in the same memory. All counters are relaxed atomics: each is exact, but a snapshot taken while the guest runs may show one
 //! counter a step ahead of another. Call sites name the counter, `stats.pages.tracked.inc()`.
 //!
 //! The layout of [`Stats::to_json`] is stable: members may be added, none is renamed. Times are in
@@ -8,7 +8,8 @@
 //!
 //! | member | content |
 //! |---|---|
-//! | `pid`, `start_time`, `uptime_us` | which process, since when (RFC 3339), for how long |
+//! | `pid`, `start_time`, `uptime_us` | the first process, since when (RFC 3339), for how long |
+//! | `processes` | how many processes the server has had: that one, and those that it and others have forked |
 //! | `startup_us` | from start until the guest first listened; `null` if it never did |
 //! | `exits` | vCPU exits by reason: `syscall`, `page_fault`, `other_exception`, `kick`, `dirty_ring_full`, `other` |
 //! | `syscalls` | system calls by name; those without a name as `syscall_N`, numbers past the table as `out_of_range` |
@@ -36,7 +37,7 @@ mod histogram;
 use std::fs;
 use std::io;
 use std::path::Path;
-use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::{Value, json};
@@ -236,9 +237,11 @@ pub struct DomainCounters {
     pub early_committed: EarlyCommitCounters,
 }
 
-/// The counters of one process.
+/// The counters of a server.
 #[derive(Debug)]
 pub struct Stats {
+    /// Processes.
+    pub processes: Counter,
     /// vCPU exits.
     pub exits: ExitCounters,
     /// System calls made.
@@ -279,9 +282,11 @@ pub struct Stats {
     pub offenders: OffenderCounters,
     /// Clients that were sent the configured error reply.
     pub error_replies: Counter,
+    pid: u32,
     start: Instant,
     start_time: SystemTime,
-    startup: OnceLock<Duration>,
+    /// In microseconds; zero until it is known.
+    startup: AtomicU64,
 }
 
 impl Default for Stats {
@@ -291,9 +296,10 @@ impl Default for Stats {
 }
 
 impl Stats {
-    /// All zero, started now.
+    /// All zero, started now by this process.
     pub fn new() -> Self {
         Self {
+            processes: Counter::default(),
             exits: ExitCounters::default(),
             syscalls: CallCounters::default(),
             unsupported: CallCounters::default(),
@@ -314,24 +320,29 @@ impl Stats {
             audit: AuditCounters::default(),
             offenders: OffenderCounters::default(),
             error_replies: Counter::default(),
+            pid: std::process::id(),
             start: Instant::now(),
             start_time: SystemTime::now(),
-            startup: OnceLock::new(),
+            startup: AtomicU64::new(0),
         }
     }
 
     /// The guest listens on a socket; the first time is the end of the start-up.
     pub fn listening(&self) {
-        self.startup.get_or_init(|| self.start.elapsed());
+        let elapsed = micros(self.start.elapsed()).max(1);
+        let relaxed = Ordering::Relaxed;
+        let _ = self.startup.compare_exchange(0, elapsed, relaxed, relaxed);
     }
 
     /// Everything as one JSON object. `name` gives the name of a system call by its number.
     pub fn to_json(&self, name: impl Fn(u64) -> Option<&'static str>) -> Value {
+        let startup = Some(self.startup.load(Ordering::Relaxed)).filter(|time| *time != 0);
         json!({
-            "pid": std::process::id(),
+            "pid": self.pid,
+            "processes": self.processes.get(),
             "start_time": rfc3339(self.start_time),
             "uptime_us": micros(self.start.elapsed()),
-            "startup_us": self.startup.get().map(|d| micros(*d)),
+            "startup_us": startup,
             "exits": self.exits.to_json(),
             "syscalls": self.syscalls.to_json(&name),
             "unsupported": self.unsupported.to_json(&name),
@@ -457,6 +468,7 @@ mod tests {
             "offenders",
             "pages",
             "pid",
+            "processes",
             "recovery_pause_us",
             "restart",
             "restoration",

@@ -1,4 +1,5 @@
-// A parent and its workers, which share memory and take turns at accepting connections. The port is the argument.
+// A parent and its workers, which share memory and take turns at accepting connections. The port is the argument. With a
+// second argument, the workers are programs that it executes, and what they share is that file.
 //
 // `add` counts; `pair` counts twice under a lock. `sum` and `lock` crash after that, the second with the lock held and
 // one of two counted. `tell` answers with all three counters and the lock, `who` with the process. `try` tries to take the
@@ -118,11 +119,29 @@ static void work(int listener)
 	}
 }
 
+static void share(const char *file)
+{
+	int fd = -1, flags = MAP_SHARED | MAP_ANONYMOUS;
+	if (file) {
+		fd = open(file, O_RDWR | O_CREAT, 0600);
+		flags = MAP_SHARED;
+		if (ftruncate(fd, 4096) != 0)
+			exit(3);
+	}
+	shared = mmap(NULL, 4096, PROT_READ | PROT_WRITE, flags, fd, 0);
+	if (shared == MAP_FAILED)
+		exit(3);
+}
+
 int main(int argc, char **argv)
 {
 	if (argc < 2)
 		return 2;
-	shared = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	if (argc > 3) {
+		share(argv[2]);
+		work(atoi(argv[3]));
+	}
+	share(argc > 2 ? argv[2] : NULL);
 	int listener = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0), one = 1;
 	setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
 	struct sockaddr_in address = {
@@ -135,6 +154,12 @@ int main(int argc, char **argv)
 	for (int missing = WORKERS;;) {
 		for (; missing > 0; missing--) {
 			pid_t worker = fork();
+			if (worker == 0 && argc > 2) {
+				char number[16];
+				snprintf(number, sizeof number, "%d", listener);
+				execl("/proc/self/exe", argv[0], argv[1], argv[2], number, NULL);
+				return 4;
+			}
 			if (worker == 0)
 				work(listener);
 			if (worker < 0)

@@ -17,10 +17,11 @@ const CRASHES: usize = 600;
 /// As in `process/shared.rs`.
 const STEPS_MAX: usize = 128;
 
-fn start() -> Monitored {
+fn start(more: &[&str]) -> Monitored {
     let port = free_port().unwrap();
     let program = guest::program("workers").unwrap();
-    let args = [program.into_os_string(), port.to_string().into()];
+    let mut args = vec![program.into_os_string(), port.to_string().into()];
+    args.extend(more.iter().map(Into::into));
     Launch::monitored(args).unwrap().start(port).unwrap()
 }
 
@@ -46,7 +47,7 @@ fn outcomes(server: &Monitored) -> BTreeMap<String, usize> {
 #[test]
 fn a_worker_undoes_what_it_wrote_to_shared_memory() {
     kvm_case("a_worker_undoes_what_it_wrote_to_shared_memory");
-    let mut server = start();
+    let mut server = start(&[]);
     let mut client = net::connect(server.port(), PATIENCE).unwrap();
     for n in 1..=5 {
         for crash in ["sum", "lock"] {
@@ -64,6 +65,10 @@ fn a_worker_undoes_what_it_wrote_to_shared_memory() {
     assert!(recovered.iter().all(of_worker));
     assert!(recovered.iter().all(|event| event.text("report").is_some()));
     assert!(server.terminate().is_ok(), "{}", server.output_tail());
+    let stats = server.stats().unwrap();
+    assert_eq!(stats["processes"], 4);
+    assert_eq!(stats["domains"]["abandoned"], 10);
+    assert_eq!(stats["ladder"]["abandon"], 10);
 }
 
 /// Asks until a worker that is alive answers; how often one was not.
@@ -84,7 +89,16 @@ fn ask_until_answered(client: &mut TcpStream, port: u16, command: &str) -> u64 {
 #[test]
 fn workers_that_crash_while_others_write_the_same_words() {
     kvm_case("workers_that_crash_while_others_write_the_same_words");
-    let mut server = start();
+    crash_while_others_write(start(&[]));
+}
+
+#[test]
+fn executed_workers_that_crash_while_others_write_the_same_words() {
+    kvm_case("executed_workers_that_crash_while_others_write_the_same_words");
+    crash_while_others_write(start(&["counters"]));
+}
+
+fn crash_while_others_write(mut server: Monitored) {
     let port = server.port();
     let (sums, pairs, lost) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
     let stop = AtomicBool::new(false);
@@ -135,7 +149,7 @@ fn workers_that_crash_while_others_write_the_same_words() {
 #[test]
 fn requests_that_change_nothing_use_up_nothing() {
     kvm_case("requests_that_change_nothing_use_up_nothing");
-    let mut server = start();
+    let mut server = start(&[]);
     let connect = || net::connect(server.port(), PATIENCE).unwrap();
     let mut busy = connect();
     let worker = talk::ask(&mut busy, "who");

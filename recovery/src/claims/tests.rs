@@ -16,8 +16,8 @@ impl Group {
             inode: zero(),
             page: zero(),
             owner: AtomicU32::new(0),
-            others: AtomicU32::new(0),
-            waiting: AtomicU32::new(0),
+            others: Party::default(),
+            waiting: Party::default(),
             mixed: AtomicBool::new(false),
             noted: Default::default(),
             replaced: Default::default(),
@@ -263,4 +263,66 @@ fn writers_at_the_same_time_undo_their_own_writes_only() {
         (one.join().unwrap(), two.join().unwrap())
     });
     assert_eq!((get(10), get(11), get(COUNTER)), (a, b, a + b));
+}
+
+#[test]
+fn who_was_killed_leaves_nothing_behind() {
+    // Even numbers are alive.
+    let one = Claims::new(table::<1>(), 2, |pid| pid.is_multiple_of(2));
+    let (other, dead) = (one.for_child(4), one.for_child(3));
+    assert_eq!(one.claim(KEY, || true), Claim::Owned);
+    for _ in 0..2 {
+        assert!(dead.note(KEY, &words(&[1])));
+    }
+    assert!(other.note(KEY, &words(&[2])));
+    other.done(KEY, [sum(2, 1)]);
+    assert_eq!(
+        added(one, KEY),
+        None,
+        "what it did to its words is not known"
+    );
+    one.release(KEY);
+    assert_eq!(other.claim(KEY, || true), Claim::Owned);
+    assert_eq!(added(other, KEY), Some(vec![]));
+    other.release(KEY);
+
+    assert!(dead.begin_wait(KEY) && !one.is_awaited(KEY));
+    assert!(one.begin_wait(KEY) && dead.begin_wait(KEY) && one.is_awaited(KEY));
+    one.end_wait(KEY);
+    assert!(!one.is_awaited(KEY));
+}
+
+#[test]
+fn slots_of_the_dead_are_used_again() {
+    let one = Claims::new(table::<1>(), 2, |pid| pid.is_multiple_of(2));
+    let dead = one.for_child(3);
+    let key = |page| PageKey { page, ..KEY };
+    for page in 0..SLOTS as u64 {
+        match page % 2 {
+            0 => assert_eq!(dead.claim(key(page), || true), Claim::Owned),
+            _ => assert!(dead.begin_wait(key(page))),
+        }
+    }
+    for page in 0..SLOTS as u64 {
+        assert_eq!(one.claim(key(100 + page), || true), Claim::Owned);
+    }
+    assert_eq!(one.claim(key(200), || true), Claim::Unknown);
+}
+
+#[test]
+fn more_than_are_known_by_their_numbers_are_counted() {
+    let one = Claims::new(table::<1>(), 2, |_| true);
+    assert_eq!(one.claim(KEY, || true), Claim::Owned);
+    let others: Vec<_> = (0..KNOWN as u32 + 3)
+        .map(|n| one.for_child(10 + n))
+        .collect();
+    for other in &others {
+        assert!(other.note(KEY, &words(&[5])));
+    }
+    one.release(KEY);
+    for other in &others {
+        assert_eq!(one.claim(KEY, || true), Claim::Others);
+        other.done(KEY, [sum(5, 1)]);
+    }
+    assert_eq!(one.claim(KEY, || true), Claim::Owned);
 }

@@ -72,14 +72,14 @@ const CALLS: usize = 512;
 /// A counter for each system-call number.
 #[derive(Debug)]
 pub struct CallCounters {
-    by_number: Box<[Counter]>,
+    by_number: [Counter; CALLS],
     out_of_range: Counter,
 }
 
 impl Default for CallCounters {
     fn default() -> Self {
         Self {
-            by_number: (0..CALLS).map(|_| Counter::default()).collect(),
+            by_number: std::array::from_fn(|_| Counter::default()),
             out_of_range: Counter::default(),
         }
     }

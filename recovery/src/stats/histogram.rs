@@ -28,7 +28,7 @@ fn middle(index: usize) -> u64 {
 /// The histogram.
 #[derive(Debug)]
 pub struct Histogram {
-    buckets: Box<[AtomicU64]>,
+    buckets: [AtomicU64; BUCKETS],
     min: AtomicU64,
     max: AtomicU64,
 }
@@ -49,7 +49,7 @@ pub struct Summary {
 impl Default for Histogram {
     fn default() -> Self {
         Self {
-            buckets: (0..BUCKETS).map(|_| AtomicU64::new(0)).collect(),
+            buckets: std::array::from_fn(|_| AtomicU64::new(0)),
             min: AtomicU64::new(u64::MAX),
             max: AtomicU64::new(0),
         }

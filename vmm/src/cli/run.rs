@@ -20,7 +20,6 @@ use recovery::event::{Event, EventLog};
 use recovery::ladder::{DEFAULT_RESTART_LIMIT, DEFAULT_STORM_LIMIT, Ladder};
 use recovery::learn::Offenders;
 use recovery::report::{DEFAULT_BYTES, ReportStore};
-use recovery::stats::Stats;
 
 use super::chain;
 use super::limit::{ByteLimit, TimeLimit};
@@ -31,7 +30,7 @@ use crate::inject::{Injector, Routines, Spec, with_routines};
 use crate::kvm::{self, EntryPath, Vm};
 use crate::loader::{self, Program};
 use crate::memory::{
-    AddressSpace, LockedPages, OwnLimits, copy, keep_descriptor_limits, reserved_fd, window,
+    AddressSpace, LockedPages, OwnLimits, common, copy, keep_descriptor_limits, reserved_fd, window,
 };
 use crate::process::budget::default_shadow_limit;
 use crate::process::error_reply::ErrorReply;
@@ -425,6 +424,10 @@ fn start(arguments: RunArgs) -> Result<Thread, AnyError> {
             EntryPath::Ring0 => "ring0".into(),
         },
     });
+    let common = common::open(arguments.inherited.is_some())?;
+    if arguments.inherited.is_none() {
+        common.stats.processes.inc();
+    }
     let own_memory = handles::open_own_memory()?;
     let own_page_map = protect.then(handles::open_own_page_map).transpose()?;
     let mut tracker = Tracker::new();
@@ -461,7 +464,7 @@ fn start(arguments: RunArgs) -> Result<Thread, AnyError> {
             give_up: arguments.recover == Switch::Off,
             given,
         },
-        stats: Arc::new(Stats::new()),
+        common,
         reporter,
         program: path.display().to_string(),
         executable: loaded.executable.display().to_string(),

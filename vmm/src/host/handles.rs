@@ -31,10 +31,13 @@ static MESSAGES: Handle = Handle::new(|| reserved_copy(libc::STDERR_FILENO));
 /// The file of events, if there is one.
 static EVENTS: Handle = Handle::new(|| Err(io::ErrorKind::NotFound.into()));
 
-static ALL: [&Handle; 5] = [&DEVICE, &PROGRAM, &PROCFS, &MESSAGES, &EVENTS];
+/// What all processes of the server share ([`crate::memory::common`]).
+static COMMON: Handle = Handle::new(|| super::memory_file(c"common", 0).and_then(reserved_fd));
+
+static ALL: [&Handle; 6] = [&DEVICE, &PROGRAM, &PROCFS, &MESSAGES, &EVENTS, &COMMON];
 
 /// Numbers of the descriptors, as they are handed on; -1 for what could not be opened.
-pub type Numbers = [RawFd; 5];
+pub type Numbers = [RawFd; 6];
 
 impl Handle {
     const fn new(open: fn() -> io::Result<OwnedFd>) -> Handle {
@@ -144,6 +147,11 @@ pub fn device() -> io::Result<OwnedFd> {
 /// The monitor's own program file, to be executed.
 pub fn program() -> io::Result<BorrowedFd<'static>> {
     PROGRAM.get()
+}
+
+/// The file of what all processes of the server share.
+pub fn common() -> io::Result<OwnedFd> {
+    reserved_copy(COMMON.get()?.as_raw_fd())
 }
 
 /// Where the monitor says what it has to say: standard error, as it was before the guest had it.

@@ -1,6 +1,6 @@
 //! Guest memory: windows, slots, page tables, mappings, and the one routine that copies in and out.
 
-pub mod claim_table;
+pub mod common;
 pub mod copy;
 mod guard;
 mod hide;

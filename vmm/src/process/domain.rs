@@ -278,7 +278,7 @@ impl Thread {
         };
         self.request_succeeded(state, &domain);
         self.target_ended(state, std::mem::take(&mut domain.target));
-        let stats = std::sync::Arc::clone(&self.process.stats);
+        let stats = self.process.stats;
         let (deferred, undo) = domain.journal.commit();
         let done = self.commit_memory(state, &domain);
         let tracker = &state.tracker;

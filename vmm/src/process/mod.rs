@@ -56,6 +56,7 @@ use recovery::stats::Stats;
 use crate::host::handles::Messages;
 use crate::inject::Injector;
 use crate::kvm::{EntryPath, Vcpu, Vm};
+use crate::memory::common::Common;
 use crate::memory::{AddressSpace, LockedPages, OwnLimits};
 use crate::sys::vfork;
 use control::ThreadControl;
@@ -178,8 +179,10 @@ pub struct Process {
     pub entry_path: EntryPath,
     /// How it is run.
     pub options: Options,
-    /// Counters.
-    pub stats: Arc<Stats>,
+    /// What all processes of the server share.
+    pub common: &'static Common,
+    /// The counters among it.
+    pub stats: &'static Stats,
     /// Events and fault reports.
     pub reporter: Reporter,
     /// The program as the user named it, for reports.
@@ -220,8 +223,8 @@ pub struct Parts {
     pub entry_path: EntryPath,
     /// See [`Process::options`].
     pub options: Options,
-    /// See [`Process::stats`].
-    pub stats: Arc<Stats>,
+    /// See [`Process::common`].
+    pub common: &'static Common,
     /// See [`Process::reporter`].
     pub reporter: Reporter,
     /// See [`Process::program`].
@@ -247,7 +250,8 @@ impl Process {
             vm: parts.vm,
             entry_path: parts.entry_path,
             options: parts.options,
-            stats: parts.stats,
+            common: parts.common,
+            stats: &parts.common.stats,
             reporter: parts.reporter,
             program: parts.program,
             executable: parts.executable,
@@ -303,15 +307,26 @@ impl Process {
         !self.ending.swap(true, Ordering::AcqRel)
     }
 
-    /// Writes the counters where the user asked for them.
+    /// The process ends: writes the counters where the user asked for them. Children leave that to the first process of the
+    /// server, for as long as there is one.
     pub fn write_stats(&self) {
+        let first_has_ended = &self.common.first_has_ended;
+        match self.options.is_child {
+            true if !first_has_ended.load(Ordering::Acquire) => return,
+            true => {}
+            false => first_has_ended.store(true, Ordering::Release),
+        }
         let Some(path) = &self.options.stats else {
             return;
         };
         let name = |number| guest_agentless::syscall::lookup(number).map(|row| row.name);
         if let Err(error) = self.stats.write(path, name) {
             let path = path.display();
-            let _ = writeln!(Messages, "vmsrs: cannot write {path}: {error}");
+            match self.options.is_child {
+                // It may have become another user.
+                true => log::debug!("cannot write {path}: {error}"),
+                false => drop(writeln!(Messages, "vmsrs: cannot write {path}: {error}")),
+            }
         }
     }
 

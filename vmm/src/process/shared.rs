@@ -1,6 +1,7 @@
 //! Memory that the processes of a server share: a request's writes to it are undone without those of others.
 //!
-//! From the first fork on of a process that has such memory, nobody writes it without a claim
+//! From the first fork on of a process that has such memory, or when it maps some and there are other processes, nobody
+//! writes it without a claim
 //! ([`recovery::claims`]): its pages are read-only in the guest's page tables until a domain writes them. The
 //! first process to write a page writes as it likes until its domain ends; another one is let through for one
 //! instruction at a time, and what has become of the words is noted. When a domain ends, its pages become read-only again.
@@ -32,7 +33,7 @@ use super::State;
 use super::thread::Thread;
 use super::tracked::HostMemory;
 use crate::host;
-use crate::memory::{claim_table, copy};
+use crate::memory::copy;
 pub(super) use step::SharedStep;
 
 /// Instructions of a domain that are told apart; each costs two exits.
@@ -197,28 +198,36 @@ impl State {
 
 impl Thread {
     /// The process is about to fork. From now on shared memory is claimed before it is written, if there is any.
-    pub fn begin_sharing(&mut self, state: &mut State) {
+    pub fn share_with_child(&mut self, state: &mut State) {
+        let common = self.process.common;
+        common.has_forked.store(true, Ordering::Release);
         // The C library maps a cache of its own shared, to read it.
         let is_shared = |vma: &Vma| vma.shared && vma.protection.is_writable();
-        let shares = |state: &State| state.space.vmas().iter().any(is_shared);
-        if !self.process.options.protect || state.shared.is_some() || !shares(state) {
+        if state.space.vmas().iter().any(is_shared) {
+            self.begin_sharing(state);
+        }
+    }
+
+    /// Whether memory that is mapped shared from now on may be that of other processes, and is not claimed yet.
+    pub fn may_share(&self, state: &State) -> bool {
+        let has_forked = &self.process.common.has_forked;
+        self.process.options.protect && state.shared.is_none() && has_forked.load(Ordering::Acquire)
+    }
+
+    /// From now on shared memory is claimed before it is written. Nothing is written that has not been committed.
+    pub fn begin_sharing(&mut self, state: &mut State) {
+        if !self.process.options.protect || state.shared.is_some() {
             return;
         }
-        let table = match claim_table::create() {
-            Ok(table) => table,
-            Err(error) => {
-                log::error!("writes to shared memory are not told apart: {error}");
-                return;
-            }
-        };
         // Nobody may write it unnoticed, whether he serves requests or not.
         self.arm(state);
         let (tracker, mut memory) = state.tracking(&self.process, &mut self.vcpu);
         tracker.protect_all(&mut memory);
         if !self.process.serving.load(Ordering::Acquire) {
-            let reason = "it shared memory with a child before it began to serve";
+            let reason = "it shared memory with another process before it began to serve";
             state.restart.unavailable = Some(reason.into());
         }
+        let table = &self.process.common.claims;
         let claims = Claims::new(table, std::process::id(), host::is_alive);
         state.shared = Some(SharedWrites::new(claims));
     }

@@ -7,11 +7,11 @@
 
 use std::ffi::OsString;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use guest_agentless::{Errno, GuestRange};
 use kvm_bindings::kvm_xsave;
 use recovery::ladder::Ladder;
-use recovery::stats::Stats;
 
 use super::wait::For;
 use super::{Call, Handler, errno_of, vfork};
@@ -74,7 +74,7 @@ pub fn clone_process(call: &mut Call) -> Result<u64, Errno> {
     for window in window::windows() {
         call.thread.touch(call.state, window);
     }
-    call.thread.begin_sharing(call.state);
+    call.thread.share_with_child(call.state);
     // It may write files, and a restarted parent would not know of it.
     call.state.restart.files_changed = true;
     let (registers, fs) = call.child_registers(flags, stack, tls);
@@ -153,10 +153,7 @@ fn run_child(mut thread: Thread, flags: u64, child_tid: u64) -> ! {
         let _ = crate::memory::copy::write(child_tid, &tid.to_ne_bytes());
     }
     if flags & libc::CLONE_CHILD_CLEARTID as u64 != 0 {
-        thread
-            .control
-            .clear_tid
-            .store(child_tid, std::sync::atomic::Ordering::Relaxed);
+        thread.control.clear_tid.store(child_tid, Ordering::Relaxed);
     }
     thread.run(|_| ());
     loop {
@@ -172,6 +169,7 @@ fn become_child(
     debt: Option<vfork::Debt>,
 ) -> Result<Thread, KvmError> {
     control::forget_after_fork();
+    call.thread.process.stats.processes.inc();
     host_signals::forget();
     // The parent's machine, vCPUs and files of the monitor.
     let parent = &call.thread.process;
@@ -220,7 +218,6 @@ fn become_child(
     let options = Options {
         is_child: true,
         control: None,
-        stats: None,
         restart: RestartMode::Off,
         given: without_control(&parent.options.given),
         ..parent.options.clone()
@@ -229,7 +226,7 @@ fn become_child(
         vm,
         entry_path: parent.entry_path,
         options,
-        stats: Arc::new(Stats::new()),
+        common: parent.common,
         reporter,
         program: parent.program.clone(),
         executable: parent.executable.clone(),

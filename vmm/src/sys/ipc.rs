@@ -139,6 +139,7 @@ fn shmat(call: &mut Call) -> Result<u64, Errno> {
     let status = stat(libc::SYS_shmctl, id)?;
     let len = segment_len(&status).ok_or(Errno::EINVAL)?;
     call.commit_early(Early::External)?;
+    call.share_with_others()?;
     let range = match address {
         0 => call
             .state

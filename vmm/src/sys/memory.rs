@@ -109,6 +109,15 @@ impl Call<'_, '_> {
         }
     }
 
+    /// The guest is about to have memory that other processes of the server may have, too.
+    pub(super) fn share_with_others(&mut self) -> Result<(), Errno> {
+        if self.thread.may_share(self.state) {
+            self.commit_early(Early::External)?;
+            self.thread.begin_sharing(self.state);
+        }
+        Ok(())
+    }
+
     /// Maps `vma` into a free range.
     pub(super) fn map_new(
         &mut self,
@@ -180,6 +189,9 @@ fn mmap(call: &mut Call) -> Result<u64, Errno> {
             Backing::File(file_backing(fd as i32, offset)?)
         }
     };
+    if shared && !anonymous && protection.is_writable() {
+        call.share_with_others()?;
+    }
     if fixed {
         call.make_free(range)?;
     }
@@ -226,6 +238,13 @@ fn mprotect(call: &mut Call) -> Result<u64, Errno> {
     let range = page_range(address, len)?;
     let protection = Protection::from_bits(bits).ok_or(Errno::EINVAL)?;
     call.thread.touch(call.state, range);
+    let has_shared = |call: &Call| {
+        let mut mappings = call.state.space.vmas().overlapping(range);
+        mappings.any(|vma| vma.shared)
+    };
+    if protection.is_writable() && has_shared(call) {
+        call.share_with_others()?;
+    }
     let old = call.state.space.protect(range, protection)?;
     call.compensate(Undo::Protect { old });
     Ok(0)

@@ -1,0 +1,77 @@
+//! Memory that the monitors of all processes of a server share, out of the guests' reach: forked children have it, and
+//! programs that are executed get it handed on.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::atomic::AtomicBool;
+
+use recovery::claims::Table;
+use recovery::stats::Stats;
+
+use super::own_limits::host_limit;
+use crate::host::{self, handles};
+
+/// Groups of the table of claims: enough for thousands of processes that write a few pages each at a time. Memory is used
+/// for those that are.
+const GROUPS: usize = 2048;
+
+/// What is in it.
+#[repr(C)]
+pub struct Common {
+    /// What all of them have done.
+    pub stats: Stats,
+    /// The first process has ended. Who ends after it writes the counters.
+    pub first_has_ended: AtomicBool,
+    /// There has been more than one process.
+    pub has_forked: AtomicBool,
+    /// Who writes which page of the memory that the guests share ([`recovery::claims`]).
+    pub claims: Table<GROUPS>,
+}
+
+/// That of the server to which this process belongs; a new one unless one `is_handed_on`. It stays for as long as any
+/// process has it.
+pub fn open(is_handed_on: bool) -> io::Result<&'static Common> {
+    let size = size_of::<Common>() as u64;
+    let file = File::from(handles::common()?);
+    if is_handed_on && file.metadata()?.len() == size {
+        let start = map(file.as_raw_fd())?;
+        // SAFETY: the file is as long as it was made below, by this very program, and never becomes shorter; the mapping is
+        // aligned to a page and never unmapped. All that processes write to are atomics.
+        return Ok(unsafe { &*start });
+    }
+    let limit = host_limit(libc::RLIMIT_FSIZE)?.0;
+    let start = match limit < size {
+        // Then it ends with the program.
+        true => map(-1)?,
+        false => {
+            host::truncate(file.as_raw_fd(), size)?;
+            map(file.as_raw_fd())?
+        }
+    };
+    // SAFETY: as above. It is zero, and all zero is valid for everything but the counters.
+    unsafe {
+        (&raw mut (*start).stats).write(Stats::new());
+        Ok(&*start)
+    }
+}
+
+fn map(file: RawFd) -> io::Result<*mut Common> {
+    let flags = libc::MAP_SHARED | if file < 0 { libc::MAP_ANONYMOUS } else { 0 };
+    let access = libc::PROT_READ | libc::PROT_WRITE;
+    // SAFETY: a new mapping at an address of the kernel's choice.
+    let start = unsafe {
+        libc::mmap(
+            std::ptr::null_mut(),
+            size_of::<Common>(),
+            access,
+            flags,
+            file,
+            0,
+        )
+    };
+    match start {
+        libc::MAP_FAILED => Err(io::Error::last_os_error()),
+        start => Ok(start.cast()),
+    }
+}
