@@ -56,7 +56,7 @@ pub struct RunArgs {
     /// Append one JSON object per line for every event to FILE
     #[arg(long, value_name = "FILE")]
     events: Option<PathBuf>,
-    /// Write counters as one JSON object to FILE at exit
+    /// Write the counters of all processes as one JSON object to FILE at exit
     #[arg(long, value_name = "FILE")]
     stats: Option<PathBuf>,
     /// Keep fault reports in DIR [default: $XDG_STATE_HOME/vmsrs/reports]
