@@ -4,11 +4,16 @@ use vmsrs_tests::{guest, kvm_case, run};
 
 /// Runs `tests/programs/NAME.c` both ways; its output has to have so many lines.
 fn same(name: &str, lines: usize) {
+    same_with_status(name, 0, lines);
+}
+
+/// Likewise, of a program that does not end with status 0.
+fn same_with_status(name: &str, status: i32, lines: usize) {
     let program = guest::program(name).unwrap_or_else(|error| panic!("{error}"));
     let ended = run::same(&[program], b"");
     assert_eq!(
         (ended.code(), ended.out().lines().count()),
-        (0, lines),
+        (status, lines),
         "{ended}"
     );
 }
@@ -113,6 +118,12 @@ fn a_request_that_ends_a_child_and_waits_for_it() {
 fn an_abort_that_another_process_asks_for() {
     kvm_case("an_abort_that_another_process_asks_for");
     same("parity_abort", 2);
+}
+
+#[test]
+fn signals_of_faults_that_another_process_sends() {
+    kvm_case("signals_of_faults_that_another_process_sends");
+    same_with_status("parity_sent", 128 + 11, 96);
 }
 
 #[test]
