@@ -129,5 +129,5 @@ fn signals_of_faults_that_another_process_sends() {
 #[test]
 fn a_parent_that_waits_for_what_its_child_becomes() {
     kvm_case("a_parent_that_waits_for_what_its_child_becomes");
-    same("parity_vfork", 14);
+    same("parity_vfork", 22);
 }
