@@ -64,6 +64,7 @@ pub fn clone_process(call: &mut Call) -> Result<u64, Errno> {
         | libc::CLONE_CHILD_SETTID
         | libc::CLONE_CHILD_CLEARTID
         | libc::CLONE_SETTLS;
+    // The C library's fork knows no other exit signal.
     if flags & !(CARRIED as u64) != 0 || flags & 0xff != libc::SIGCHLD as u64 {
         return Err(Errno::EINVAL);
     }
