@@ -86,6 +86,17 @@ int main(void)
 	long result = syscall(SYS_clone3, 8, sizeof plain);
 	printf("nowhere: %ld %s\n", result, strerror(errno));
 
+	// Who is waited for.
+	pid = fork();
+	if (pid == 0)
+		_exit(12);
+	waited = waitpid((pid_t)pid, &status, __WCLONE);
+	printf("a child that sends SIGCHLD: %ld %s\n", waited, strerror(errno));
+	waited = waitid(P_ALL, 0, &info, WEXITED | WNOWAIT | __WALL | __WNOTHREAD);
+	printf("of any kind: %ld, %d %d\n", waited, info.si_pid == pid, info.si_status);
+	waited = waitpid(-1, &status, __WALL | __WNOTHREAD);
+	printf("once more: %d %d\n", waited == pid, WEXITSTATUS(status));
+
 	long sum = 0;
 	pthread_t threads[8];
 	for (int i = 0; i < 8; i++)

@@ -97,6 +97,48 @@ static __attribute__((noinline)) void is_killed(void)
 	fflush(stdout);
 }
 
+static void handle(int number)
+{
+	(void)number;
+	if (write(STDOUT_FILENO, "handled\n", 8) != 8)
+		_exit(9);
+}
+
+// A parent that gets a signal while it waits for a child that sleeps.
+static void is_sent(const char *what, int number, void (*action)(int), int is_blocked, long milliseconds)
+{
+	int ready[2], status;
+	char byte;
+	if (pipe(ready))
+		exit(1);
+	pid_t parent = fork();
+	if (parent == 0) {
+		sigset_t set;
+		sigemptyset(&set);
+		sigaddset(&set, number);
+		sigprocmask(is_blocked ? SIG_BLOCK : SIG_UNBLOCK, &set, NULL);
+		signal(number, action);
+		struct timespec time = {milliseconds / 1000, milliseconds % 1000 * 1000000};
+		if (vfork() == 0) {
+			if (write(ready[1], "r", 1) == 1)
+				syscall(SYS_nanosleep, &time, NULL);
+			_exit(0);
+		}
+		_exit(5);
+	}
+	if (read(ready[0], &byte, 1) != 1)
+		exit(1);
+	usleep(50000);
+	double begun = now();
+	kill(parent, number);
+	waitpid(parent, &status, 0);
+	printf("%s: by signal %d, with %d, at once %d\n", what, WIFSIGNALED(status) ? WTERMSIG(status) : 0,
+	       WIFEXITED(status) ? WEXITSTATUS(status) : 0, now() - begun < (double)milliseconds / 1e3 * 0.7);
+	fflush(stdout);
+	close(ready[0]);
+	close(ready[1]);
+}
+
 int main(void)
 {
 	char *good[] = {"sh", "-c", "exit 5", NULL};
@@ -115,6 +157,13 @@ int main(void)
 	wait_and_tell();
 	printf("ticks: %d\n", ticks);
 	fflush(stdout);
+	is_sent("ended", SIGTERM, SIG_DFL, 0, 3000);
+	is_sent("ended by a real-time signal", SIGRTMIN + 3, SIG_DFL, 0, 3000);
+	is_sent("with a handler", SIGTERM, handle, 0, 400);
+	is_sent("ignored", SIGTERM, SIG_IGN, 0, 400);
+	is_sent("blocked", SIGTERM, SIG_DFL, 1, 400);
+	is_sent("with a core", SIGQUIT, SIG_DFL, 0, 400);
+	is_sent("a child's end", SIGCHLD, SIG_DFL, 0, 400);
 	// Other threads do not.
 	pthread_t thread;
 	volatile int count = 0;

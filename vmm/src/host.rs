@@ -190,17 +190,24 @@ pub fn thread_name() -> String {
     String::from_utf8_lossy(&name[..end]).into_owned()
 }
 
-/// All signals but those of a fault.
-pub fn all_but_faults() -> libc::sigset_t {
-    // SAFETY: an all-zero set is a valid value, and both calls only change it.
+/// All signals. For handlers, which copy no guest memory.
+pub fn all_signals() -> libc::sigset_t {
+    // SAFETY: an all-zero set is a valid value, and the call only changes it.
     unsafe {
         let mut set: libc::sigset_t = std::mem::zeroed();
         libc::sigfillset(&mut set);
-        for fault in [libc::SIGSEGV, libc::SIGBUS] {
-            libc::sigdelset(&mut set, fault);
-        }
         set
     }
+}
+
+/// All signals but those of a fault.
+fn all_but_faults() -> libc::sigset_t {
+    let mut set = all_signals();
+    for fault in [libc::SIGSEGV, libc::SIGBUS] {
+        // SAFETY: only changes the set.
+        unsafe { libc::sigdelset(&mut set, fault) };
+    }
+    set
 }
 
 /// Runs `spawn` with every signal blocked, which the new thread inherits: the monitor's and the guest's
@@ -222,12 +229,34 @@ pub fn with_signals_blocked<T>(spawn: impl FnOnce() -> io::Result<T>) -> io::Res
 
 /// Sets the signal mask of the calling thread (a set in the kernel's layout); returns the old one.
 pub fn set_signal_mask(blocked: u64) -> u64 {
+    change_signal_mask(libc::SIG_SETMASK, blocked)
+}
+
+/// Adds `signals` (a set in the kernel's layout) to the signal mask of the calling thread; returns the old one.
+pub fn block_signals(signals: u64) -> u64 {
+    change_signal_mask(libc::SIG_BLOCK, signals)
+}
+
+fn change_signal_mask(how: i32, signals: u64) -> u64 {
     let mut old = 0u64;
-    let (new, size) = (&raw const blocked, size_of::<u64>());
-    let how = libc::SIG_SETMASK;
+    let (new, size) = (&raw const signals, size_of::<u64>());
     // SAFETY: both sets are eight bytes, which is the kernel's size of a signal set.
     unsafe { libc::syscall(libc::SYS_rt_sigprocmask, how, new, &raw mut old, size) };
     old
+}
+
+/// Sends a signal with that `siginfo_t`, whoever it says it is from, to the calling thread; async-signal-safe.
+pub fn queue_to_own_thread(signal: i32, info: &[u8; 128]) {
+    // SAFETY: numbers, and a `siginfo_t` that outlives the call.
+    unsafe {
+        libc::syscall(
+            libc::SYS_rt_tgsigqueueinfo,
+            libc::getpid(),
+            libc::gettid(),
+            signal,
+            info.as_ptr(),
+        )
+    };
 }
 
 /// Waits until one of the descriptors can be written, or something is wrong with it; at most `limit`.

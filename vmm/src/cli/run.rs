@@ -30,10 +30,11 @@ use crate::inject::{Injector, Routines, Spec, with_routines};
 use crate::kvm::{self, EntryPath, Vm};
 use crate::loader::{self, Program};
 use crate::memory::{
-    AddressSpace, LockedPages, OwnLimits, common, copy, keep_descriptor_limits, reserved_fd, window,
+    AddressSpace, LockedPages, OwnLimits, common, keep_descriptor_limits, reserved_fd, window,
 };
 use crate::process::budget::default_shadow_limit;
 use crate::process::error_reply::ErrorReply;
+use crate::process::fault_signals;
 use crate::process::files::Files;
 use crate::process::host_signals::{self, inherited_ignored};
 use crate::process::image::RestartMode;
@@ -384,7 +385,8 @@ fn start(arguments: RunArgs) -> Result<Thread, AnyError> {
     };
 
     crate::host::fix_mmap_threshold();
-    copy::install_fault_handler()?;
+    let dispositions = inherited_dispositions();
+    fault_signals::install_handler()?;
     window::reserve().map_err(|e| format!("cannot reserve the guest's address space: {e}"))?;
     let vm = Vm::create(protect)?;
     let mut space = AddressSpace::new(&vm)?;
@@ -485,7 +487,7 @@ fn start(arguments: RunArgs) -> Result<Thread, AnyError> {
             suspended: Default::default(),
             wait_words: Default::default(),
             left_reads: Vec::new(),
-            dispositions: inherited_dispositions(),
+            dispositions,
             handoffs: Default::default(),
             debt: None,
             is_stopping: false,
@@ -587,7 +589,7 @@ fn inherited_dispositions() -> Dispositions {
 /// For `vmsrs check`: really enters the guest once.
 pub fn probe() -> Result<String, String> {
     let probe = || -> Result<String, AnyError> {
-        copy::install_fault_handler()?;
+        fault_signals::install_handler()?;
         window::reserve().map_err(io::Error::other)?;
         let vm = Vm::create(true)?;
         let _space = AddressSpace::new(&vm)?;

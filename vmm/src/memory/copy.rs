@@ -2,10 +2,8 @@
 //!
 //! A guest page may be missing, protected or backed by a file that was truncated, at any moment, so a
 //! plain dereference could kill the monitor. The copy is a `rep movsb` between two labels; the monitor's
-//! SIGSEGV/SIGBUS handler recognises a fault there and resumes at the second label with the rest of the
+//! SIGSEGV/SIGBUS handler (`process/fault_signals.rs`) recognises a fault there and resumes at the second label with the rest of the
 //! count in RCX, like the exception tables of the Linux kernel's `copy_from_user`. The exchange is made likewise.
-
-use std::io;
 
 use guest_agentless::GuestRange;
 
@@ -51,24 +49,9 @@ unsafe extern "C" {
 #[error("guest memory is not accessible")]
 pub struct Inaccessible;
 
-/// Installs the handler for faults in the copy. Other SIGSEGV and SIGBUS kill the monitor as before.
-pub fn install_fault_handler() -> io::Result<()> {
-    // SAFETY: an all-zero `sigaction` is a valid value.
-    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
-    action.sa_sigaction = on_fault as *const () as usize;
-    action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
-    for signal in [libc::SIGSEGV, libc::SIGBUS] {
-        // SAFETY: `action` is initialised and its handler is async-signal-safe.
-        if unsafe { libc::sigaction(signal, &action, std::ptr::null_mut()) } != 0 {
-            return Err(io::Error::last_os_error());
-        }
-    }
-    Ok(())
-}
-
-extern "C" fn on_fault(signal: i32, _: *mut libc::siginfo_t, context: *mut libc::c_void) {
-    // SAFETY: the kernel passes a valid `ucontext_t` to an SA_SIGINFO handler.
-    let context = unsafe { &mut *context.cast::<libc::ucontext_t>() };
+/// For the handler of a fault at `context`: resumes a copy or an exchange behind the access that has faulted; false if it
+/// was neither.
+pub fn mend(context: &mut libc::ucontext_t) -> bool {
     let rip = &mut context.uc_mcontext.gregs[libc::REG_RIP as usize];
     for (start, end) in [
         (vmsrs_copy as *const (), &raw const vmsrs_copy_end),
@@ -76,12 +59,10 @@ extern "C" fn on_fault(signal: i32, _: *mut libc::siginfo_t, context: *mut libc:
     ] {
         if (start as i64..end as i64).contains(rip) {
             *rip = end as i64;
-            return;
+            return true;
         }
     }
-    // A bug of the monitor itself: die of it, with a core, at the instruction that faulted.
-    // SAFETY: restores the default disposition; the instruction runs again when the handler returns.
-    unsafe { libc::signal(signal, libc::SIG_DFL) };
+    false
 }
 
 /// Copies guest memory at `range` to `into`; returns the number of bytes copied, which is less than the
@@ -147,7 +128,7 @@ mod tests {
 
     #[test]
     fn a_copy_from_nowhere_fails_and_the_monitor_lives() {
-        install_fault_handler().unwrap();
+        crate::process::fault_signals::install_handler().unwrap();
         let mut buffer = [0u8; 16];
         assert_eq!(read(0x4000_0000, &mut buffer), Err(Inaccessible));
         assert_eq!(write(0x4000_0000, &buffer), Err(Inaccessible));

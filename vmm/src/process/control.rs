@@ -8,7 +8,7 @@
 use std::cell::Cell;
 use std::ptr;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError};
 
 use guest_agentless::coredump::ThreadState;
@@ -46,7 +46,12 @@ pub struct ThreadControl {
     /// The thread's registers when it last gave the run token up.
     shown: Mutex<Option<ThreadState>>,
     kicker: Kicker,
+    /// The control that was made before.
+    older: AtomicPtr<ThreadControl>,
 }
+
+/// The control that was made last: where signal handlers find all of them.
+static NEWEST: AtomicPtr<ThreadControl> = AtomicPtr::new(ptr::null_mut());
 
 /// The guest thread needs the run token for whatever it does next.
 const AT_TOKEN: u8 = 0;
@@ -63,7 +68,7 @@ impl ThreadControl {
     /// A control for the thread that runs the vCPU behind `kicker`. It is never freed: signal handlers of
     /// other threads may hold on to it.
     pub fn leak(kicker: Kicker) -> &'static ThreadControl {
-        Box::leak(Box::new(ThreadControl {
+        let control: &ThreadControl = Box::leak(Box::new(ThreadControl {
             tid: AtomicI32::new(0),
             attention: AtomicU8::new(0),
             yield_requested: AtomicBool::new(false),
@@ -75,14 +80,30 @@ impl ThreadControl {
             parked: Mutex::new(None),
             shown: Mutex::new(None),
             kicker,
-        }))
+            older: AtomicPtr::new(ptr::null_mut()),
+        }));
+        let new = ptr::from_ref(control).cast_mut();
+        let mut newest = NEWEST.load(Ordering::Acquire);
+        loop {
+            control.older.store(newest, Ordering::Relaxed);
+            let (success, failure) = (Ordering::AcqRel, Ordering::Acquire);
+            match NEWEST.compare_exchange_weak(newest, new, success, failure) {
+                Ok(_) => return control,
+                Err(now) => newest = now,
+            }
+        }
     }
 
     /// Makes this control that of the calling thread.
     pub fn adopt(&'static self) {
         // SAFETY: gettid has no preconditions.
-        self.tid.store(unsafe { libc::gettid() }, Ordering::Release);
+        self.tid.store(unsafe { libc::gettid() }, Ordering::SeqCst);
         CURRENT.set(self);
+    }
+
+    /// The thread has ended.
+    pub fn leave(&self) {
+        self.tid.store(0, Ordering::Release);
     }
 
     /// Ends the guest or a blocking call of this thread, now or the next time it enters one.
@@ -191,6 +212,20 @@ impl ThreadControl {
 /// In a forked child: the parent's threads are not the child's.
 pub fn forget_after_fork() {
     CURRENT.set(ptr::null());
+    NEWEST.store(ptr::null_mut(), Ordering::Release);
+}
+
+/// Kicks all guest threads but the calling one; async-signal-safe.
+pub fn kick_others() {
+    let current = CURRENT.get();
+    let mut next = NEWEST.load(Ordering::Acquire).cast_const();
+    // SAFETY: controls are never freed, and nobody has one exclusively.
+    while let Some(control) = unsafe { next.as_ref() } {
+        if !ptr::eq(control, current) && control.tid.load(Ordering::SeqCst) != 0 {
+            control.kick();
+        }
+        next = control.older.load(Ordering::Acquire);
+    }
 }
 
 /// For the handler of a signal: the calling thread has been interrupted at `context`. If it was about to enter the host

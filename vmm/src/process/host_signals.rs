@@ -7,6 +7,8 @@
 //!
 //! `KVM_RUN` leaves a signal that ends it pending. A host call does not: there the handler takes it, closes the mask,
 //! and leaves it in the thread's [`Hand`].
+//!
+//! SIGSEGV and SIGBUS cannot be blocked, and are kept elsewhere ([`fault_signals`]).
 
 use std::cell::{Cell, UnsafeCell};
 use std::io;
@@ -16,6 +18,7 @@ use std::sync::atomic::{AtomicU64, Ordering, compiler_fence};
 use guest_agentless::{Signal, SignalSet};
 
 use super::control::{self, KICK_SIGNAL};
+use super::fault_signals;
 use super::signals::{Dispositions, SignalInfo};
 use crate::host;
 
@@ -87,9 +90,6 @@ fn is_caught(signal: Signal) -> bool {
                 | libc::SIGSTOP
                 | libc::SIGSEGV
                 | libc::SIGBUS
-                | libc::SIGILL
-                | libc::SIGFPE
-                | libc::SIGTRAP
                 | libc::SIGPIPE
                 | 32
                 | 33
@@ -153,11 +153,13 @@ pub fn pending() -> SignalSet {
         .map(|info| info.signal)
         .collect::<SignalSet>()
         .union(SignalSet(set).intersection(caught()))
+        .union(fault_signals::pending())
 }
 
 /// Takes the signal of `wanted` that is next for the calling thread.
 pub fn take(wanted: SignalSet) -> Option<SignalInfo> {
-    if let Some(info) = HAND.with(|hand| hand.take(wanted)) {
+    let kept = HAND.with(|hand| hand.take(wanted));
+    if let Some(info) = kept.or_else(|| fault_signals::take(wanted)) {
         return Some(info);
     }
     let wanted = wanted.intersection(caught());
@@ -196,18 +198,29 @@ pub fn keep_next(open: SignalSet, dispositions: &Dispositions) -> bool {
     false
 }
 
-/// The guest blocks what the calling thread has in hand: the kernel has it back.
+/// The guest blocks what the calling thread has in hand: it goes back to where it was.
 pub fn put_back(blocked: SignalSet) {
     if let Some(info) = HAND.with(|hand| hand.take(blocked)) {
-        queue_to_thread(&info.to_bytes());
+        give_back(info);
+    }
+}
+
+fn give_back(info: SignalInfo) {
+    let (number, bytes) = (info.signal.raw(), info.to_bytes());
+    match fault_signals::SET.contains(info.signal) {
+        true => fault_signals::keep(number, &bytes),
+        false => host::queue_to_own_thread(number, &bytes),
     }
 }
 
 /// The calling thread ends: what it has in hand goes to another one.
 pub fn pass_on() {
-    if let Some(info) = HAND.with(|hand| hand.take(SignalSet::ALL))
-        && send(info, None).is_err()
-    {
+    let Some(info) = HAND.with(|hand| hand.take(SignalSet::ALL)) else {
+        return;
+    };
+    if fault_signals::SET.contains(info.signal) {
+        give_back(info);
+    } else if send(info, None).is_err() {
         // Only a process' first thread may say that somebody else has sent it.
         let _ = host::kill(std::process::id() as i32, info.signal.raw());
     }
@@ -215,6 +228,7 @@ pub fn pass_on() {
 
 /// In a forked child: what the parent has in hand is not the child's.
 pub fn forget() {
+    fault_signals::forget();
     HAND.with(|hand| {
         hand.full.set(false);
         hand.is_open.set(false);
@@ -243,21 +257,6 @@ pub fn send(info: SignalInfo, thread: Option<i32>) -> io::Result<()> {
     }
 }
 
-/// Gives the kernel a signal back that it had given to the calling thread; async-signal-safe.
-fn queue_to_thread(bytes: &[u8; SignalInfo::SIZE]) {
-    let number = i32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
-    // SAFETY: numbers, and a `siginfo_t` that outlives the call.
-    unsafe {
-        libc::syscall(
-            libc::SYS_rt_tgsigqueueinfo,
-            libc::getpid(),
-            libc::gettid(),
-            number,
-            bytes.as_ptr(),
-        )
-    };
-}
-
 /// What the host does with a signal on behalf of the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum HostAction {
@@ -280,8 +279,8 @@ pub fn set_host_action(signal: Signal, action: HostAction, flags: i32) -> io::Re
     };
     // Without SA_RESTART: blocking calls end with EINTR, and the guest's own flag decides.
     wanted.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK | flags;
-    // In the handler of one all others wait.
-    wanted.sa_mask = host::all_but_faults();
+    // In the handler of one all others wait: the stack has room for few.
+    wanted.sa_mask = host::all_signals();
     let bit = SignalSet::of(signal).0;
     let is_guests = signal.raw() != KICK_SIGNAL && action != HostAction::Default;
     // A thread may run its handler before its mask knows of it: then it puts the signal back.
@@ -353,7 +352,7 @@ extern "C" fn on_signal(number: i32, info: *mut libc::siginfo_t, context: *mut l
         let mask = unsafe { &mut *(&raw mut context.uc_sigmask).cast::<u64>() };
         *mask |= caught().0;
         if !HAND.with(|hand| hand.is_open.get() && hand.fill(bytes)) {
-            queue_to_thread(bytes);
+            host::queue_to_own_thread(number, bytes);
         }
         // SAFETY: as above.
         unsafe { *libc::__errno_location() = errno };

@@ -9,6 +9,7 @@ pub mod domain;
 pub mod effects;
 mod ending;
 pub mod error_reply;
+pub mod fault_signals;
 pub mod files;
 mod flusher;
 mod handled;

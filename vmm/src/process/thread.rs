@@ -11,6 +11,7 @@ use recovery::event::FaultKind;
 
 use super::control::ThreadControl;
 use super::domain::{Continuation, Domain, Early};
+use super::fault_signals;
 use super::handled::{Futile, Handling};
 use super::handoff::Following;
 use super::host_signals;
@@ -182,6 +183,10 @@ impl Thread {
     /// known.
     pub fn run(mut self, started: impl FnOnce(i32)) {
         self.control.adopt();
+        if !fault_signals::pending().is_empty() {
+            // It came before there was anybody to be kicked.
+            self.control.request_attention();
+        }
         let tid = self.tid();
         self.process.threads().insert(tid, self.control);
         self.park(false);
@@ -197,6 +202,7 @@ impl Thread {
         }
         process.threads().remove(&tid);
         host_signals::pass_on();
+        self.control.leave();
         turn.ladder.thread_ended(tid);
         turn.filters.remove(&tid);
         drop(turn);
@@ -561,7 +567,8 @@ impl Thread {
         blocked.remove(Signal::SIGSTOP);
         let before = std::mem::replace(&mut self.blocked, blocked);
         let opened = before.difference(blocked);
-        if !self.control.pending_set().intersection(opened).is_empty() {
+        let sent = self.control.pending_set().union(fault_signals::pending());
+        if !sent.intersection(opened).is_empty() {
             self.control.request_attention();
         }
         host_signals::put_back(blocked);

@@ -16,6 +16,7 @@ use super::{Call, Handler, errno_of};
 use crate::host::handles;
 use crate::loader::{self, Program};
 use crate::process::domain::Early;
+use crate::process::fault_signals;
 use crate::process::host_signals::{self, HostAction};
 use crate::process::inherited::Inherited;
 
@@ -105,6 +106,7 @@ fn execute(call: &mut Call, path: Vec<u8>, argv: u64, envp: u64) -> Result<u64, 
     if let Some(debt) = call.state.debt.take() {
         debt.pay();
     }
+    fault_signals::hand_on();
     let error = run_self(options.own_arguments(&inherited, &path, args), environment);
     // Everything was checked, and the monitor's own file has gone: nobody can serve the guest any more.
     super::end::fail(&call.thread.process, &error)

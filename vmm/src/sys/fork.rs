@@ -21,6 +21,7 @@ use crate::kvm::{KvmError, Registers, Vm};
 use crate::memory::window;
 use crate::process::control;
 use crate::process::domain::Early;
+use crate::process::fault_signals;
 use crate::process::host_signals;
 use crate::process::image::RestartMode;
 use crate::process::shared::SharedWrites;
@@ -63,6 +64,7 @@ pub fn clone_process(call: &mut Call) -> Result<u64, Errno> {
         | libc::CLONE_CHILD_SETTID
         | libc::CLONE_CHILD_CLEARTID
         | libc::CLONE_SETTLS;
+    // The C library's fork knows no other exit signal.
     if flags & !(CARRIED as u64) != 0 || flags & 0xff != libc::SIGCHLD as u64 {
         return Err(Errno::EINVAL);
     }
@@ -100,9 +102,17 @@ pub fn clone_process(call: &mut Call) -> Result<u64, Errno> {
         .state
         .tracking(&call.thread.process, &mut call.thread.vcpu);
     tracker.note_written(&mut memory);
-    // SAFETY: the child goes on with this thread alone. It uses nothing that another thread may have left
-    // locked: it makes its own of everything, and libc takes care of its allocator.
-    match unsafe { libc::fork() } {
+    let pid = fault_signals::while_blocked(|| {
+        // SAFETY: the child goes on with this thread alone. It uses nothing that another thread may have left
+        // locked: it makes its own of everything, and libc takes care of its allocator.
+        let pid = unsafe { libc::fork() };
+        if pid == 0 {
+            control::forget_after_fork();
+            host_signals::forget();
+        }
+        pid
+    });
+    match pid {
         -1 => Err(errno_of(&std::io::Error::last_os_error())),
         0 => {
             let debt = vfork.take().map(|(_, debt)| debt);
@@ -168,9 +178,7 @@ fn become_child(
     injector: Option<Arc<Injector>>,
     debt: Option<vfork::Debt>,
 ) -> Result<Thread, KvmError> {
-    control::forget_after_fork();
     call.thread.process.stats.processes.inc();
-    host_signals::forget();
     // The parent's machine, vCPUs and files of the monitor.
     let parent = &call.thread.process;
     handles::close_others(debt.as_ref().map(vfork::Debt::fd));

@@ -158,7 +158,10 @@ fn sigtimedwait(call: &mut Call) -> Result<u64, Errno> {
     }
     let taken = match result {
         Ok(_) => SignalInfo::from_host(&bytes),
-        Err(_) => call.thread.control.take_pending(wanted),
+        Err(_) => {
+            let sent = call.thread.control.take_pending(wanted);
+            sent.or_else(|| host_signals::take(threads_own))
+        }
     };
     let taken = match (taken, result) {
         (Some(taken), _) => taken,

@@ -5,13 +5,16 @@
 //! told through a pipe when the child lets go of its parent.
 
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
-use guest_agentless::{Errno, GuestRange};
+use guest_agentless::{DefaultAction, Errno, GuestRange, Signal, SignalSet};
 
 use super::Call;
 use crate::memory::{copy, kept_copy, window};
+use crate::process::control::blocking_syscall;
+use crate::process::host_signals;
+use crate::process::signals::Delivery;
 
 /// Bytes of the parent's stack, from its stack pointer on, whose changes it is told.
 const STACK: u64 = 64 << 10;
@@ -96,18 +99,15 @@ fn split(told: &[u8]) -> Option<(u64, &[u8], &[u8])> {
 }
 
 impl Call<'_, '_> {
-    /// In the parent: waits for the child, whatever signals come meanwhile.
+    /// In the parent: waits for the child, whatever signals come meanwhile but those that end the process at once.
     pub(super) fn await_child(&mut self, claim: Claim) -> Result<(), Errno> {
-        let mut told = Vec::new();
         self.thread.park(false);
-        // What a child can say of its parent's stack, at most.
-        let mut claim = claim.0.take(STACK * 16);
-        let read = self.state.released(|| claim.read_to_end(&mut told));
+        let told = self.listen(&claim);
+        host_signals::close(self.thread.blocked);
+        // Who has kicked meanwhile was not attended to.
+        self.thread.control.request_attention();
         if self.is_outdated() {
             return Err(Errno::EINTR);
-        }
-        if let Err(error) = read {
-            log::warn!("a child's end could not be awaited: {error}");
         }
         let mut rest = &told[..];
         while let Some((address, bytes, after)) = split(rest) {
@@ -116,6 +116,54 @@ impl Call<'_, '_> {
             rest = after;
         }
         Ok(())
+    }
+
+    /// Everything that the child says until it lets go, or until this is no longer wanted.
+    fn listen(&mut self, claim: &Claim) -> Vec<u8> {
+        /// What a child can say of its parent's stack, at most.
+        const LIMIT: usize = STACK as usize * 16;
+        let control = self.thread.control;
+        let (mut told, mut part) = (Vec::new(), [0u8; 4096]);
+        while told.len() < LIMIT {
+            if control.take_attention() {
+                self.thread.vcpu.clear_kick();
+            }
+            let ending = self.ending_signals();
+            let sent = control.take_pending(ending);
+            if let Some(info) = sent.or_else(|| host_signals::take(ending)) {
+                self.thread.deliver(self.state, info, (0, 0, 0));
+            }
+            let (fd, at, len) = (claim.0.as_raw_fd(), part.as_mut_ptr(), part.len());
+            let args = [fd as u64, at as u64, len as u64, 0, 0, 0];
+            let read = self.state.released(|| {
+                // SAFETY: the kernel writes at most `len` bytes to `part`, which nobody else uses.
+                let wait = || unsafe { blocking_syscall(control, libc::SYS_read, args) };
+                host_signals::while_open(SignalSet::ALL.difference(ending), wait)
+            });
+            if self.is_outdated() {
+                break;
+            }
+            match read {
+                Ok(0) => break,
+                Ok(n) => told.extend_from_slice(&part[..n as usize]),
+                Err(Errno::EINTR) => {}
+                Err(error) => {
+                    log::warn!("a child's end could not be awaited: {error}");
+                    break;
+                }
+            }
+        }
+        told
+    }
+
+    /// The signals that end the process at once: Linux makes a SIGKILL of them, but not of those that dump a core.
+    fn ending_signals(&self) -> SignalSet {
+        let ends = |signal: &Signal| {
+            signal.default_action() == DefaultAction::Terminate
+                && self.state.dispositions.delivery(*signal) == Delivery::End
+        };
+        let open = SignalSet::ALL.difference(self.thread.blocked);
+        open.iter().filter(ends).collect()
     }
 }
 

@@ -22,7 +22,7 @@ super::rows! {
     SYS_eventfd(initval: Value) Compensated Full "";
     SYS_eventfd2(initval: Value, flags: Value) Compensated Full "";
     SYS_signalfd(fd: Value, mask: In(Len(2)), sizemask: Value) Compensated Full
-        "SIGPIPE and the signals of faults, when the guest has sent them itself, do not come this way.";
+        "SIGSEGV and SIGBUS do not come this way, nor does a SIGPIPE that the guest has sent itself.";
     SYS_signalfd4(fd: Value, mask: In(Len(2)), sizemask: Value, flags: Value) Compensated Full "As signalfd.";
     SYS_timerfd_create(clockid: Value, flags: Value) Compensated Full "";
     SYS_timerfd_settime(fd: Fd, flags: Value, new_value: In(Fixed(32)), old_value: Out(Fixed(32)))

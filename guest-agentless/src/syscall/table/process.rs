@@ -4,7 +4,8 @@ super::rows! {
     SYS_clone(flags: Value, stack: Address, parent_tid: Custom, child_tid: Custom, tls: Address) Process Partial
         "Threads, and processes as by fork; CLONE_VM without CLONE_THREAD copies memory as fork does. CLONE_PARENT_SETTID writes 4 \
          bytes at parent_tid, CLONE_CHILD_SETTID 4 bytes at child_tid, CLONE_CHILD_CLEARTID 4 bytes there when the \
-         thread ends, CLONE_PIDFD (of processes) 4 bytes at parent_tid; without these flags the arguments mean nothing.";
+         thread ends, CLONE_PIDFD (of processes) 4 bytes at parent_tid; without these flags the arguments mean nothing. \
+         EINVAL for a process with another exit signal than SIGCHLD.";
     SYS_clone3(cl_args: In(Len(1)), size: Value) Process Partial
         "As clone, with a stack of known size. EINVAL for set_tid and cgroup.";
     SYS_fork() Process Partial "The child is not restarted in place.";

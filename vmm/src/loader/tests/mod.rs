@@ -17,6 +17,7 @@ use super::{LoadError, Loaded, Program, load};
 use crate::clock::{ClockPage, VDSO_IMAGE};
 use crate::kvm::Vm;
 use crate::memory::{AddressSpace, copy, window};
+use crate::process::fault_signals;
 
 /// The guest windows exist once in a process, so the tests take turns.
 static WINDOWS: Mutex<()> = Mutex::new(());
@@ -34,7 +35,7 @@ impl Guest {
         static RESERVED: OnceLock<()> = OnceLock::new();
         let turn = WINDOWS.lock().unwrap_or_else(PoisonError::into_inner);
         RESERVED.get_or_init(|| {
-            copy::install_fault_handler().unwrap();
+            fault_signals::install_handler().unwrap();
             window::reserve().unwrap();
         });
         let vm = Vm::create(false).unwrap();
