@@ -10,12 +10,22 @@ pub mod handles;
 mod incoming;
 mod message;
 mod shown;
+mod signals;
+mod socket;
 mod transfer;
 
 pub use file::{file_time, is_plain_file, is_same_description, set_changed};
 pub use incoming::{Envelope, Incoming};
 pub use message::{RIGHTS_MAX, send_message, take_peeked};
 pub use shown::show_program;
+pub use signals::{
+    all_signals, block_signals, die_by, kill, queue_to_own_thread, set_signal_mask, signals_of,
+    with_signals_blocked,
+};
+pub use socket::{
+    abort_connection, is_listening, local_name, peer_name, receive, send, set_socket_option,
+    shutdown, socket_number, socket_option, unacknowledged,
+};
 pub use transfer::{
     Aligned, bytes_to_read, peek_from, read_at, read_now, size, timer_ticks, truncate, write_all,
     write_at,
@@ -190,75 +200,6 @@ pub fn thread_name() -> String {
     String::from_utf8_lossy(&name[..end]).into_owned()
 }
 
-/// All signals. For handlers, which copy no guest memory.
-pub fn all_signals() -> libc::sigset_t {
-    // SAFETY: an all-zero set is a valid value, and the call only changes it.
-    unsafe {
-        let mut set: libc::sigset_t = std::mem::zeroed();
-        libc::sigfillset(&mut set);
-        set
-    }
-}
-
-/// All signals but those of a fault.
-fn all_but_faults() -> libc::sigset_t {
-    let mut set = all_signals();
-    for fault in [libc::SIGSEGV, libc::SIGBUS] {
-        // SAFETY: only changes the set.
-        unsafe { libc::sigdelset(&mut set, fault) };
-    }
-    set
-}
-
-/// Runs `spawn` with every signal blocked, which the new thread inherits: the monitor's and the guest's
-/// signals are for other threads. Not those of a fault: blocked, they would end the process where guest memory
-/// turns out not to be accessible (`memory/copy.rs`).
-pub fn with_signals_blocked<T>(spawn: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
-    let all = all_but_faults();
-    let mut before = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
-    // SAFETY: `before` is memory for a signal set, which is used only if the call has succeeded.
-    let error = unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &all, before.as_mut_ptr()) };
-    if error != 0 {
-        return Err(io::Error::from_raw_os_error(error));
-    }
-    let result = spawn();
-    // SAFETY: `before` was initialized above. Restoring a valid mask cannot fail.
-    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, before.as_ptr(), std::ptr::null_mut()) };
-    result
-}
-
-/// Sets the signal mask of the calling thread (a set in the kernel's layout); returns the old one.
-pub fn set_signal_mask(blocked: u64) -> u64 {
-    change_signal_mask(libc::SIG_SETMASK, blocked)
-}
-
-/// Adds `signals` (a set in the kernel's layout) to the signal mask of the calling thread; returns the old one.
-pub fn block_signals(signals: u64) -> u64 {
-    change_signal_mask(libc::SIG_BLOCK, signals)
-}
-
-fn change_signal_mask(how: i32, signals: u64) -> u64 {
-    let mut old = 0u64;
-    let (new, size) = (&raw const signals, size_of::<u64>());
-    // SAFETY: both sets are eight bytes, which is the kernel's size of a signal set.
-    unsafe { libc::syscall(libc::SYS_rt_sigprocmask, how, new, &raw mut old, size) };
-    old
-}
-
-/// Sends a signal with that `siginfo_t`, whoever it says it is from, to the calling thread; async-signal-safe.
-pub fn queue_to_own_thread(signal: i32, info: &[u8; 128]) {
-    // SAFETY: numbers, and a `siginfo_t` that outlives the call.
-    unsafe {
-        libc::syscall(
-            libc::SYS_rt_tgsigqueueinfo,
-            libc::getpid(),
-            libc::gettid(),
-            signal,
-            info.as_ptr(),
-        )
-    };
-}
-
 /// Waits until one of the descriptors can be written, or something is wrong with it; at most `limit`.
 pub fn wait_any_writable(fds: &[i32], limit: std::time::Duration) {
     let entry = |fd: &i32| libc::pollfd {
@@ -282,33 +223,6 @@ fn wait_writable(fd: i32, timeout_ms: i32) -> io::Result<bool> {
     check(i64::from(unsafe { libc::poll(&mut entry, 1, timeout_ms) })).map(|n| n > 0)
 }
 
-/// Sends what the socket takes at once; the number of bytes.
-pub fn send(fd: i32, bytes: &[u8]) -> io::Result<usize> {
-    let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
-    // SAFETY: `bytes` is a live slice.
-    check(unsafe { libc::send(fd, bytes.as_ptr().cast(), bytes.len(), flags) as i64 })
-        .map(|n| n as usize)
-}
-
-/// Receives what has arrived, without waiting; the number of bytes, 0 at the end of the stream. With `peek` it
-/// stays where it is.
-pub fn receive(fd: i32, into: &mut [u8], peek: bool) -> io::Result<usize> {
-    let flags = libc::MSG_DONTWAIT | if peek { libc::MSG_PEEK } else { 0 };
-    // SAFETY: `into` is a live exclusive slice.
-    check(unsafe { libc::recv(fd, into.as_mut_ptr().cast(), into.len(), flags) as i64 })
-        .map(|n| n as usize)
-}
-
-/// Bytes of a TCP connection that the peer has not acknowledged yet, the end of the stream counted as one.
-pub fn unacknowledged(fd: i32) -> io::Result<usize> {
-    let mut bytes = 0i32;
-    // SAFETY: the request (SIOCOUTQ) writes an int.
-    check(i64::from(unsafe {
-        libc::ioctl(fd, libc::TIOCOUTQ, &raw mut bytes)
-    }))?;
-    Ok(usize::try_from(bytes).unwrap_or(0))
-}
-
 /// `close`.
 pub fn close(fd: i32) -> io::Result<()> {
     // SAFETY: the descriptor is the guest's: no owner in the monitor relies on it.
@@ -326,33 +240,11 @@ pub fn wake_futex(word: u64, count: u32) {
     }
 }
 
-/// `shutdown`.
-pub fn shutdown(fd: i32, how: i32) -> io::Result<()> {
-    // SAFETY: takes numbers only.
-    check(i64::from(unsafe { libc::shutdown(fd, how) })).map(drop)
-}
-
-/// `kill`.
-pub fn kill(pid: i32, signal: i32) -> io::Result<()> {
-    // SAFETY: takes numbers only.
-    check(i64::from(unsafe { libc::kill(pid, signal) })).map(drop)
-}
-
 /// The process behind a pidfd.
 pub fn pid_of(pidfd: i32) -> Option<i32> {
     let info = handles::fdinfo(pidfd).ok()?;
     let pid = info.lines().find_map(|line| line.strip_prefix("Pid:"))?;
     pid.trim().parse().ok().filter(|pid| *pid > 0)
-}
-
-/// The signals that a signalfd is for, as a set.
-pub fn signals_of(fd: i32) -> io::Result<u64> {
-    let info = handles::fdinfo(fd)?;
-    let set = info
-        .lines()
-        .find_map(|line| line.strip_prefix("sigmask:"))
-        .and_then(|set| u64::from_str_radix(set.trim(), 16).ok());
-    set.ok_or_else(|| io::ErrorKind::InvalidInput.into())
 }
 
 /// A new file in memory (memfd_create(2), with its flags), close-on-exec, at the lowest free descriptor.
@@ -373,16 +265,6 @@ pub fn is_capable(capability: u32) -> bool {
     // SAFETY: the kernel reads 8 bytes of the header and writes 24 of the data.
     let known = unsafe { syscall(libc::SYS_capget as u64, [header, at, 0, 0, 0, 0]) };
     known.is_ok() && data[capability as usize / 32 * 3] >> (capability % 32) & 1 != 0
-}
-
-/// Ends the process by `signal`, as its default action does. Returns if that does not end it.
-pub fn die_by(signal: i32) {
-    // SAFETY: sets a default disposition, opens the mask of this thread for the signal alone, and raises it.
-    unsafe {
-        libc::signal(signal, libc::SIG_DFL);
-        set_signal_mask(!(1 << (signal - 1)));
-        libc::kill(libc::getpid(), signal);
-    }
 }
 
 /// Closes all descriptors from `first` to `last`.
@@ -438,39 +320,6 @@ pub fn seek(fd: i32, offset: i64) -> io::Result<()> {
 pub fn offset(fd: i32) -> Option<i64> {
     // SAFETY: takes numbers only.
     check(unsafe { libc::lseek(fd, 0, libc::SEEK_CUR) }).ok()
-}
-
-/// `getsockopt`: the value of an option of at most 256 bytes.
-pub fn socket_option(fd: i32, level: i32, name: i32) -> io::Result<Vec<u8>> {
-    let mut value = vec![0u8; 256];
-    let mut len = value.len() as u32;
-    // SAFETY: the buffer has `len` bytes.
-    check(i64::from(unsafe {
-        libc::getsockopt(fd, level, name, value.as_mut_ptr().cast(), &mut len)
-    }))?;
-    value.truncate(len as usize);
-    Ok(value)
-}
-
-/// Whether a socket accepts connections.
-pub fn is_listening(fd: i32) -> bool {
-    socket_number(fd, libc::SO_ACCEPTCONN).is_ok_and(|value| value != 0)
-}
-
-/// An integer socket option.
-pub fn socket_number(fd: i32, name: i32) -> io::Result<i32> {
-    let value = socket_option(fd, libc::SOL_SOCKET, name)?;
-    let bytes = value.first_chunk().ok_or(io::ErrorKind::InvalidData)?;
-    Ok(i32::from_ne_bytes(*bytes))
-}
-
-/// `setsockopt`.
-pub fn set_socket_option(fd: i32, level: i32, name: i32, value: &[u8]) -> io::Result<()> {
-    // SAFETY: `value` is a live slice of that length.
-    check(i64::from(unsafe {
-        libc::setsockopt(fd, level, name, value.as_ptr().cast(), value.len() as u32)
-    }))
-    .map(drop)
 }
 
 /// Takes out all that can be read from a pipe, an eventfd or a socket pair without waiting.
@@ -586,87 +435,4 @@ fn stat(fd: i32) -> io::Result<libc::stat> {
     // SAFETY: `stat` is valid for the call to fill in.
     check(i64::from(unsafe { libc::fstat(fd, &mut stat) }))?;
     Ok(stat)
-}
-
-/// Aborts a connection: the peer gets a reset, reads fail, the descriptor stays open.
-pub fn abort_connection(fd: i32) -> io::Result<()> {
-    let unspecified = libc::sockaddr {
-        sa_family: libc::AF_UNSPEC as u16,
-        sa_data: [0; 14],
-    };
-    // SAFETY: a valid address of that length. On TCP, connecting to AF_UNSPEC disconnects with a reset
-    // (tcp_disconnect).
-    check(i64::from(unsafe {
-        libc::connect(fd, &unspecified, size_of_val(&unspecified) as u32)
-    }))
-    .map(drop)
-}
-
-/// The peer's address of a socket, in the form used in events.
-pub fn peer_name(fd: i32) -> Option<String> {
-    socket_name(fd, libc::getpeername)
-}
-
-/// The own address of a socket.
-pub fn local_name(fd: i32) -> Option<String> {
-    socket_name(fd, libc::getsockname)
-}
-
-type NameCall = unsafe extern "C" fn(i32, *mut libc::sockaddr, *mut libc::socklen_t) -> i32;
-
-fn socket_name(fd: i32, call: NameCall) -> Option<String> {
-    let mut address = [0u8; 128];
-    let mut len = address.len() as u32;
-    // SAFETY: the buffer has `len` bytes.
-    check(i64::from(unsafe {
-        call(fd, address.as_mut_ptr().cast(), &mut len)
-    }))
-    .ok()?;
-    format_address(&address[..(len as usize).min(address.len())])
-}
-
-/// A `sockaddr` as text: `127.0.0.1:80`, `[::1]:80`, a path, or `unix`.
-pub fn format_address(address: &[u8]) -> Option<String> {
-    use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4, SocketAddrV6};
-    let family = i32::from(u16::from_ne_bytes(*address.first_chunk()?));
-    let port = || Some(u16::from_be_bytes(*address.get(2..)?.first_chunk()?));
-    match family {
-        libc::AF_INET => {
-            let ip = Ipv4Addr::from(*address.get(4..)?.first_chunk::<4>()?);
-            Some(SocketAddrV4::new(ip, port()?).to_string())
-        }
-        libc::AF_INET6 => {
-            let ip = Ipv6Addr::from(*address.get(8..)?.first_chunk::<16>()?);
-            Some(SocketAddrV6::new(ip, port()?, 0, 0).to_string())
-        }
-        libc::AF_UNIX => {
-            let path = address.get(2..)?;
-            let path = match path.first() {
-                None | Some(0) if path.len() < 2 => return Some("unix".into()),
-                Some(0) => format!("@{}", String::from_utf8_lossy(&path[1..])),
-                _ => String::from_utf8_lossy(path.split(|b| *b == 0).next()?).into_owned(),
-            };
-            Some(path)
-        }
-        _ => None,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn addresses_are_shown_as_people_write_them() {
-        let mut v4 = vec![0u8; 16];
-        v4[..2].copy_from_slice(&(libc::AF_INET as u16).to_ne_bytes());
-        v4[2..8].copy_from_slice(&[0x1f, 0x90, 127, 0, 0, 1]);
-        assert_eq!(format_address(&v4).as_deref(), Some("127.0.0.1:8080"));
-        let mut unix = (libc::AF_UNIX as u16).to_ne_bytes().to_vec();
-        assert_eq!(format_address(&unix).as_deref(), Some("unix"));
-        unix.extend_from_slice(b"/run/x.sock\0");
-        assert_eq!(format_address(&unix).as_deref(), Some("/run/x.sock"));
-        assert_eq!(format_address(&[]), None);
-        assert_eq!(format_address(&v4[..5]), None);
-    }
 }

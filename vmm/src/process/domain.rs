@@ -74,7 +74,7 @@ pub struct Domain {
     /// Whether it is to be struck by an injected fault.
     pub target: Target,
     /// All writable memory at the checkpoint, when audited.
-    pub audit: Option<super::recover::Image>,
+    pub audit: Option<super::audit::Image>,
 }
 
 impl Domain {
@@ -221,7 +221,7 @@ impl Thread {
             .process
             .options
             .audit
-            .then(|| super::recover::Image::take(state));
+            .then(|| super::audit::Image::take(state));
         state.domain = Some(Domain {
             origin,
             checkpoint: Checkpoint {

@@ -9,7 +9,7 @@ use guest_agentless::Signal;
 use recovery::event::FaultKind;
 
 use super::Turn;
-use super::recover::Fault;
+use super::fault::Fault;
 use super::signals::Delivery;
 use super::thread::Thread;
 use crate::kvm::Registers;

@@ -20,7 +20,6 @@ use recovery::tracker;
 use super::breakpoint::{Breakpoints, Debug};
 use super::domain::Domain;
 use super::files::Files;
-use super::recover::read_up_to;
 use super::reporter::{FaultRecord, read_module};
 use super::rerun::Committed;
 use super::thread::Thread;
@@ -568,7 +567,7 @@ impl Memory for Seen<'_> {
         if let Some(range) = GuestRange::new(GuestVa(address), into.len() as u64) {
             self.state.restore_in(self.process, range);
         }
-        read_up_to(address, into)
+        copy::read_up_to(address, into)
     }
 
     fn is_local(&self, address: u64) -> bool {
@@ -586,7 +585,7 @@ impl Memory for Seen<'_> {
 
 fn read_stack(rsp: u64) -> Vec<u8> {
     let mut stack = vec![0u8; STACK_WALKED];
-    let len = read_up_to(rsp, &mut stack);
+    let len = copy::read_up_to(rsp, &mut stack);
     stack.truncate(len);
     stack
 }

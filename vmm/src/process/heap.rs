@@ -10,7 +10,7 @@ use recovery::event::{Event, FaultKind};
 use recovery::{SuspendedPages, stats};
 
 use super::State;
-use super::recover::Fault;
+use super::fault::Fault;
 use super::thread::Thread;
 use crate::memory::copy;
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::State;
 use super::domain::Domain;
-use super::recover::Fault;
+use super::fault::Fault;
 use super::thread::Thread;
 use crate::host;
 

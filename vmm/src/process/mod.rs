@@ -1,5 +1,6 @@
 //! The guest process: what its threads share, and who may touch it when.
 
+pub mod audit;
 mod breakpoint;
 pub mod budget;
 mod cleaner;
@@ -9,6 +10,7 @@ pub mod domain;
 pub mod effects;
 mod ending;
 pub mod error_reply;
+pub mod fault;
 pub mod fault_signals;
 pub mod files;
 mod flusher;

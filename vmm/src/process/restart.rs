@@ -20,8 +20,8 @@ use recovery::tracker::{ImageRestored, SavedPages};
 
 use super::domain::Domain;
 use super::effects::Undo;
+use super::fault::{Course, Fault};
 use super::image::{RestartMode, is_of_shared_file};
-use super::recover::{Course, Fault};
 use super::thread::{Flow, Thread};
 use super::{State, Turn};
 use crate::kvm::{KvmError, Registers};

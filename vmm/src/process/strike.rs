@@ -14,13 +14,14 @@ use guest_agentless::{Backing, Errno, Protection};
 use recovery::event::{Event, Hex, Injected};
 
 use super::breakpoint::{Breakpoints, Debug};
+use super::fault::Fault;
 use super::files::Kind;
-use super::recover::{Fault, read_up_to};
 use super::reporter::read_module;
 use super::thread::Thread;
 use super::{Process, State};
 use crate::host;
 use crate::inject::{Armed, Injector, Point, What};
+use crate::memory::copy;
 use crate::rng::Rng;
 
 /// Functions through which memory is allocated.
@@ -321,7 +322,7 @@ impl State {
 
 fn read_word(address: u64) -> Option<u64> {
     let mut word = [0; 8];
-    (read_up_to(address, &mut word) == 8).then(|| u64::from_le_bytes(word))
+    (copy::read_up_to(address, &mut word) == 8).then(|| u64::from_le_bytes(word))
 }
 
 fn is_allocation(number: u64) -> bool {

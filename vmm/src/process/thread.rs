@@ -11,12 +11,12 @@ use recovery::event::FaultKind;
 
 use super::control::ThreadControl;
 use super::domain::{Continuation, Domain, Early};
+use super::fault::Fault;
 use super::fault_signals;
 use super::handled::{Futile, Handling};
 use super::handoff::Following;
 use super::host_signals;
 use super::overflow::is_stack_overflow;
-use super::recover::Fault;
 use super::shared::SharedStep;
 use super::signals::{self, Action, AlternateStack, Delivery, Interrupted, SignalInfo};
 use super::strike::Struck;

@@ -9,7 +9,7 @@ use recovery::event::{Event, signal_name};
 use super::Call;
 use crate::host::{self, handles::Messages};
 use crate::process::domain::Domain;
-use crate::process::recover::Fault;
+use crate::process::fault::Fault;
 use crate::process::thread::Thread;
 use crate::process::{Process, Turn};
 

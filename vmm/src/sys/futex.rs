@@ -9,7 +9,7 @@ use super::wait::For;
 use super::{Call, Handler};
 use crate::memory::window;
 use crate::process::domain::Early;
-use crate::process::recover::Fault;
+use crate::process::fault::Fault;
 
 /// How long what a request has to say waits while the request waits for a lock: 50 ms, as a `timespec`.
 static PATIENCE: [i64; 2] = [0, 50_000_000];

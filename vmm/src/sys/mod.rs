@@ -45,7 +45,7 @@ use crate::memory::{copy, first_reserved, window};
 use crate::process::Turn;
 use crate::process::domain::{Domain, Early};
 use crate::process::effects::{Deferred, HostCall, Undo};
-use crate::process::recover::Fault;
+use crate::process::fault::Fault;
 use crate::process::rerun::Committed;
 use crate::process::signals::SignalInfo;
 use crate::process::strike::Struck;

@@ -13,7 +13,7 @@ use crate::kvm::KvmError;
 use crate::memory::reserved_fd;
 use crate::process::Turn;
 use crate::process::domain::{Domain, Early};
-use crate::process::recover::Fault;
+use crate::process::fault::Fault;
 use crate::process::thread::{Flow, Thread};
 
 pub fn handler(number: i64) -> Option<Handler> {

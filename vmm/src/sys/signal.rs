@@ -9,8 +9,8 @@ use crate::host;
 use crate::process::control::ThreadControl;
 use crate::process::domain::Early;
 use crate::process::effects::{Deferred, HostCall, Undo};
+use crate::process::fault::Fault;
 use crate::process::host_signals;
-use crate::process::recover::Fault;
 use crate::process::signals::{Action, AlternateStack, Delivery, SignalInfo};
 
 pub fn handler(number: i64) -> Option<Handler> {

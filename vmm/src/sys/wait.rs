@@ -9,8 +9,8 @@ use super::{Call, Handler, copy_u32};
 use crate::process::control::blocking_syscall;
 use crate::process::domain::{Domain, Early};
 use crate::process::effects::Deferred;
+use crate::process::fault::Fault;
 use crate::process::host_signals;
-use crate::process::recover::Fault;
 
 /// What a thread waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -10,7 +10,7 @@ use crate::inject::target::{View, flip_address_bit, set_register};
 use crate::inject::{Corruption, Injector, Memory, What, Wild};
 use crate::memory::copy;
 use crate::process::State;
-use crate::process::recover::{Fault, read_up_to};
+use crate::process::fault::Fault;
 use crate::process::thread::Thread;
 use crate::rng::Rng;
 
@@ -170,7 +170,7 @@ impl Thread {
 fn view(state: &State) -> View<'_> {
     View {
         vmas: state.space.vmas(),
-        read: &read_up_to,
+        read: &copy::read_up_to,
     }
 }
 
