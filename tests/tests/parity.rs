@@ -120,3 +120,9 @@ fn a_parent_that_waits_for_what_its_child_becomes() {
     kvm_case("a_parent_that_waits_for_what_its_child_becomes");
     same("parity_vfork", 14);
 }
+
+#[test]
+fn reservations_of_terabytes() {
+    kvm_case("reservations_of_terabytes");
+    same("parity_reserve", 50);
+}

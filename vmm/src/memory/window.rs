@@ -1,10 +1,12 @@
 //! The guest windows: the only addresses that a guest has.
 //!
 //! They are reserved in the monitor's own address space, so that a guest address is a host address and
-//! host system calls work on guest memory as it is. Both lie below 2^39, the smallest physical address
-//! width that CPUs with KVM have.
+//! host system calls work on guest memory as it is. The first two lie below 2^39, the smallest physical address
+//! width that CPUs with KVM have, and are at the same guest-physical addresses; those of the third are
+//! [`super::slots`]' business.
 
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use guest_agentless::{GuestRange, GuestVa};
 
@@ -12,18 +14,33 @@ use guest_agentless::{GuestRange, GuestVa};
 pub const LOW: (u64, u64) = (0x1_0000, 0x8000_0000);
 /// For everything else.
 pub const HIGH: (u64, u64) = (0x10_0000_0000, 0x50_0000_0000);
+/// For reservations that do not fit there, of terabytes. It ends below where the host maps things when it goes
+/// upwards (a third of its address space, with `ulimit -s unlimited`), and has the addresses that ZGC insists on.
+pub const FAR: (u64, u64) = (0x100_0000_0000, 0x2800_0000_0000);
+
+/// All that there may be.
+pub(super) const WINDOWS: [(u64, u64); 3] = [LOW, HIGH, FAR];
+
+/// Whether there is a far window: under a limit on the monitor's own address space there may be no room.
+static HAS_FAR: AtomicBool = AtomicBool::new(false);
 
 /// The windows as ranges.
-pub fn windows() -> [GuestRange; 2] {
-    [
-        GuestRange::from_bounds(LOW.0, LOW.1),
-        GuestRange::from_bounds(HIGH.0, HIGH.1),
-    ]
+pub fn windows() -> impl Iterator<Item = GuestRange> {
+    [LOW, HIGH]
+        .into_iter()
+        .map(|(start, end)| GuestRange::from_bounds(start, end))
+        .chain(far())
+}
+
+/// The far window, if there is one.
+pub fn far() -> Option<GuestRange> {
+    let range = GuestRange::from_bounds(FAR.0, FAR.1);
+    HAS_FAR.load(Ordering::Relaxed).then_some(range)
 }
 
 /// Whether all of `range` lies in one window.
 pub fn contains(range: GuestRange) -> bool {
-    windows().iter().any(|w| w.encloses(range))
+    windows().any(|w| w.encloses(range))
 }
 
 /// The range of `len` bytes at `start` if it lies in a window.
@@ -31,21 +48,26 @@ pub fn checked(start: u64, len: u64) -> Option<GuestRange> {
     GuestRange::new(GuestVa(start), len).filter(|r| contains(*r))
 }
 
-/// Reserves both windows, without access and without backing.
+/// Reserves the windows, without access and without backing. That the far one cannot be had is no error.
 pub fn reserve() -> io::Result<()> {
     for window in windows() {
         reserve_range(window, libc::MAP_FIXED_NOREPLACE)?;
+    }
+    let far = GuestRange::from_bounds(FAR.0, FAR.1);
+    match reserve_range(far, libc::MAP_FIXED_NOREPLACE) {
+        Ok(()) => HAS_FAR.store(true, Ordering::Relaxed),
+        Err(error) => log::info!("no room for reservations of terabytes: {error}"),
     }
     Ok(())
 }
 
 /// Puts a part of a window back to its reserved state; what was mapped there is gone.
 pub fn release(range: GuestRange) -> io::Result<()> {
+    debug_assert!(contains(range));
     reserve_range(range, libc::MAP_FIXED)
 }
 
 fn reserve_range(range: GuestRange, placement: i32) -> io::Result<()> {
-    debug_assert!(contains(range));
     // SAFETY: the range lies in a guest window, where the monitor keeps nothing of its own; before the
     // windows are reserved, MAP_FIXED_NOREPLACE makes the call fail rather than replace anything.
     let address = unsafe {

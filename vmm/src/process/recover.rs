@@ -121,7 +121,11 @@ impl Fault {
 
     /// The host could not back an access: a mapped file has become shorter.
     pub fn host(registers: &Registers) -> Fault {
-        let address = super::decode::inaccessible_operand(registers);
+        Fault::unbacked(super::decode::inaccessible_operand(registers))
+    }
+
+    /// There is no memory behind `address`.
+    pub fn unbacked(address: Option<u64>) -> Fault {
         Fault {
             course: Course::Signal(Signal::SIGBUS),
             signal: Some(Signal::SIGBUS),
@@ -691,7 +695,7 @@ impl Thread {
 /// Copies guest memory as far as it can be read; returns how many bytes there were.
 pub fn read_up_to(address: u64, into: &mut [u8]) -> usize {
     use crate::memory::window;
-    let window = window::windows().into_iter().find(|w| w.contains(address));
+    let window = window::windows().find(|w| w.contains(address));
     let Some(window) = window else { return 0 };
     let len = (window.end() - address).min(into.len() as u64) as usize;
     match window::checked(address, len as u64) {
