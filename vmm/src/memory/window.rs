@@ -6,7 +6,7 @@
 //! [`super::slots`]' business.
 
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use guest_agentless::{GuestRange, GuestVa};
 
@@ -14,15 +14,18 @@ use guest_agentless::{GuestRange, GuestVa};
 pub const LOW: (u64, u64) = (0x1_0000, 0x8000_0000);
 /// For everything else.
 pub const HIGH: (u64, u64) = (0x10_0000_0000, 0x50_0000_0000);
-/// For reservations that do not fit there, of terabytes. It ends below where the host maps things when it goes
-/// upwards (a third of its address space, with `ulimit -s unlimited`), and has the addresses that ZGC insists on.
+/// For reservations that do not fit there, of terabytes. It has the addresses that ZGC insists on, and ends below where
+/// the host maps things when it goes upwards (`setarch --addr-compat-layout`: from a third of its address space).
 pub const FAR: (u64, u64) = (0x100_0000_0000, 0x2800_0000_0000);
+/// Where the far window starts if it cannot start there: with `ulimit -s unlimited` the host goes down from a sixth of
+/// its address space.
+const SECOND_START: u64 = 0x1600_0000_0000;
 
 /// All that there may be.
 pub(super) const WINDOWS: [(u64, u64); 3] = [LOW, HIGH, FAR];
 
-/// Whether there is a far window: under a limit on the monitor's own address space there may be no room.
-static HAS_FAR: AtomicBool = AtomicBool::new(false);
+/// Where the far window starts. 0 if there is none: under a limit on the monitor's own address space there may be no room.
+static FAR_START: AtomicU64 = AtomicU64::new(0);
 
 /// The windows as ranges.
 pub fn windows() -> impl Iterator<Item = GuestRange> {
@@ -34,8 +37,10 @@ pub fn windows() -> impl Iterator<Item = GuestRange> {
 
 /// The far window, if there is one.
 pub fn far() -> Option<GuestRange> {
-    let range = GuestRange::from_bounds(FAR.0, FAR.1);
-    HAS_FAR.load(Ordering::Relaxed).then_some(range)
+    match FAR_START.load(Ordering::Relaxed) {
+        0 => None,
+        start => Some(GuestRange::from_bounds(start, FAR.1)),
+    }
 }
 
 /// Whether all of `range` lies in one window.
@@ -53,10 +58,15 @@ pub fn reserve() -> io::Result<()> {
     for window in windows() {
         reserve_range(window, libc::MAP_FIXED_NOREPLACE)?;
     }
-    let far = GuestRange::from_bounds(FAR.0, FAR.1);
-    match reserve_range(far, libc::MAP_FIXED_NOREPLACE) {
-        Ok(()) => HAS_FAR.store(true, Ordering::Relaxed),
-        Err(error) => log::info!("no room for reservations of terabytes: {error}"),
+    for start in [FAR.0, SECOND_START] {
+        let far = GuestRange::from_bounds(start, FAR.1);
+        match reserve_range(far, libc::MAP_FIXED_NOREPLACE) {
+            Ok(()) => {
+                FAR_START.store(start, Ordering::Relaxed);
+                break;
+            }
+            Err(error) => log::info!("the far window cannot be {far:?}: {error}"),
+        }
     }
     Ok(())
 }
