@@ -21,7 +21,7 @@ type Guest = fn(&str) -> Result<PathBuf, BuildError>;
 
 /// Test programs that run there, with the guest program that they need and the cases (all, if there are none): what
 /// depends on how memory is mapped, and on how threads are stopped.
-const TESTS: [(&str, Guest, &str, &[&str]); 6] = [
+const TESTS: [(&str, Guest, &str, &[&str]); 7] = [
     ("wakeup", guest::program, "wakeup", &[]),
     ("locks", guest::program, "lock_server", &[]),
     ("large_write_sets", guest::program, "large_writes", &[]),
@@ -30,6 +30,12 @@ const TESTS: [(&str, Guest, &str, &[&str]); 6] = [
         guest::program,
         "own_proc",
         &["no_name_of_its_own"],
+    ),
+    (
+        "parity",
+        guest::program,
+        "parity_reserve",
+        &["reservations_of_terabytes"],
     ),
     (
         "audit",

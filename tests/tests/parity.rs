@@ -137,3 +137,9 @@ fn what_others_see_of_its_arguments() {
     kvm_case("what_others_see_of_its_arguments");
     same("parity_title", 13);
 }
+
+#[test]
+fn reservations_of_terabytes() {
+    kvm_case("reservations_of_terabytes");
+    same("parity_reserve", 50);
+}

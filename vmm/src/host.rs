@@ -429,6 +429,15 @@ pub fn identity(fd: i32) -> io::Result<(u64, u64)> {
     Ok((stat.st_dev, stat.st_ino))
 }
 
+/// Bytes of a regular file; none where that is not known, as in procfs.
+pub fn file_size(fd: i32) -> Option<u64> {
+    let stat = stat(fd).ok()?;
+    let is_regular = stat.st_mode & libc::S_IFMT == libc::S_IFREG;
+    u64::try_from(stat.st_size)
+        .ok()
+        .filter(|size| is_regular && *size > 0)
+}
+
 fn stat(fd: i32) -> io::Result<libc::stat> {
     // SAFETY: an all-zero `stat` is a valid value.
     let mut stat: libc::stat = unsafe { std::mem::zeroed() };

@@ -190,6 +190,8 @@ pub struct Vma {
     pub backing: Backing,
     /// It is a private mapping of a file that is or was writable, and so may differ from the file.
     pub once_writable: bool,
+    /// `MAP_NORESERVE`: it may be larger than what the host has memory for.
+    pub no_reserve: bool,
 }
 
 impl Vma {
@@ -206,6 +208,7 @@ impl Vma {
             protection,
             shared,
             backing,
+            no_reserve: false,
         }
     }
 
@@ -262,6 +265,7 @@ impl Vma {
             && self.protection == next.protection
             && self.shared == next.shared
             && self.once_writable == next.once_writable
+            && self.no_reserve == next.no_reserve
             && next.backing.continues(&self.backing, self.range.len())
     }
 }

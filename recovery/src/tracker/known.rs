@@ -11,6 +11,11 @@ impl Tracker {
         self.pages.known(range)
     }
 
+    /// The regions with pages of `range` that may have been written since they were mapped, in ascending order.
+    pub fn written_regions(&self, range: GuestRange) -> Vec<u64> {
+        self.pages.regions_of(range)
+    }
+
     /// Whether `page` is in the write set, as far as that is known without a harvest.
     pub fn is_in_write_set(&self, page: PageNumber) -> bool {
         self.is_active(page)

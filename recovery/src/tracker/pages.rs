@@ -202,6 +202,11 @@ impl PageMap {
         })
     }
 
+    /// The regions of which something is known that have pages of `range`, in ascending order.
+    pub fn regions_of(&self, range: GuestRange) -> Vec<u64> {
+        self.regions_in(range.start() / 4096, range.end().div_ceil(4096))
+    }
+
     /// The numbers of the regions that exist among those that pages `first` to `end` lie in, ascending.
     fn regions_in(&self, first: u64, end: u64) -> Vec<u64> {
         let touched = first / REGION..end.div_ceil(REGION);

@@ -293,15 +293,133 @@ static void write_alias_by_call(struct run *run) {
         expect(run, 0, "pwrite to a mapped file");
 }
 
+/* Reservations of terabytes, with pieces that are in use here and there. */
+#define TIB ((size_t)1 << 40)
+enum { RESERVATIONS = 3, PIECES = 6, PIECE_PAGES = 8 };
+static const size_t piece_len = PIECE_PAGES * PAGE;
+
+struct reservation {
+    char *at; /* NULL: free */
+    size_t share; /* bytes, of which each piece is a part */
+    struct piece {
+        size_t offset;
+        int protection;
+        char mark; /* what its first byte is */
+    } pieces[PIECES];
+};
+
+static struct reservation reservations[RESERVATIONS];
+
+static struct reservation *any_reservation(struct run *run) {
+    struct reservation *r = &reservations[below(run, RESERVATIONS)];
+    return r->at ? r : NULL;
+}
+
+static void reserve(struct run *run) {
+    struct reservation *r = &reservations[below(run, RESERVATIONS)];
+    if (r->at)
+        return;
+    size_t share = TIB + below(run, 2) * TIB;
+    char *at = mmap(NULL, PIECES * share, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    expect(run, at != MAP_FAILED, "a reservation");
+    if (at == MAP_FAILED)
+        return;
+    *r = (struct reservation){.at = at, .share = share};
+    for (size_t i = 0; i < PIECES; i++)
+        r->pieces[i].offset = i * share + below(run, share / PAGE - PIECE_PAGES) * PAGE;
+}
+
+static void change_piece(struct run *run, struct reservation *r, struct piece *piece) {
+    static const int choices[] = {PROT_NONE, PROT_READ, READ_WRITE, READ_WRITE, READ_WRITE};
+    char *at = r->at + piece->offset;
+    if (one_in(run, 6)) {
+        expect(run, mmap(at, piece_len, READ_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == at, "a piece");
+        piece->protection = READ_WRITE;
+        piece->mark = 0;
+    } else if (piece->protection != READ_WRITE || one_in(run, 3)) {
+        piece->protection = choices[below(run, 5)];
+        expect(run, mprotect(at, piece_len, piece->protection) == 0, "a piece of a reservation");
+    }
+    if (piece->protection != PROT_NONE)
+        expect(run, *at == piece->mark, "a piece has other contents");
+    if (piece->protection != READ_WRITE)
+        return;
+    *at = piece->mark = (char)below(run, 256);
+    if (one_in(run, 3))
+        expect(run, pread(data_fd, at + 1, 3 * PAGE, 0) > 0, "a read into a piece");
+    for (size_t i = 1; i < PIECE_PAGES; i++)
+        if (one_in(run, 3))
+            at[i * PAGE + below(run, PAGE)] ^= 1;
+}
+
+static void change_pieces(struct run *run) {
+    struct reservation *r = any_reservation(run);
+    for (size_t i = 0; r && i < 1 + below(run, 3); i++)
+        change_piece(run, r, &r->pieces[below(run, PIECES)]);
+}
+
+static void reserve_and_use(struct run *run) {
+    reserve(run);
+    change_pieces(run);
+}
+
+static void unreserve(struct run *run) {
+    struct reservation *r = any_reservation(run);
+    if (!r)
+        return;
+    change_piece(run, r, &r->pieces[below(run, PIECES)]);
+    size_t first = below(run, PIECES) * r->share;
+    expect(run, (!first || !munmap(r->at, first)) && !munmap(r->at + first, PIECES * r->share - first), "munmap");
+    r->at = NULL;
+}
+
+static void discard_reserved(struct run *run) {
+    struct reservation *r = any_reservation(run);
+    if (!r)
+        return;
+    change_piece(run, r, &r->pieces[below(run, PIECES)]);
+    expect(run, madvise(r->at, PIECES * r->share, MADV_DONTNEED) == 0, "MADV_DONTNEED of a reservation");
+    for (size_t i = 0; i < PIECES; i++)
+        r->pieces[i].mark = 0;
+}
+
+/* As a whole, to where there is room for more. */
+static void remap_reserved(struct run *run) {
+    struct reservation *r = any_reservation(run);
+    if (!r)
+        return;
+    size_t len = PIECES * r->share;
+    expect(run, mprotect(r->at, len, PROT_NONE) == 0, "PROT_NONE of a reservation");
+    for (size_t i = 0; i < PIECES; i++)
+        r->pieces[i].protection = PROT_NONE;
+    char *at = mremap(r->at, len, len + PAGE, MREMAP_MAYMOVE);
+    /* What was mapped anew is a mapping of its own. */
+    if (at == MAP_FAILED)
+        return;
+    r->at = at;
+    expect(run, munmap(at + len, PAGE) == 0, "munmap behind a reservation");
+    change_piece(run, r, &r->pieces[below(run, PIECES)]);
+}
+
+static void probe_pages(char *at, size_t pages, const uint8_t *protection, void (*each)(unsigned long, int, int, int)) {
+    for (size_t page = 0; page < pages; page++, at += PAGE) {
+        int reads = syscall(SYS_futex, at, FUTEX_CMP_REQUEUE_PRIVATE, 0, 0, at + 4, 0x1234567) >= 0 ||
+                    errno != EFAULT;
+        int writes = syscall(SYS_futex, arena, FUTEX_WAKE_OP_PRIVATE, 0, 0, at,
+                             FUTEX_OP(FUTEX_OP_ADD, 0, FUTEX_OP_CMP_EQ, 0)) >= 0;
+        each((unsigned long)at, reads, writes, protection[page]);
+    }
+}
+
 void probe_mappings(void (*each)(unsigned long, int, int, int)) {
     for (size_t i = 0; i < SLOTS; i++)
-        for (size_t page = 0; slots[i].at && page < slots[i].pages; page++) {
-            char *at = slots[i].at + page * PAGE;
-            int reads = syscall(SYS_futex, at, FUTEX_CMP_REQUEUE_PRIVATE, 0, 0, at + 4, 0x1234567) >= 0 ||
-                        errno != EFAULT;
-            int writes = syscall(SYS_futex, arena, FUTEX_WAKE_OP_PRIVATE, 0, 0, at,
-                                 FUTEX_OP(FUTEX_OP_ADD, 0, FUTEX_OP_CMP_EQ, 0)) >= 0;
-            each((unsigned long)at, reads, writes, slots[i].protection[page]);
+        if (slots[i].at)
+            probe_pages(slots[i].at, slots[i].pages, slots[i].protection, each);
+    for (struct reservation *r = reservations; r < reservations + RESERVATIONS; r++)
+        for (size_t i = 0; r->at && i < PIECES; i++) {
+            uint8_t protection[PIECE_PAGES];
+            memset(protection, r->pieces[i].protection, sizeof protection);
+            probe_pages(r->at + r->pieces[i].offset, PIECE_PAGES, protection, each);
         }
 }
 
@@ -319,6 +437,11 @@ const struct operation mapping_operations[] = {
     {"discard", SET_MAPPING, discard},
     {"discard_inaccessible", SET_MAPPING, discard_inaccessible},
     {"touch", SET_MAPPING, touch},
+    {"reserve", SET_MAPPING, reserve_and_use},
+    {"change_pieces", SET_MAPPING, change_pieces},
+    {"unreserve", SET_MAPPING, unreserve},
+    {"discard_reserved", SET_MAPPING, discard_reserved},
+    {"remap_reserved", SET_MAPPING, remap_reserved},
     {"grow_heap", SET_MAPPING, grow_heap},
     {"shrink_heap", SET_MAPPING, shrink_heap},
     {"write_aliases", SET_MAPPING, write_aliases},

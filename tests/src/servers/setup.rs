@@ -279,8 +279,6 @@ fn mariadb(port: u16) -> io::Result<Server> {
         "--user=root",
         "--skip-name-resolve",
         "--bind-address=127.0.0.1",
-        // Otherwise it reserves 8 TiB of addresses.
-        "--innodb-buffer-pool-size-max=256M",
         &data,
         &socket,
         &port_option,

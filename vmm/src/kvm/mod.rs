@@ -48,6 +48,9 @@ pub enum KvmError {
     /// The monitor's own guest memory cannot be set up.
     #[error("cannot set up the monitor's memory in the guest: {0}")]
     Memory(String),
+    /// The monitor's room for page tables is used up.
+    #[error("the guest's page tables are full")]
+    TablesFull,
     /// There are more guest threads than vCPUs.
     #[error("more than {} guest threads", layout::MAX_VCPUS)]
     TooManyVcpus,
@@ -63,8 +66,8 @@ pub struct Vm {
     cpuid: CpuId,
     monitor: Arc<MonitorRegion>,
     tracking: bool,
-    /// First guest-physical address of each slot, by slot number.
-    slots: RwLock<Vec<u64>>,
+    /// First host address of each slot, by slot number.
+    slots: RwLock<Vec<Option<u64>>>,
     next_vcpu: AtomicU32,
     /// Entries of dirty rings that were harvested and not reset yet.
     harvested: AtomicU64,
@@ -159,8 +162,10 @@ impl Vm {
         tracked: bool,
     ) -> Result<(), KvmError> {
         let mut slots = self.slots.write().unwrap_or_else(PoisonError::into_inner);
+        let number = slots.iter().position(Option::is_none);
+        let number = number.unwrap_or(slots.len());
         let region = kvm_userspace_memory_region {
-            slot: slots.len() as u32,
+            slot: number as u32,
             flags: if tracked && self.tracking {
                 KVM_MEM_LOG_DIRTY_PAGES
             } else {
@@ -173,7 +178,27 @@ impl Vm {
         // SAFETY: the caller keeps the host range for the guest.
         unsafe { self.fd.set_user_memory_region(region) }
             .map_err(ioctl_error("KVM_SET_USER_MEMORY_REGION"))?;
-        slots.push(guest);
+        match slots.get_mut(number) {
+            Some(slot) => *slot = Some(host),
+            None => slots.push(Some(host)),
+        }
+        Ok(())
+    }
+
+    /// Removes the slot with the host memory at `host`. What KVM has not reported yet of writes to it is lost.
+    pub fn remove_slot(&self, host: u64) -> Result<(), KvmError> {
+        let mut slots = self.slots.write().unwrap_or_else(PoisonError::into_inner);
+        let Some(number) = slots.iter().position(|slot| *slot == Some(host)) else {
+            return Ok(());
+        };
+        let region = kvm_userspace_memory_region {
+            slot: number as u32,
+            ..Default::default()
+        };
+        // SAFETY: nothing becomes accessible by it.
+        unsafe { self.fd.set_user_memory_region(region) }
+            .map_err(ioctl_error("KVM_SET_USER_MEMORY_REGION"))?;
+        slots[number] = None;
         Ok(())
     }
 
@@ -231,14 +256,15 @@ impl Vm {
         &self.monitor
     }
 
-    /// Takes what KVM has reported as written through `vcpu` since the last call.
+    /// Takes what KVM has reported as written through `vcpu` since the last call. Guest-virtual addresses are the
+    /// host's.
     pub fn harvest(&self, vcpu: &mut Vcpu, mut each: impl FnMut(PageNumber)) {
         let slots = self.slots.read().unwrap_or_else(PoisonError::into_inner);
         let mut count = 0;
         vcpu.harvest(|dirty| {
             count += 1;
             // The upper half of the slot field is the address space, of which there is one.
-            if let Some(base) = slots.get((dirty.slot & 0xffff) as usize) {
+            if let Some(Some(base)) = slots.get((dirty.slot & 0xffff) as usize) {
                 each(PageNumber(base / PAGE_SIZE + dirty.offset));
             }
         });

@@ -165,7 +165,7 @@ pub enum Unusable {
     /// It cannot be loaded where it has to be.
     #[error(
         "it has to be loaded at {range:?}; programs can lie at {:?} only",
-        window::windows()
+        window::windows().collect::<Vec<_>>()
     )]
     Placement {
         /// Where it has to be.

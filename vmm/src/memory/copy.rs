@@ -124,7 +124,7 @@ pub fn exchange(address: u64, expected: u64, new: u64) -> Result<bool, Inaccessi
 
 /// Copies guest memory as far as it can be read; returns how many bytes there were.
 pub fn read_up_to(address: u64, into: &mut [u8]) -> usize {
-    let window = window::windows().into_iter().find(|w| w.contains(address));
+    let window = window::windows().find(|w| w.contains(address));
     let Some(window) = window else { return 0 };
     let len = (window.end() - address).min(into.len() as u64) as usize;
     match window::checked(address, len as u64) {

@@ -172,7 +172,11 @@ impl AddressSpace {
         // Whoever unguards pages is about to use them: without an exit for each 2 MiB.
         for page in part.pages() {
             let write = protection.is_writable() && tracker.is_writable(page, zero_based);
-            if self.map_page(page, protection, write).is_err() {
+            // Where the guest itself has never been, only the host has written.
+            let Some(slot) = self.slots.find(page.address().0) else {
+                continue;
+            };
+            if self.map_page(slot, page, protection, write).is_err() {
                 return;
             }
         }

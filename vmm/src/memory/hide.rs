@@ -94,23 +94,24 @@ fn region_range(region: u64) -> GuestRange {
 }
 
 impl AddressSpace {
-    /// Unmaps `range`, private memory, as far as the guest can tell. What lies in whole regions stays in the
-    /// host until [`AddressSpace::finish_unmap`]; the rest is returned, to be unmapped first.
-    pub fn condemn(&mut self, range: GuestRange) -> Vec<GuestRange> {
-        let first = range.start().next_multiple_of(REGION_SIZE);
-        let end = range.end() / REGION_SIZE * REGION_SIZE;
-        if first >= end || self.vmas.overlapping(range).any(|vma| vma.shared) {
+    /// Unmaps those of the regions `written` (ascending) that lie in `range`, private memory, as far as the guest can tell:
+    /// they stay in the host until [`AddressSpace::finish_unmap`]. The rest is returned, to be unmapped first.
+    pub fn condemn(&mut self, range: GuestRange, written: &[u64]) -> Vec<GuestRange> {
+        if self.vmas.overlapping(range).any(|vma| vma.shared) {
             return vec![range];
         }
-        let whole = GuestRange::from_bounds(first, end);
-        self.vmas.remove(whole);
-        self.condemned
-            .extend(first / REGION_SIZE..end / REGION_SIZE);
-        let edges = [
-            GuestRange::from_bounds(range.start(), first),
-            GuestRange::from_bounds(end, range.end()),
-        ];
-        edges.into_iter().filter(|edge| !edge.is_empty()).collect()
+        let mut rest = Vec::new();
+        let mut at = range.start();
+        let wholes = written.iter().map(|region| (region, region_range(*region)));
+        for (region, whole) in wholes.filter(|(_, whole)| range.encloses(*whole)) {
+            self.vmas.remove(whole);
+            self.condemned.insert(*region);
+            rest.push(GuestRange::from_bounds(at, whole.start()));
+            at = whole.end();
+        }
+        rest.push(GuestRange::from_bounds(at, range.end()));
+        rest.retain(|part| !part.is_empty());
+        rest
     }
 
     /// The regions in `range` that are still to be unmapped.

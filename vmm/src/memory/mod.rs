@@ -9,6 +9,7 @@ mod monitor;
 mod own_limits;
 pub mod page_table;
 mod reserved;
+mod slots;
 mod space;
 mod unwritten;
 pub mod window;

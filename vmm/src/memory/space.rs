@@ -8,7 +8,7 @@
 //! Everything here is mechanism. What it means for the running domain (that it has to be undone) is decided
 //! in `sys::memory`.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
@@ -20,13 +20,12 @@ use recovery::Tracker;
 use super::guard::Guards;
 use super::own_limits::{Limit, OwnLimits, UNLIMITED};
 use super::page_table::{Access, PageTable};
+use super::slots::{Slot, Slots};
 use super::unwritten::Looked;
 use super::window;
 use crate::kvm::{KvmError, Vm};
 use crate::sys::errno_of;
 
-/// Bytes per memory slot.
-const SLOT_SIZE: u64 = 64 << 20;
 /// Bytes per last-level page table: how much one fault fills in.
 const LEAF_SIZE: u64 = 2 << 20;
 /// Top of the first thread's stack.
@@ -81,6 +80,8 @@ pub enum Resolution {
     NotMapped,
     /// The mapping forbids it (`SEGV_ACCERR`).
     Forbidden,
+    /// More is in use, or more scattered, than the guest can have physical addresses or page tables for.
+    NoRoom,
 }
 
 /// Where a new mapping has its contents from.
@@ -116,7 +117,7 @@ pub struct AddressSpace {
     pub(super) guards: Guards,
     /// Regions that the guest has no mapping in but that are not unmapped yet (see `hide`).
     pub(super) condemned: BTreeSet<u64>,
-    slots: HashSet<u64>,
+    pub(super) slots: Slots,
     pub(super) looked: Looked,
     /// First address and current end of the heap.
     heap: (u64, u64),
@@ -130,7 +131,7 @@ impl AddressSpace {
             table: PageTable::new(vm.monitor().clone())?,
             guards: Guards::default(),
             condemned: BTreeSet::new(),
-            slots: HashSet::new(),
+            slots: Slots::default(),
             looked: Looked::default(),
             heap: (0, 0),
         })
@@ -138,20 +139,15 @@ impl AddressSpace {
 
     /// The same address space in the machine of a forked child, whose memory is a copy of the parent's.
     pub fn take_over(&mut self, vm: &Vm) -> Result<AddressSpace, KvmError> {
-        let slots = std::mem::take(&mut self.slots);
-        let mut space = AddressSpace {
+        Ok(AddressSpace {
             vmas: std::mem::take(&mut self.vmas),
             table: self.table.take_over(vm.monitor().clone()),
             guards: Guards::default(),
             condemned: BTreeSet::new(),
-            slots: HashSet::new(),
+            slots: self.slots.take_over(vm)?,
             looked: Looked::default(),
             heap: self.heap,
-        };
-        for slot in slots {
-            space.ensure_slot(vm, slot)?;
-        }
-        Ok(space)
+        })
     }
 
     /// The mappings.
@@ -169,8 +165,8 @@ impl AddressSpace {
         self.heap = heap;
     }
 
-    /// A free range of `len` bytes: at `hint` if that is possible, else high up; in the first 2 GiB if it has to be
-    /// `low` (`MAP_32BIT`).
+    /// A free range of `len` bytes: at `hint` if that is possible, else high up, or far if there is no room; in the first
+    /// 2 GiB if it has to be `low` (`MAP_32BIT`).
     pub fn find_free(&self, hint: u64, len: u64, low: bool) -> Option<GuestRange> {
         let len = len.checked_next_multiple_of(PAGE_SIZE)?;
         let hint = hint & !(PAGE_SIZE - 1);
@@ -180,14 +176,13 @@ impl AddressSpace {
         if let Some(wanted) = wanted.filter(is_free) {
             return Some(wanted);
         }
-        let area = if low {
-            LOW_AREA
-        } else {
-            (window::HIGH.0, MMAP_TOP)
+        let gap_in = |area| self.vmas.find_gap(area, len, PAGE_SIZE, true);
+        let start = match low {
+            true => gap_in(GuestRange::from_bounds(LOW_AREA.0, LOW_AREA.1)),
+            false => gap_in(GuestRange::from_bounds(window::HIGH.0, MMAP_TOP))
+                .or_else(|| gap_in(window::far()?)),
         };
-        let area = GuestRange::from_bounds(area.0, area.1);
-        let start = self.vmas.find_gap(area, len, PAGE_SIZE, true)?;
-        GuestRange::new(GuestVa(start), len)
+        GuestRange::new(GuestVa(start?), len)
     }
 
     /// Whether the limits of the process allow `vma` in addition to all mappings.
@@ -205,7 +200,7 @@ impl AddressSpace {
         fits(limits.address_space, &|_| true) && fits(limits.data, &is_data)
     }
 
-    /// Maps `vma`, whose range must be free, with what `source` has. The flags `extra` (such as `MAP_NORESERVE`) are for the
+    /// Maps `vma`, whose range must be free, with what `source` has. The flags `extra` (such as `MAP_POPULATE`) are for the
     /// host's mmap.
     pub fn map(&mut self, vma: Vma, source: Source<'_>, extra: i32) -> Result<(), Errno> {
         if !window::contains(vma.range) || vma.range.is_empty() {
@@ -287,6 +282,14 @@ impl AddressSpace {
             }
         }
         self.vmas.restore(old);
+    }
+
+    /// Moves the content of `from`, a part of one mapping, to `to`, as much as there is room for. What is mapped at `from`
+    /// has to be unmapped next.
+    pub fn move_content(&mut self, from: GuestRange, to: GuestRange) -> Result<(), Errno> {
+        let len = from.len().min(to.len());
+        let to = GuestRange::new(GuestVa(to.start()), len).ok_or(Errno::ENOMEM)?;
+        move_mapping(from.start(), len, Some(to)).map(drop)
     }
 
     /// Moves what is mapped in `range` out of the guest's reach; the range is free afterwards. If a part
@@ -386,15 +389,21 @@ impl AddressSpace {
             return Ok(Resolution::NotMapped);
         };
         let protection = vma.protection;
+        let is_used = |range| self.table.has_pages(range);
+        let Some(slot) = self.slots.ensure(vm, address, is_used)? else {
+            return Ok(Resolution::NoRoom);
+        };
         let guarded = self.guards.overlapping(part).next().is_some();
         for page in part.pages() {
             if guarded && self.guards.contains(page) {
                 continue;
             }
             let write = protection.is_writable() && tracker.is_writable(page, zero_based);
-            self.map_page(page, protection, write)?;
+            match self.map_page(slot, page, protection, write) {
+                Err(KvmError::TablesFull) => return Ok(Resolution::NoRoom),
+                outcome => outcome?,
+            }
         }
-        self.ensure_slot(vm, address)?;
         Ok(
             match attempt == Attempt::Write && !tracker.is_writable(page, zero_based) {
                 true => Resolution::Trapped,
@@ -403,9 +412,10 @@ impl AddressSpace {
         )
     }
 
-    /// Makes `page` present with what `protection` allows, writing only if `write` says so.
+    /// Makes `page`, which is in `slot`, present with what `protection` allows, writing only if `write` says so.
     pub(super) fn map_page(
         &mut self,
+        slot: Slot,
         page: PageNumber,
         protection: Protection,
         write: bool,
@@ -415,7 +425,7 @@ impl AddressSpace {
             execute: protection.is_executable(),
         };
         if self.table.access(page) != Some(access) {
-            self.table.map(page, access)?;
+            self.table.map(page, slot.physical(page), access)?;
         }
         Ok(())
     }
@@ -456,23 +466,6 @@ impl AddressSpace {
             self.table.writable_pages(vma.range, &mut pages);
         }
         pages
-    }
-
-    fn ensure_slot(&mut self, vm: &Vm, address: u64) -> Result<(), KvmError> {
-        let start = address & !(SLOT_SIZE - 1);
-        if !self.slots.insert(start) {
-            return Ok(());
-        }
-        let slot = GuestRange::from_bounds(start, start + SLOT_SIZE);
-        // The low window does not start at a multiple of the slot size.
-        let Some(part) = window::windows()
-            .into_iter()
-            .find_map(|w| w.intersection(slot))
-        else {
-            return Ok(());
-        };
-        // SAFETY: guest windows stay reserved for the guest for as long as the monitor runs.
-        unsafe { vm.add_slot(part.start(), part.start(), part.len(), true) }
     }
 
     /// Gives the memory of `range` back to the host. Private memory without a file is zero afterwards.
@@ -529,6 +522,10 @@ fn host_mmap(vma: &Vma, flags: i32, fd: i32, offset: i64) -> *mut libc::c_void {
         true => libc::MAP_SHARED,
         false => libc::MAP_PRIVATE,
     };
+    let reserving = match vma.no_reserve {
+        true => libc::MAP_NORESERVE,
+        false => 0,
+    };
     debug_assert!(window::contains(vma.range));
     // SAFETY: the range lies in a guest window, where the monitor keeps nothing of its own.
     unsafe {
@@ -536,7 +533,7 @@ fn host_mmap(vma: &Vma, flags: i32, fd: i32, offset: i64) -> *mut libc::c_void {
             vma.range.start() as *mut libc::c_void,
             vma.range.len() as usize,
             host_protection(vma.protection),
-            libc::MAP_FIXED | sharing | flags,
+            libc::MAP_FIXED | sharing | reserving | flags,
             fd,
             offset,
         )

@@ -102,7 +102,11 @@ impl Fault {
 
     /// The host could not back an access: a mapped file has become shorter.
     pub fn host(registers: &Registers) -> Fault {
-        let address = super::decode::inaccessible_operand(registers);
+        Fault::unbacked(super::decode::inaccessible_operand(registers))
+    }
+
+    /// There is no memory behind `address`.
+    pub fn unbacked(address: Option<u64>) -> Fault {
         Fault {
             course: Course::Signal(Signal::SIGBUS),
             signal: Some(Signal::SIGBUS),

@@ -100,7 +100,12 @@ impl Thread {
     ) -> Result<(), Errno> {
         let large = range.len() / PAGE_SIZE > self.process.options.restore_at_once as u64;
         let parts = match large {
-            true => state.space.condemn(range),
+            true => {
+                let (tracker, mut memory) = state.tracking(&self.process, &mut self.vcpu);
+                tracker.note_written(&mut memory);
+                let written = tracker.written_regions(range);
+                state.space.condemn(range, &written)
+            }
             false => vec![range],
         };
         let mut outcome = Ok(());

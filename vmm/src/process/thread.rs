@@ -338,6 +338,10 @@ impl Thread {
                 self.touch_guarded(state, address, attempt);
                 true
             }
+            Resolution::NoRoom => {
+                log::debug!("no room for more memory of the guest, at {address:#x}");
+                return self.fault(turn, Fault::unbacked(Some(address)));
+            }
             Resolution::NotMapped | Resolution::Forbidden => false,
         };
         if !resolved {

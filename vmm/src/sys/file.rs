@@ -1,6 +1,6 @@
 //! Files and descriptors.
 
-use guest_agentless::{Errno, GuestRange};
+use guest_agentless::{Errno, GuestRange, PAGE_SIZE};
 
 use super::net::Datagram;
 use super::{Call, Handler, errno_of};
@@ -170,6 +170,18 @@ impl Call<'_, '_> {
         }
     }
 
+    /// A buffer for a `pread` may be far larger than the file: only what is read of it is to be marked as written.
+    fn limit_to_file(&mut self, fd: i32) {
+        const LARGE: u64 = 1 << 20;
+        if self.args[2] > LARGE
+            && let Some(size) = host::file_size(fd)
+        {
+            let rest = size.saturating_sub(self.args[3]);
+            // By the page, for the sake of `O_DIRECT`.
+            self.args[2] = self.args[2].min(rest.max(1).next_multiple_of(PAGE_SIZE));
+        }
+    }
+
     /// A call that makes a descriptor, or fails.
     pub(super) fn made_descriptor(&mut self, result: Result<u64, Errno>) -> Result<u64, Errno> {
         let fd = result? as i32;
@@ -202,6 +214,9 @@ fn readv(call: &mut Call) -> Result<u64, Errno> {
 fn read_at(call: &mut Call) -> Result<u64, Errno> {
     let fd = call.int(0);
     let Some(foretold) = call.foretold(fd)? else {
+        if i64::from(call.row.number) == libc::SYS_pread64 {
+            call.limit_to_file(fd);
+        }
         return call.pass();
     };
     let parts = match i64::from(call.row.number) {

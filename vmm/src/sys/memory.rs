@@ -14,7 +14,7 @@ use recovery::tracker::{Memory, PageContent};
 
 use super::{Call, Handler, errno_of};
 use crate::host;
-use crate::memory::{Source, copy, is_zero_based, window};
+use crate::memory::{self, Source, is_zero_based, runs, window};
 use crate::process::State;
 use crate::process::domain::Early;
 use crate::process::effects::{Deferred, Undo};
@@ -35,21 +35,6 @@ pub fn handler(number: i64) -> Option<Handler> {
 
 /// Bytes that a request may discard by zeroing them at once; more commits it early.
 const DISCARD_LIMIT: u64 = 8 << 20;
-/// `mincore`, `msync` and the like pass through; these need the host's own idea of the range.
-const MAP_KNOWN: i32 = libc::MAP_SHARED
-    | libc::MAP_PRIVATE
-    | libc::MAP_FIXED
-    | libc::MAP_FIXED_NOREPLACE
-    | libc::MAP_ANONYMOUS
-    | libc::MAP_NORESERVE
-    | libc::MAP_POPULATE
-    | libc::MAP_STACK
-    | libc::MAP_LOCKED
-    | libc::MAP_DENYWRITE
-    | libc::MAP_EXECUTABLE
-    | libc::MAP_32BIT
-    | libc::MAP_NONBLOCK
-    | libc::MAP_GROWSDOWN;
 
 fn page_range(address: u64, len: u64) -> Result<GuestRange, Errno> {
     if !address.is_multiple_of(PAGE_SIZE) || len == 0 {
@@ -200,13 +185,16 @@ fn mmap(call: &mut Call) -> Result<u64, Errno> {
         // SAFETY: only borrowed for the duration of the mapping; a descriptor that is not open is EBADF there.
         false => Source::File(unsafe { BorrowedFd::borrow_raw(fd as i32) }, offset),
     };
-    let mut extra =
-        flags & (libc::MAP_NORESERVE | libc::MAP_POPULATE | libc::MAP_STACK) & MAP_KNOWN;
+    let mut extra = flags & (libc::MAP_POPULATE | libc::MAP_STACK);
     if call.in_request() {
         // Pages that nobody writes are not counted, and a request's memory is limited.
         extra &= !libc::MAP_POPULATE;
     }
-    call.map_new(Vma::new(range, protection, shared, backing), source, extra)?;
+    let vma = Vma {
+        no_reserve: flags & libc::MAP_NORESERVE != 0,
+        ..Vma::new(range, protection, shared, backing)
+    };
+    call.map_new(vma, source, extra)?;
     Ok(range.start())
 }
 
@@ -399,31 +387,64 @@ fn mremap(call: &mut Call) -> Result<u64, Errno> {
             ..vma
         };
         call.map_new(moved, Source::Zeros, 0)?;
-        call.copy_pages(old, target)?;
+        match call.protected() {
+            true => call.copy_pages(old, target)?,
+            false => call.state.space.move_content(old, target)?,
+        }
     }
     call.make_free(old)?;
     Ok(target.start())
 }
 
 impl Call<'_, '_> {
-    /// Copies as much of `from` as `to` has room for. Pages of zeros are left untouched.
+    /// Copies as much of `from`, private memory, as `to` has room for, whatever the guest itself may do with it. Pages of
+    /// zeros are left untouched.
     fn copy_pages(&mut self, from: GuestRange, to: GuestRange) -> Result<(), Errno> {
         self.thread.touch(self.state, from);
         let mut content = PageContent::boxed();
-        for (source, target) in from.pages().zip(to.pages()) {
-            copy::read(source.address().0, content.bytes_mut()).map_err(|_| Errno::EFAULT)?;
+        let end = from.start() + from.len().min(to.len());
+        for source in self.written_pages(GuestRange::from_bounds(from.start(), end)) {
+            let (_, mut memory) = self
+                .state
+                .tracking(&self.thread.process, &mut self.thread.vcpu);
+            if !memory.read(source, &mut content) {
+                return Err(Errno::EFAULT);
+            }
             if content.bytes() != PageContent::zero().bytes() {
-                self.write(target.address().0, content.bytes())?;
+                let target = source.address().0 - from.start() + to.start();
+                self.fill(GuestVa(target).page(), &content)?;
             }
         }
         Ok(())
+    }
+
+    /// The pages of `range` that may have been written since they were mapped. All others are as their file has them, or
+    /// zero: of terabytes that are only reserved there are none.
+    fn written_pages(&mut self, range: GuestRange) -> Vec<PageNumber> {
+        let (tracker, mut memory) = self
+            .state
+            .tracking(&self.thread.process, &mut self.thread.vcpu);
+        tracker.note_written(&mut memory);
+        tracker.written_since_mapped(range).collect()
+    }
+
+    /// Gives a page another content, whatever the guest itself may do with it.
+    fn fill(&mut self, page: PageNumber, content: &PageContent) -> Result<(), Errno> {
+        self.thread
+            .mark_written(self.state, memory::page_range(page));
+        let (_, mut memory) = self
+            .state
+            .tracking(&self.thread.process, &mut self.thread.vcpu);
+        match memory.write(page, content) {
+            true => Ok(()),
+            false => Err(Errno::EFAULT),
+        }
     }
 }
 
 impl Call<'_, '_> {
     /// Fills a page with zeros, whatever the guest itself may do with it.
     fn zero(&mut self, page: PageNumber) -> Result<(), Errno> {
-        let range = GuestRange::from_bounds(page.address().0, page.address().0 + PAGE_SIZE);
         let mut content = PageContent::boxed();
         let (_, mut memory) = self
             .state
@@ -434,14 +455,7 @@ impl Call<'_, '_> {
         if content.bytes() == PageContent::zero().bytes() {
             return Ok(());
         }
-        self.thread.mark_written(self.state, range);
-        let (_, mut memory) = self
-            .state
-            .tracking(&self.thread.process, &mut self.thread.vcpu);
-        match memory.write(page, PageContent::zero()) {
-            true => Ok(()),
-            false => Err(Errno::EFAULT),
-        }
+        self.fill(page, PageContent::zero())
     }
 }
 
@@ -484,15 +498,18 @@ fn discard(call: &mut Call, range: GuestRange) -> Result<u64, Errno> {
         .vmas()
         .overlapping(range)
         .all(is_zero_based);
-    if call.in_domain() && zero_based && range.len() <= DISCARD_LIMIT {
-        for page in range.pages() {
+    let written = call.written_pages(range);
+    if call.in_domain() && zero_based && written.len() as u64 <= DISCARD_LIMIT / PAGE_SIZE {
+        for page in written {
             call.zero(page)?;
         }
         call.defer(Deferred::Discard { range });
         return Ok(0);
     }
     call.commit_early(Early::External)?;
-    call.thread.mark_written(call.state, range);
+    for part in runs(written.into_iter()) {
+        call.thread.mark_written(call.state, part);
+    }
     call.state.space.discard(range)?;
     Ok(0)
 }
@@ -500,15 +517,31 @@ fn discard(call: &mut Call, range: GuestRange) -> Result<u64, Errno> {
 impl Thread {
     /// Gives the memory of discarded pages back to the host, of those that are still zero.
     pub fn discard_if_zero(&mut self, state: &mut State, range: GuestRange) {
+        let (tracker, mut memory) = state.tracking(&self.process, &mut self.vcpu);
+        tracker.note_written(&mut memory);
         let mut content = PageContent::boxed();
-        for page in range.pages() {
-            let one = GuestRange::from_bounds(page.address().0, page.address().0 + PAGE_SIZE);
-            let still_zero = state.space.is_zero_based(page)
-                && copy::read(page.address().0, content.bytes_mut()).is_ok()
-                && content.bytes() == PageContent::zero().bytes();
-            if still_zero && state.space.discard(one).is_ok() {
-                let (tracker, mut memory) = state.tracking(&self.process, &mut self.vcpu);
-                tracker.forget_content(&mut memory, one);
+        let mut zeros = Vec::new();
+        let mut at = range.start();
+        for page in tracker.written_since_mapped(range) {
+            let is_zero =
+                memory.read(page, &mut content) && content.bytes() == PageContent::zero().bytes();
+            if !is_zero {
+                zeros.push(GuestRange::from_bounds(at, page.address().0));
+                at = page.address().0 + PAGE_SIZE;
+            }
+        }
+        zeros.push(GuestRange::from_bounds(at, range.end()));
+        for part in zeros {
+            let vmas = state.space.vmas().overlapping(part);
+            let parts: Vec<GuestRange> = vmas
+                .filter(|vma| is_zero_based(vma))
+                .filter_map(|vma| vma.range.intersection(part))
+                .collect();
+            for part in parts {
+                if state.space.discard(part).is_ok() {
+                    let (tracker, mut memory) = state.tracking(&self.process, &mut self.vcpu);
+                    tracker.forget_content(&mut memory, part);
+                }
             }
         }
     }

@@ -55,6 +55,8 @@ use crate::process::thread::{Flow, Thread};
 pub const BOUNCE: usize = 64 << 10;
 /// Elements of an `iovec` array, as in Linux (`UIO_MAXIOV`).
 const IOV_MAX: u64 = 1024;
+/// What the kernel reads or writes with one call at most (`MAX_RW_COUNT`).
+const TRANSFERRED_MOST: u64 = 0x7fff_f000;
 
 /// A system call in progress.
 pub struct Call<'a, 'p> {
@@ -145,6 +147,12 @@ fn unsupported(thread: &Thread, number: u64, error: Errno) -> u64 {
     }
     stats.unsupported.inc(number);
     to_rax(Err(error))
+}
+
+/// As much of `range` as one call may write.
+fn most_of(range: GuestRange) -> GuestRange {
+    let len = range.len().min(TRANSFERRED_MOST);
+    GuestRange::from_bounds(range.start(), range.start().saturating_add(len))
 }
 
 impl Call<'_, '_> {
@@ -302,7 +310,7 @@ impl Call<'_, '_> {
             let span = span?;
             let range = window::checked(span.address, span.len).ok_or(Errno::EFAULT)?;
             match span.access.writes() {
-                true => self.thread.mark_written(self.state, range),
+                true => self.thread.mark_written(self.state, most_of(range)),
                 false => self.thread.touch(self.state, range),
             }
         }
@@ -318,7 +326,7 @@ impl Call<'_, '_> {
                     for part in &vector {
                         match arg.kind {
                             ArgKind::IovecOut { .. } => {
-                                self.thread.mark_written(self.state, *part);
+                                self.thread.mark_written(self.state, most_of(*part));
                             }
                             _ => self.thread.touch(self.state, *part),
                         }

@@ -32,7 +32,7 @@ pub struct Claim(File);
 /// Before the fork: both ends. `stack` is the parent's stack pointer.
 pub fn prepare(stack: u64) -> io::Result<(Claim, Debt)> {
     let (reader, writer) = pipe()?;
-    let window = window::windows().into_iter().find(|w| w.contains(stack));
+    let window = window::windows().find(|w| w.contains(stack));
     let len = window.map_or(0, |window| (window.end() - stack).min(STACK));
     let mut before = vec![0; len as usize];
     let readable = match window::checked(stack, len) {

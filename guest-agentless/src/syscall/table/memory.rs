@@ -12,10 +12,10 @@ super::rows! {
         Compensated Partial "MREMAP_DONTUNMAP: EINVAL. Private mappings of files are not moved: ENOMEM.";
     SYS_brk(addr: Address) Compensated Full "";
     SYS_madvise(addr: Address, length: Value, advice: Value) Compensated Partial
-        "MADV_DONTNEED writes zeros (or the file's bytes) to the whole range, which is marked first; so does MADV_FREE, \
-         at once. MADV_REMOVE, MADV_DONTFORK, \
+        "MADV_DONTNEED writes zeros (or the file's bytes) to what has been written of the range, which is marked first; so does \
+         MADV_FREE, at once. MADV_REMOVE, MADV_DONTFORK, \
          MADV_WIPEONFORK, MADV_HWPOISON: EINVAL. Other advice changes no contents. MADV_DONTNEED of private \
-         mappings of files, and of more than 8 MiB: external.";
+         mappings of files, and of more than 8 MiB that have been written: external.";
     SYS_process_madvise(pidfd: Fd, iovec: Custom, vlen: Value, advice: Value, flags: Value) Pure Refused
         "ENOSYS: reaches into other address spaces.";
     SYS_mincore(addr: Address, length: Value, vec: Custom) Pure Full
