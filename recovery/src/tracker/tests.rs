@@ -106,9 +106,12 @@ impl Simulated {
     }
 
     fn image(&self) -> Image {
-        let content =
-            |(place, content): (&u64, &Box<PageContent>)| (*place, content.bytes().to_vec());
-        Image(self.memory.iter().map(content).collect())
+        let pages = self.memory.iter();
+        Image(
+            pages
+                .map(|(place, content)| (*place, content.bytes().to_vec()))
+                .collect(),
+        )
     }
 }
 
