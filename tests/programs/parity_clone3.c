@@ -83,6 +83,8 @@ int main(void)
 	refused("no such signal", (struct clone_args){.exit_signal = 65}, sizeof plain);
 	refused("a stack without size", (struct clone_args){.stack = (uintptr_t)child_tid, .exit_signal = SIGCHLD}, sizeof plain);
 	refused("a size without stack", (struct clone_args){.stack_size = 4096, .exit_signal = SIGCHLD}, sizeof plain);
+	refused("thread-local storage nowhere", (struct clone_args){.flags = CLONE_SETTLS, .tls = 1ul << 63, .exit_signal = SIGCHLD}, sizeof plain);
+	refused("likewise, at the end", (struct clone_args){.flags = CLONE_SETTLS, .tls = 0x7ffffffff000, .exit_signal = SIGCHLD}, sizeof plain);
 	long result = syscall(SYS_clone3, 8, sizeof plain);
 	printf("nowhere: %ld %s\n", result, strerror(errno));
 

@@ -57,7 +57,7 @@ fn a_signal_that_all_threads_block_and_one_waits_for() {
 #[test]
 fn processes_and_threads_by_clone3() {
     kvm_case("processes_and_threads_by_clone3");
-    same("parity_clone3", 17);
+    same("parity_clone3", 19);
 }
 
 #[test]

@@ -391,7 +391,17 @@ fn start(arguments: RunArgs) -> Result<Thread, AnyError> {
     let vm = Vm::create(protect)?;
     let mut space = AddressSpace::new(&vm)?;
     let mut vcpu = vm.create_vcpu()?;
-    let probe = kvm::probe(&mut vcpu)?;
+    let common = common::open(arguments.inherited.is_some())?;
+    let probe = match common.probe.get() {
+        Some(known) => {
+            vcpu.set_entry_path(known.path);
+            *known
+        }
+        None => {
+            let found = kvm::probe(&mut vcpu)?;
+            *common.probe.get_or_init(|| found)
+        }
+    };
     let clock = GuestClock::start(clock_page, probe.tsc_is_host)?;
     let environment = raw_environment();
     let program = Program {
@@ -426,7 +436,6 @@ fn start(arguments: RunArgs) -> Result<Thread, AnyError> {
             EntryPath::Ring0 => "ring0".into(),
         },
     });
-    let common = common::open(arguments.inherited.is_some())?;
     if arguments.inherited.is_none() {
         common.stats.processes.inc();
     }

@@ -18,7 +18,7 @@ use kvm_bindings::{
 use kvm_ioctls::{Cap, Kvm, VmFd};
 use thiserror::Error;
 
-pub use probe::probe;
+pub use probe::{Probe, probe};
 pub use vcpu::{EntryPath, Exit, Kicker, Registers, Vcpu};
 
 use crate::host::handles;

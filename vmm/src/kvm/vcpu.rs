@@ -145,6 +145,7 @@ impl Vcpu {
         };
         vcpu.set_system_state(cpuid)?;
         vcpu.fd.set_sync_valid_reg(SyncReg::Register);
+        vcpu.fd.set_sync_valid_reg(SyncReg::SystemRegister);
         Ok(vcpu)
     }
 
@@ -290,19 +291,18 @@ impl Vcpu {
     }
 
     /// Sets the bases of FS and GS.
-    pub fn set_segment_bases(&mut self, fs: u64, gs: u64) -> Result<(), KvmError> {
+    pub fn set_segment_bases(&mut self, fs: u64, gs: u64) {
         self.user_sregs.fs.base = fs;
         self.user_sregs.gs.base = gs;
-        self.enter_user_mode()
+        self.enter_user_mode();
     }
 
     /// Sets the first-level page table. A change drops the translations that the vCPU has cached.
-    pub fn set_root(&mut self, root: u64) -> Result<(), KvmError> {
-        if self.user_sregs.cr3 == root {
-            return Ok(());
+    pub fn set_root(&mut self, root: u64) {
+        if self.user_sregs.cr3 != root {
+            self.user_sregs.cr3 = root;
+            self.enter_user_mode();
         }
-        self.user_sregs.cr3 = root;
-        self.enter_user_mode()
     }
 
     /// The extended state (x87, SSE, AVX ...) in the XSAVE format.
@@ -358,7 +358,7 @@ impl Vcpu {
 
     /// Runs the guest in ring 3 from [`Vcpu::registers`] until it leaves.
     pub fn run(&mut self) -> Result<Exit, KvmError> {
-        self.load_registers()?;
+        self.load_registers();
         let exit = match self.fd.run() {
             Ok(VcpuExit::IoOut(layout::SYSCALL_PORT, _)) => return Ok(self.leave_by_syscall()),
             Ok(VcpuExit::Hlt) => return self.leave_by_exception(),
@@ -423,7 +423,7 @@ impl Vcpu {
                 0 => 0,
                 _ => u64::from(events.exception.error_code),
             },
-            address: self.fault_address(events.exception.nr)?,
+            address: self.fault_address(events.exception.nr),
         };
         events.exception = Default::default();
         self.fd
@@ -443,7 +443,7 @@ impl Vcpu {
             return Ok(None);
         }
         let registers = self.registers;
-        self.set_root(bare_root)?;
+        self.set_root(bare_root);
         const TRIES: usize = 1000;
         for _ in 0..TRIES {
             self.clear_kick();
@@ -468,15 +468,14 @@ impl Vcpu {
     }
 
     /// CR2 for a page fault, otherwise 0.
-    fn fault_address(&self, vector: u8) -> Result<u64, KvmError> {
-        if vector != PAGE_FAULT {
-            return Ok(0);
+    fn fault_address(&self, vector: u8) -> u64 {
+        match vector {
+            PAGE_FAULT => self.fd.sync_regs().sregs.cr2,
+            _ => 0,
         }
-        let sregs = self.fd.get_sregs();
-        Ok(sregs.map_err(ioctl_error("KVM_GET_SREGS"))?.cr2)
     }
 
-    fn load_registers(&mut self) -> Result<(), KvmError> {
+    fn load_registers(&mut self) {
         let mut regs = self.registers;
         match self.position {
             Position::Stub if regs.rip == regs.rcx && regs.rflags == regs.r11 => {
@@ -484,20 +483,17 @@ impl Vcpu {
                 regs.rflags = 2;
             }
             Position::User => {}
-            _ => self.enter_user_mode()?,
+            _ => self.enter_user_mode(),
         }
         self.fd.sync_regs_mut().regs = regs;
         self.fd.set_sync_dirty_reg(SyncReg::Register);
-        Ok(())
     }
 
-    /// Puts the segments back to ring 3; the next run starts at `registers`.
-    fn enter_user_mode(&mut self) -> Result<(), KvmError> {
-        self.fd
-            .set_sregs(&self.user_sregs)
-            .map_err(ioctl_error("KVM_SET_SREGS"))?;
+    /// The next run starts at `registers`, with the segments of ring 3.
+    fn enter_user_mode(&mut self) {
+        self.fd.sync_regs_mut().sregs = self.user_sregs;
+        self.fd.set_sync_dirty_reg(SyncReg::SystemRegister);
         self.position = Position::User;
-        Ok(())
     }
 
     fn leave_by_syscall(&mut self) -> Exit {
@@ -532,7 +528,7 @@ impl Vcpu {
         Ok(Exit::Exception {
             vector,
             error_code: frame.error_code,
-            address: self.fault_address(vector)?,
+            address: self.fault_address(vector),
         })
     }
 }

@@ -4,6 +4,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
+use std::sync::OnceLock;
 use std::sync::atomic::AtomicBool;
 
 use recovery::claims::Table;
@@ -11,6 +12,7 @@ use recovery::stats::Stats;
 
 use super::own_limits::host_limit;
 use crate::host::{self, handles};
+use crate::kvm::Probe;
 
 /// Groups of the table of claims: enough for thousands of processes that write a few pages each at a time. Memory is used
 /// for those that are.
@@ -21,6 +23,8 @@ const GROUPS: usize = 2048;
 pub struct Common {
     /// What all of them have done.
     pub stats: Stats,
+    /// What the first of them has found out about KVM, before there was another.
+    pub probe: OnceLock<Probe>,
     /// The first process has ended. Who ends after it writes the counters.
     pub first_has_ended: AtomicBool,
     /// There has been more than one process.
@@ -49,9 +53,10 @@ pub fn open(is_handed_on: bool) -> io::Result<&'static Common> {
             map(file.as_raw_fd())?
         }
     };
-    // SAFETY: as above. It is zero, and all zero is valid for everything but the counters.
+    // SAFETY: as above. It is zero, and all zero is valid for everything but these two.
     unsafe {
         (&raw mut (*start).stats).write(Stats::new());
+        (&raw mut (*start).probe).write(OnceLock::new());
         Ok(&*start)
     }
 }

@@ -142,20 +142,25 @@ impl AddressSpace {
         Ok(())
     }
 
-    /// Makes `page` read-only for the guest, at once.
+    /// Makes `page`, of a shared mapping, read-only for the guest, at once.
     pub fn trap(&mut self, page: PageNumber) {
         self.set_writable(page, false);
         let Some(vma) = self.vmas.find(page.address().0) else {
             return;
         };
         let protection = vma.protection;
-        if protection.is_writable() {
-            let whole = page_range(page);
+        if !vma.shared || !protection.is_writable() {
+            return;
+        }
+        let whole = page_range(page);
+        // KVM is to drop its entry. What the mapping shows is not lost by it, and no mapping has to be split as for a change
+        // of its protection, which takes several times as long. Locked pages refuse it.
+        let done = self.discard(whole).or_else(|_| {
             // As in `guard`.
-            let done = host_protect(whole, Protection::READ);
-            if done.and(host_protect(whole, protection)).is_err() {
-                log::error!("page {:?} could not be protected", page.address());
-            }
+            host_protect(whole, Protection::READ).and(host_protect(whole, protection))
+        });
+        if done.is_err() {
+            log::error!("page {:?} could not be protected", page.address());
         }
     }
 

@@ -192,6 +192,9 @@ impl Thread {
         }
         self.arm(turn);
         self.process.serving.store(true, Ordering::Release);
+        if !self.process.options.is_child {
+            self.process.reporter.make_room();
+        }
         if !wanted {
             return;
         }

@@ -264,7 +264,7 @@ impl Thread {
         self.vcpu.set_extended_state(&checkpoint.extended)?;
         // Always: the guest may have loaded selectors, and with them bases that nobody was told of.
         self.vcpu
-            .set_segment_bases(checkpoint.bases.0, checkpoint.bases.1)?;
+            .set_segment_bases(checkpoint.bases.0, checkpoint.bases.1);
         self.set_blocked(checkpoint.blocked);
         self.alternate_stack = checkpoint.alternate_stack;
         let error = match domain.origin {

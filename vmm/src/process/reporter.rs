@@ -185,6 +185,12 @@ impl Reporter {
         self.hand_over(Item::Fault(Box::new(record)));
     }
 
+    /// The server begins to serve: its first fault is not to wait for the host to map the room for its memory. Who is
+    /// forked for each client does without.
+    pub fn make_room(&self) {
+        self.hand_over(Item::Room);
+    }
+
     /// Room for the memory of a fault at `site`: its instruction and stack pointer. None is given if nothing would
     /// come of it, or if so much waits to be written that the server had better not be made to wait for more.
     pub fn room_for_memory(&self, site: Option<(u64, u64)>) -> Room {
@@ -240,9 +246,10 @@ fn work(writer: &Writer, queue: &Queue, apart: mpsc::Sender<()>) {
     }
     let _ = apart.send(());
     let mut symbolizer = Symbolizer::default();
-    writer.prepare_room();
     while let Some(item) = queue.pop_or(PRUNE_PERIOD, || writer.prune()) {
-        writer.prepare_room();
+        if matches!(item, Item::Fault(_)) {
+            writer.prepare_room();
+        }
         writer.write(&mut symbolizer, item);
         if queue.has_drained(BACKLOG) {
             crate::host::return_free_memory();

@@ -95,7 +95,7 @@ impl Thread {
         *self.vcpu.registers() = checkpoint.registers;
         self.vcpu.set_extended_state(&checkpoint.extended)?;
         self.vcpu
-            .set_segment_bases(checkpoint.bases.0, checkpoint.bases.1)?;
+            .set_segment_bases(checkpoint.bases.0, checkpoint.bases.1);
         self.set_blocked(checkpoint.blocked);
         self.alternate_stack = checkpoint.alternate_stack;
         match (at_call, domain.committed_early) {

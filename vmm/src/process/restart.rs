@@ -322,8 +322,7 @@ impl Thread {
         };
         *self.vcpu.registers() = parked.registers;
         self.vcpu.set_extended_state(&parked.extended)?;
-        self.vcpu
-            .set_segment_bases(parked.bases.0, parked.bases.1)?;
+        self.vcpu.set_segment_bases(parked.bases.0, parked.bases.1);
         self.set_blocked(parked.blocked);
         self.alternate_stack = parked.alternate_stack;
         self.control

@@ -225,7 +225,7 @@ impl Thread {
         }
         self.ensure_domain(turn)?;
         self.keep_to_own_strike_points(turn);
-        self.vcpu.set_root(turn.space.root())?;
+        self.vcpu.set_root(turn.space.root());
         self.vcpu.set_signal_mask(self.mask_in_guest().0)?;
         let mut exit = self.vcpu.run()?;
         if exit == Exit::Interrupted && self.is_behind_breakpoint() {

@@ -186,7 +186,7 @@ fn become_child(
     let vm = Vm::create_for_child(parent.vm.monitor().clone(), protect)?;
     let mut vcpu = vm.create_vcpu()?;
     vcpu.set_entry_path(parent.entry_path);
-    vcpu.set_segment_bases(start.bases.0, start.bases.1)?;
+    vcpu.set_segment_bases(start.bases.0, start.bases.1);
     vcpu.set_extended_state(&start.extended)?;
     *vcpu.registers() = start.registers;
     let own_memory =

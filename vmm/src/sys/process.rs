@@ -45,31 +45,27 @@ const ARCH_SET_FS: u64 = 0x1002;
 const ARCH_GET_FS: u64 = 0x1003;
 const ARCH_GET_GS: u64 = 0x1004;
 
+/// `address`, if Linux takes it for the base of FS or GS.
+pub(super) fn segment_base(address: u64) -> Result<u64, Errno> {
+    const TASK_SIZE_MAX: u64 = 0x7fff_ffff_f000;
+    match address < TASK_SIZE_MAX {
+        true => Ok(address),
+        false => Err(Errno::EPERM),
+    }
+}
+
 fn arch_prctl(call: &mut Call) -> Result<u64, Errno> {
     let [code, address, ..] = call.args;
     let (fs, gs) = (call.thread.vcpu.fs_base(), call.thread.vcpu.gs_base());
-    let canonical = || {
-        if address >> 47 == 0 {
-            Ok(address)
-        } else {
-            Err(Errno::EPERM)
-        }
-    };
     let (fs, gs) = match code {
-        ARCH_SET_FS => (canonical()?, gs),
-        ARCH_SET_GS => (fs, canonical()?),
+        ARCH_SET_FS => (segment_base(address)?, gs),
+        ARCH_SET_GS => (fs, segment_base(address)?),
         ARCH_GET_FS => return call.write(address, &fs.to_ne_bytes()).map(|()| 0),
         ARCH_GET_GS => return call.write(address, &gs.to_ne_bytes()).map(|()| 0),
         _ => return Err(Errno::EINVAL),
     };
-    call.thread
-        .vcpu
-        .set_segment_bases(fs, gs)
-        .map(|()| 0)
-        .map_err(|error| {
-            log::error!("{error}");
-            Errno::EPERM
-        })
+    call.thread.vcpu.set_segment_bases(fs, gs);
+    Ok(0)
 }
 
 /// Some limits are the guest's own: the host's have to leave room for the monitor.

@@ -49,6 +49,9 @@ fn clone(call: &mut Call) -> Result<u64, Errno> {
 fn make_task(call: &mut Call) -> Result<u64, Errno> {
     let [flags, stack, parent_tid, child_tid, tls, _] = call.args;
     check_tid_pointers(flags, parent_tid, child_tid)?;
+    if flags & libc::CLONE_SETTLS as u64 != 0 {
+        super::process::segment_base(tls)?;
+    }
     if flags & libc::CLONE_THREAD as u64 == 0 {
         return super::fork::clone_process(call);
     }
@@ -63,12 +66,9 @@ fn make_task(call: &mut Call) -> Result<u64, Errno> {
     })?;
     let (registers, fs) = call.child_registers(flags, stack, tls);
     *vcpu.registers() = registers;
-    let prepared = vcpu
-        .set_segment_bases(fs, call.thread.vcpu.gs_base())
-        .and_then(|()| {
-            let extended = call.thread.vcpu.extended_state()?;
-            vcpu.set_extended_state(&extended)
-        });
+    vcpu.set_segment_bases(fs, call.thread.vcpu.gs_base());
+    let extended = call.thread.vcpu.extended_state();
+    let prepared = extended.and_then(|extended| vcpu.set_extended_state(&extended));
     if let Err(error) = prepared {
         log::error!("{error}");
         process.give_vcpu(vcpu);

@@ -23,6 +23,8 @@ pub(super) enum Item {
     Event(Box<Event>),
     /// A fault, of which report and event are still to be made.
     Fault(Box<FaultRecord>),
+    /// Nothing: room is to be made for the memory of the first fault.
+    Room,
 }
 
 /// A bounded queue of [`Item`]s with one reader, which can be closed.
@@ -181,7 +183,7 @@ impl Item {
                 .sum()
         };
         match self {
-            Item::Event(_) => size_of::<Event>(),
+            Item::Event(_) | Item::Room => size_of::<Event>(),
             Item::Fault(record) => {
                 size_of::<FaultRecord>()
                     + record.stack.capacity()

@@ -66,6 +66,7 @@ impl Writer {
     pub(super) fn write(&self, symbolizer: &mut Symbolizer, item: Item) {
         match item {
             Item::Event(event) => self.events.emit(&event),
+            Item::Room => self.prepare_room(),
             Item::Fault(mut record) => {
                 let frames = frames(symbolizer, &record);
                 let quarantine = record.quarantine.take();
