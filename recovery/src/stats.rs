@@ -34,8 +34,9 @@
 mod counter;
 mod histogram;
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
@@ -387,8 +388,7 @@ impl Stats {
     /// What is not a regular file (a pipe, `/dev/stderr`) is written to as it is. `path` must be absolute if
     /// the guest may have changed the working directory.
     pub fn write(&self, path: &Path, name: impl Fn(u64) -> Option<&'static str>) -> io::Result<()> {
-        let mut text = serde_json::to_vec_pretty(&self.to_json(name))?;
-        text.push(b'\n');
+        let text = self.to_text(name)?;
         let target = match fs::metadata(path) {
             Ok(meta) if !meta.is_file() => {
                 return fs::OpenOptions::new()
@@ -408,6 +408,23 @@ impl Stats {
                 // Nothing more can be done about the temporary file than to try.
                 let _ = fs::remove_file(&temporary);
             })
+    }
+
+    /// Writes the same over what `file` holds, for who may not replace it. A reader may see a part.
+    pub fn write_over(
+        &self,
+        file: &File,
+        name: impl Fn(u64) -> Option<&'static str>,
+    ) -> io::Result<()> {
+        let text = self.to_text(name)?;
+        file.set_len(0)?;
+        file.write_all_at(&text, 0)
+    }
+
+    fn to_text(&self, name: impl Fn(u64) -> Option<&'static str>) -> io::Result<Vec<u8>> {
+        let mut text = serde_json::to_vec_pretty(&self.to_json(name))?;
+        text.push(b'\n');
+        Ok(text)
     }
 }
 
@@ -528,6 +545,12 @@ mod tests {
         assert_eq!(json["exits"]["kick"], 1);
         assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
+
+        let file = File::options().append(true).open(&path).unwrap();
+        stats.exits.kick.inc();
+        stats.write_over(&file, name).unwrap();
+        let json: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        assert_eq!(json["exits"]["kick"], 2);
     }
 
     #[test]

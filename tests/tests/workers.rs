@@ -206,4 +206,7 @@ fn a_backend_of_postgresql_crashes_alone() {
             .unwrap()
             .is_some_and(|status| status.success())
     );
+    // It has become another user since the file was opened, who may not replace it.
+    let stats = server.stats().unwrap();
+    assert_eq!(stats["ladder"]["abandon"], 10);
 }

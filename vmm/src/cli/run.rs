@@ -338,7 +338,7 @@ fn start(arguments: RunArgs) -> Result<Thread, AnyError> {
     };
     let limits = arguments.limits();
     let events = open_events(&arguments)?;
-    let mut stats_path = arguments
+    let stats_path = arguments
         .stats
         .as_deref()
         .map(std::path::absolute)
@@ -346,8 +346,9 @@ fn start(arguments: RunArgs) -> Result<Thread, AnyError> {
     if let Some(path) = &stats_path {
         // Now, and not when the server has run for a month.
         match File::options().append(true).create(true).open(path) {
-            Ok(_) => {}
-            Err(error) if arguments.is_of_another_user(&error) => stats_path = None,
+            Ok(file) => handles::set_stats(&file)?,
+            // It was handed on.
+            Err(error) if arguments.is_of_another_user(&error) => {}
             Err(error) => {
                 let path = path.display();
                 return Err(format!("cannot write the stats file {path}: {error}").into());

@@ -31,13 +31,19 @@ static MESSAGES: Handle = Handle::new(|| reserved_copy(libc::STDERR_FILENO));
 /// The file of events, if there is one.
 static EVENTS: Handle = Handle::new(|| Err(io::ErrorKind::NotFound.into()));
 
+/// The file of counters, if there is one.
+static STATS: Handle = Handle::new(|| Err(io::ErrorKind::NotFound.into()));
 /// What all processes of the server share ([`crate::memory::common`]).
 static COMMON: Handle = Handle::new(|| super::memory_file(c"common", 0).and_then(reserved_fd));
 
-static ALL: [&Handle; 6] = [&DEVICE, &PROGRAM, &PROCFS, &MESSAGES, &EVENTS, &COMMON];
+static ALL: [&Handle; 7] = [
+    &DEVICE, &PROGRAM, &PROCFS, &MESSAGES, &EVENTS, &STATS, &COMMON,
+];
+/// Those of them that there may not be: standard error may be closed.
+static OPTIONAL: [&Handle; 3] = [&MESSAGES, &EVENTS, &STATS];
 
 /// Numbers of the descriptors, as they are handed on; -1 for what could not be opened.
-pub type Numbers = [RawFd; 6];
+pub type Numbers = [RawFd; 7];
 
 impl Handle {
     const fn new(open: fn() -> io::Result<OwnedFd>) -> Handle {
@@ -95,13 +101,7 @@ pub fn hand_on() -> io::Result<Numbers> {
     for (handle, number) in ALL.into_iter().zip(&mut numbers) {
         let fd = match handle.get() {
             Ok(fd) => fd.as_raw_fd(),
-            // Standard error may be closed.
-            Err(_)
-                if [&raw const MESSAGES, &raw const EVENTS]
-                    .contains(&std::ptr::from_ref(handle)) =>
-            {
-                continue;
-            }
+            Err(_) if OPTIONAL.iter().any(|other| std::ptr::eq(*other, handle)) => continue,
             Err(error) => return Err(error),
         };
         super::fcntl(fd, libc::F_SETFD, 0)?;
@@ -134,7 +134,22 @@ pub fn set_events(file: &File) -> io::Result<()> {
 
 /// A descriptor of the file of events, if there is one.
 pub fn events() -> io::Result<Option<File>> {
-    let fd = EVENTS.fd.get();
+    copy_of(&EVENTS)
+}
+
+/// The file of counters is `file`, here and in what the guest forks and executes.
+pub fn set_stats(file: &File) -> io::Result<()> {
+    let _ = STATS.fd.set(reserved_copy(file.as_raw_fd())?);
+    Ok(())
+}
+
+/// A descriptor of the file of counters, if there is one.
+pub fn stats() -> io::Result<Option<File>> {
+    copy_of(&STATS)
+}
+
+fn copy_of(handle: &Handle) -> io::Result<Option<File>> {
+    let fd = handle.fd.get();
     fd.map(|fd| reserved_copy(fd.as_raw_fd()).map(File::from))
         .transpose()
 }

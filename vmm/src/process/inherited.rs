@@ -80,7 +80,7 @@ mod tests {
     #[test]
     fn what_is_written_is_read() {
         let inherited = Inherited {
-            handles: [2049, 2050, 2051, -1, 2052, 2053],
+            handles: [2049, 2050, 2051, -1, 2052, -1, 2053],
             limits: OwnLimits {
                 descriptors: (1024, 4096),
                 address_space: (u64::MAX, u64::MAX),
@@ -94,8 +94,8 @@ mod tests {
         for bad in [
             "",
             "1,2,3",
-            "1,2,3,4,5,6,7,8,9,10,11,12,13,14,x",
-            "1,2,3,4,5,6,7,8,9,0,1,2,3,4,5,6",
+            "1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,x",
+            "1,2,3,4,5,6,7,8,9,0,1,2,3,4,5,6,7",
         ] {
             assert!(bad.parse::<Inherited>().is_err(), "{bad}");
         }

@@ -56,7 +56,7 @@ use recovery::ladder::Ladder;
 use recovery::learn::Offenders;
 use recovery::stats::Stats;
 
-use crate::host::handles::Messages;
+use crate::host::handles::{self, Messages};
 use crate::inject::Injector;
 use crate::kvm::{EntryPath, Vcpu, Vm};
 use crate::memory::common::Common;
@@ -323,7 +323,12 @@ impl Process {
             return;
         };
         let name = |number| guest_agentless::syscall::lookup(number).map(|row| row.name);
-        if let Err(error) = self.stats.write(path, name) {
+        let written = self.stats.write(path, name).or_else(|error| {
+            // The process may have become another user since the file was opened, or have another root directory.
+            let opened = handles::stats()?;
+            opened.map_or(Err(error), |file| self.stats.write_over(&file, name))
+        });
+        if let Err(error) = written {
             let path = path.display();
             match self.options.is_child {
                 // It may have become another user.
