@@ -315,9 +315,10 @@ static struct reservation *any_reservation(struct run *run) {
     return r->at ? r : NULL;
 }
 
+/* There is no room for those that several threads would make at the same place of the table, and lose. */
 static void reserve(struct run *run) {
     struct reservation *r = &reservations[below(run, RESERVATIONS)];
-    if (r->at)
+    if (r->at || !run->alone)
         return;
     size_t share = TIB + below(run, 2) * TIB;
     char *at = mmap(NULL, PIECES * share, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
