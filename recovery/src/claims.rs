@@ -42,8 +42,11 @@ const KNOWN: usize = 6;
 const SLOTS: usize = 8;
 /// For how long a lock is waited for before it is asked whether its holder is alive.
 const PATIENCE: Duration = Duration::from_millis(1);
-/// For how long an undo waits for those who are writing what they have noted: one instruction, unless they do not run.
-const UNDO_PATIENCE: Duration = Duration::from_millis(20);
+/// For how long an undo waits for those who are writing what they have noted: one instruction, but on a busy machine they
+/// may have to wait for a processor in the middle of it.
+const UNDO_PATIENCE: Duration = Duration::from_millis(250);
+/// How often it looks again.
+const UNDO_PERIOD: Duration = Duration::from_micros(100);
 
 /// Names a page of shared memory: of which file, and where in it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -390,7 +393,8 @@ impl Claims {
             };
             if since.get_or_insert_with(Instant::now).elapsed() > PATIENCE {
                 since = None;
-                if !(self.is_alive)(holder) {
+                // One thread at a time is here, so that this process is not the holder, whatever its ID.
+                if holder == self.pid || !(self.is_alive)(holder) {
                     // What it held may be half done, but is only ever too much.
                     let _ = group.lock.compare_exchange(
                         holder,
@@ -404,9 +408,10 @@ impl Claims {
         }
     }
 
-    /// The request that runs in this process is about to write the page. If it was not claimed yet, `keep` keeps what it
-    /// holds, before anybody else writes it; false if that cannot be done.
-    pub fn claim(&self, key: PageKey, keep: impl FnOnce() -> bool) -> Claim {
+    /// The request that runs in this process is about to write the page. `has_claimed` says whether it has claimed it before:
+    /// a process that was killed may have had the same ID. If it has not, `keep` keeps what the page holds, before anybody else
+    /// writes it; false if that cannot be done.
+    pub fn claim(&self, key: PageKey, has_claimed: bool, keep: impl FnOnce() -> bool) -> Claim {
         let Some(group) = self.group(key) else {
             return Claim::Unknown;
         };
@@ -415,13 +420,13 @@ impl Claims {
         let of_page = slots.iter().find(|slot| slot.is_of(key));
         if let Some(slot) = of_page {
             let owner = slot.owner.load(Ordering::Relaxed);
-            if owner == self.pid {
+            if owner == self.pid && has_claimed {
                 return Claim::Owned;
             }
             if !slot.others.is_empty() {
                 slot.bury(self.is_alive);
             }
-            let is_left = owner == 0 || !(self.is_alive)(owner);
+            let is_left = owner == 0 || owner == self.pid || !(self.is_alive)(owner);
             if !slot.others.is_empty() || !is_left {
                 return Claim::Others;
             }
@@ -529,14 +534,18 @@ impl Claims {
             let groups = groups.iter().filter_map(|number| self.groups.get(*number));
             let locked: Vec<_> = groups.map(|group| self.lock(group)).collect();
             let slots: Vec<Option<&Slot>> = keys.iter().map(|key| self.own_slot(*key)).collect();
-            let is_settled =
-                |slot: &&Slot| slot.others.is_empty() || slot.mixed.load(Ordering::Relaxed);
+            let is_settled = |slot: &&Slot| {
+                if !slot.others.is_empty() {
+                    slot.bury(self.is_alive);
+                }
+                slot.others.is_empty() || slot.mixed.load(Ordering::Relaxed)
+            };
             if slots.iter().flatten().all(is_settled) || Instant::now() > deadline {
                 let noted: Vec<_> = slots.into_iter().map(|slot| slot.map(Noted)).collect();
                 return undo(&noted);
             }
             drop(locked);
-            thread::yield_now();
+            thread::sleep(UNDO_PERIOD);
         }
     }
 

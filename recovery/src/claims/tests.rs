@@ -68,9 +68,9 @@ fn added(claims: Claims, key: PageKey) -> Option<Vec<(usize, u64)>> {
 #[test]
 fn who_comes_second_notes_its_words() {
     let (one, two) = two();
-    assert_eq!(one.claim(KEY, || true), Claim::Owned);
-    assert_eq!(one.claim(KEY, || true), Claim::Owned);
-    assert_eq!(two.claim(KEY, || true), Claim::Others);
+    assert_eq!(one.claim(KEY, false, || true), Claim::Owned);
+    assert_eq!(one.claim(KEY, true, || false), Claim::Owned);
+    assert_eq!(two.claim(KEY, false, || true), Claim::Others);
     for _ in 0..2 {
         assert!(two.note(KEY, &words(&[0, 63, 64, 511])));
         two.done(KEY, [sum(0, 1), sum(511, 1u64.wrapping_neg())]);
@@ -78,40 +78,40 @@ fn who_comes_second_notes_its_words() {
     assert_eq!(added(one, KEY).unwrap(), [(0, 2), (511, u64::MAX - 1)]);
     one.release(KEY);
     assert!(!two.note(KEY, &words(&[1])));
-    assert_eq!(two.claim(KEY, || true), Claim::Owned);
+    assert_eq!(two.claim(KEY, false, || true), Claim::Owned);
     assert_eq!(added(two, KEY).unwrap(), []);
 }
 
 #[test]
 fn a_page_is_not_claimed_while_somebody_may_write_what_he_has_noted() {
     let (one, two) = two();
-    assert_eq!(one.claim(KEY, || true), Claim::Owned);
+    assert_eq!(one.claim(KEY, false, || true), Claim::Owned);
     assert!(two.note(KEY, &words(&[5])));
     one.release(KEY);
-    assert_eq!(one.claim(KEY, || true), Claim::Others);
+    assert_eq!(one.claim(KEY, false, || true), Claim::Others);
     assert!(one.note(KEY, &words(&[6])));
     two.done(KEY, []);
     one.done(KEY, []);
-    assert_eq!(one.claim(KEY, || true), Claim::Owned);
+    assert_eq!(one.claim(KEY, false, || true), Claim::Owned);
 }
 
 #[test]
 fn what_is_not_told_apart_is_said_until_the_next_claim() {
     let (one, two) = two();
-    assert_eq!(one.claim(KEY, || true), Claim::Owned);
+    assert_eq!(one.claim(KEY, false, || true), Claim::Owned);
     assert!(two.note_all(KEY));
     assert_eq!(added(one, KEY), None);
     two.done(KEY, []);
     assert_eq!(added(one, KEY), None);
     one.release(KEY);
-    assert_eq!(one.claim(KEY, || true), Claim::Owned);
+    assert_eq!(one.claim(KEY, false, || true), Claim::Owned);
     assert_eq!(added(one, KEY).unwrap(), []);
 }
 
 #[test]
 fn an_undo_waits_for_who_is_writing_but_not_for_ever() {
     let (one, two) = two();
-    assert_eq!(one.claim(KEY, || true), Claim::Owned);
+    assert_eq!(one.claim(KEY, false, || true), Claim::Owned);
     assert!(two.note(KEY, &words(&[5])));
     assert_eq!(added(one, KEY), None);
     thread::scope(|scope| {
@@ -128,12 +128,12 @@ fn an_undo_waits_for_who_is_writing_but_not_for_ever() {
 #[test]
 fn who_waits_is_seen_by_whoever_writes_the_page() {
     let (one, two) = two();
-    assert_eq!(one.claim(KEY, || true), Claim::Owned);
+    assert_eq!(one.claim(KEY, false, || true), Claim::Owned);
     assert!(!one.is_awaited(KEY));
     assert!(two.begin_wait(KEY));
     assert!(one.is_awaited(KEY));
     one.release(KEY);
-    assert_eq!(one.claim(KEY, || true), Claim::Owned);
+    assert_eq!(one.claim(KEY, false, || true), Claim::Owned);
     assert!(one.is_awaited(KEY));
     two.end_wait(KEY);
     assert!(!one.is_awaited(KEY));
@@ -144,7 +144,7 @@ fn who_waits_is_seen_by_whoever_writes_the_page() {
 #[test]
 fn what_was_replaced_is_told_from_sums() {
     let (one, two) = two();
-    assert_eq!(one.claim(KEY, || true), Claim::Owned);
+    assert_eq!(one.claim(KEY, false, || true), Claim::Owned);
     let replaced = Change {
         is_sum: false,
         ..sum(70, 9)
@@ -159,7 +159,7 @@ fn what_was_replaced_is_told_from_sums() {
     };
     assert_eq!(told(one), [true, true, false]);
     one.release(KEY);
-    assert_eq!(one.claim(KEY, || true), Claim::Owned);
+    assert_eq!(one.claim(KEY, false, || true), Claim::Owned);
     assert_eq!(told(one), [true; 3]);
 }
 
@@ -176,11 +176,11 @@ fn words_that_are_waited_for_are_remembered() {
 fn what_is_not_claimed_is_not_undone() {
     let (one, two) = two();
     assert!(one.undo(&[KEY], |noted| noted[0].is_none()));
-    assert_eq!(two.claim(KEY, || true), Claim::Owned);
+    assert_eq!(two.claim(KEY, false, || true), Claim::Owned);
     assert!(one.undo(&[KEY], |noted| noted[0].is_none()));
     one.release(KEY);
-    assert_eq!(two.claim(KEY, || true), Claim::Owned);
-    assert_eq!(one.claim(KEY, || true), Claim::Others);
+    assert_eq!(two.claim(KEY, false, || true), Claim::Owned);
+    assert_eq!(one.claim(KEY, false, || true), Claim::Others);
 }
 
 #[test]
@@ -189,20 +189,20 @@ fn pages_that_find_no_slot_are_unknown_until_one_is_free() {
     let two = one.for_child(2);
     let key = |page| PageKey { page, ..KEY };
     for page in 0..SLOTS as u64 {
-        assert_eq!(one.claim(key(page), || true), Claim::Owned);
+        assert_eq!(one.claim(key(page), false, || true), Claim::Owned);
     }
-    assert_eq!(two.claim(key(100), || true), Claim::Unknown);
+    assert_eq!(two.claim(key(100), false, || true), Claim::Unknown);
     one.release(key(2));
-    assert_eq!(two.claim(key(100), || true), Claim::Owned);
+    assert_eq!(two.claim(key(100), false, || true), Claim::Owned);
 }
 
 #[test]
 fn the_dead_own_nothing() {
     let one = Claims::new(table::<4>(), 1, |pid| pid != 2);
     let two = one.for_child(2);
-    assert_eq!(two.claim(KEY, || true), Claim::Owned);
+    assert_eq!(two.claim(KEY, false, || true), Claim::Owned);
     std::mem::forget(two.lock(two.group(KEY).unwrap()));
-    assert_eq!(one.claim(KEY, || true), Claim::Owned);
+    assert_eq!(one.claim(KEY, false, || true), Claim::Owned);
 }
 
 /// Writers of one counter and one word each, who give up every other round: what is left is what they have kept.
@@ -224,7 +224,7 @@ fn writers_at_the_same_time_undo_their_own_writes_only() {
                 base = (0..WORDS).map(get).collect();
                 true
             };
-            if claims.claim(KEY, keep) == Claim::Owned {
+            if claims.claim(KEY, false, keep) == Claim::Owned {
                 write();
                 let is_undone = gives_up
                     && claims.undo(&[KEY], |noted| {
@@ -270,7 +270,7 @@ fn who_was_killed_leaves_nothing_behind() {
     // Even numbers are alive.
     let one = Claims::new(table::<1>(), 2, |pid| pid.is_multiple_of(2));
     let (other, dead) = (one.for_child(4), one.for_child(3));
-    assert_eq!(one.claim(KEY, || true), Claim::Owned);
+    assert_eq!(one.claim(KEY, false, || true), Claim::Owned);
     for _ in 0..2 {
         assert!(dead.note(KEY, &words(&[1])));
     }
@@ -282,7 +282,7 @@ fn who_was_killed_leaves_nothing_behind() {
         "what it did to its words is not known"
     );
     one.release(KEY);
-    assert_eq!(other.claim(KEY, || true), Claim::Owned);
+    assert_eq!(other.claim(KEY, false, || true), Claim::Owned);
     assert_eq!(added(other, KEY), Some(vec![]));
     other.release(KEY);
 
@@ -299,20 +299,20 @@ fn slots_of_the_dead_are_used_again() {
     let key = |page| PageKey { page, ..KEY };
     for page in 0..SLOTS as u64 {
         match page % 2 {
-            0 => assert_eq!(dead.claim(key(page), || true), Claim::Owned),
+            0 => assert_eq!(dead.claim(key(page), false, || true), Claim::Owned),
             _ => assert!(dead.begin_wait(key(page))),
         }
     }
     for page in 0..SLOTS as u64 {
-        assert_eq!(one.claim(key(100 + page), || true), Claim::Owned);
+        assert_eq!(one.claim(key(100 + page), false, || true), Claim::Owned);
     }
-    assert_eq!(one.claim(key(200), || true), Claim::Unknown);
+    assert_eq!(one.claim(key(200), false, || true), Claim::Unknown);
 }
 
 #[test]
 fn more_than_are_known_by_their_numbers_are_counted() {
     let one = Claims::new(table::<1>(), 2, |_| true);
-    assert_eq!(one.claim(KEY, || true), Claim::Owned);
+    assert_eq!(one.claim(KEY, false, || true), Claim::Owned);
     let others: Vec<_> = (0..KNOWN as u32 + 3)
         .map(|n| one.for_child(10 + n))
         .collect();
@@ -321,8 +321,26 @@ fn more_than_are_known_by_their_numbers_are_counted() {
     }
     one.release(KEY);
     for other in &others {
-        assert_eq!(one.claim(KEY, || true), Claim::Others);
+        assert_eq!(one.claim(KEY, false, || true), Claim::Others);
         other.done(KEY, [sum(5, 1)]);
     }
-    assert_eq!(one.claim(KEY, || true), Claim::Owned);
+    assert_eq!(one.claim(KEY, false, || true), Claim::Owned);
+}
+
+#[test]
+fn a_page_of_one_who_had_the_same_number_is_claimed_anew() {
+    let (one, two) = two();
+    assert_eq!(one.claim(KEY, false, || true), Claim::Owned);
+    assert!(two.note(KEY, &words(&[5])));
+    two.done(KEY, [sum(5, 1)]);
+    assert_eq!(added(one, KEY), Some(vec![(5, 1)]));
+    // Killed, and its number given to another.
+    let mut is_kept = false;
+    let keep = || {
+        is_kept = true;
+        true
+    };
+    assert_eq!(one.claim(KEY, false, keep), Claim::Owned);
+    assert!(is_kept);
+    assert_eq!(added(one, KEY), Some(vec![]));
 }

@@ -313,11 +313,12 @@ impl Thread {
             space: &mut state.space,
             own_memory: &self.process.own_memory,
         };
-        if shared.owned.len() >= OWNED_MAX && !shared.owned.contains_key(&key) {
+        let mut base = None;
+        let has_claimed = shared.owned.contains_key(&key);
+        if shared.owned.len() >= OWNED_MAX && !has_claimed {
             return Claim::Unknown;
         }
-        let mut base = None;
-        let claim = shared.claims.claim(key, || {
+        let claim = shared.claims.claim(key, has_claimed, || {
             let into = base.insert(shared.spare.pop().unwrap_or_else(PageContent::boxed));
             memory.read(page, into)
         });

@@ -143,7 +143,7 @@ fn undo_step(claims: Claims, key: PageKey, word: usize, step: &Stepped) -> bool 
     let mut words = Words::NONE;
     words.insert(word);
     for _ in 0..TRIES {
-        let claim = claims.claim(key, || true);
+        let claim = claims.claim(key, false, || true);
         if claim == Claim::Others && !claims.note(key, &words) {
             continue;
         }
