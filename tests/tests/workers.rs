@@ -193,7 +193,10 @@ fn a_backend_of_postgresql_crashes_alone() {
         assert!(begin.elapsed() < PATIENCE, "{}", server.output_tail());
         thread::sleep(Duration::from_millis(50));
     }
+    // While its own processes begin, and while backends end, they use what queries write.
+    thread::sleep(Duration::from_secs(2));
     for n in 0..10 {
+        thread::sleep(Duration::from_millis(100));
         assert!((database.visit)(port, "crash-this").is_err());
         (database.visit)(port, &format!("after-{n}")).unwrap();
     }
