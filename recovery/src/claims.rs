@@ -296,12 +296,16 @@ impl Slot {
         self.others.join(pid);
     }
 
-    /// Who was killed is not waited for. What has become of the words that he had noted nobody can say.
+    /// Who was killed uses it no longer. What has become of the words that he had noted nobody can say.
     fn bury(&self, is_alive: fn(u32) -> bool) {
         if self.others.bury(is_alive) {
             self.mixed.store(true, Ordering::Relaxed);
         }
         self.waiting.bury(is_alive);
+        let owner = self.owner.load(Ordering::Relaxed);
+        if owner != 0 && !is_alive(owner) {
+            self.owner.store(0, Ordering::Relaxed);
+        }
     }
 
     fn add(&self, change: Change) {
@@ -419,20 +423,16 @@ impl Claims {
         let slots = &locked.group.slots;
         let of_page = slots.iter().find(|slot| slot.is_of(key));
         if let Some(slot) = of_page {
-            let owner = slot.owner.load(Ordering::Relaxed);
-            if owner == self.pid && has_claimed {
+            let owner = || slot.owner.load(Ordering::Relaxed);
+            if has_claimed && owner() == self.pid {
                 return Claim::Owned;
             }
-            if !slot.others.is_empty() {
-                slot.bury(self.is_alive);
-            }
-            let is_left = owner == 0 || owner == self.pid || !(self.is_alive)(owner);
-            if !slot.others.is_empty() || !is_left {
+            slot.bury(self.is_alive);
+            if !slot.others.is_empty() || ![0, self.pid].contains(&owner()) {
                 return Claim::Others;
             }
         }
-        let unused = || self.unused(slots);
-        let Some(slot) = of_page.or_else(unused) else {
+        let Some(slot) = of_page.or_else(|| self.unused(slots)) else {
             return Claim::Unknown;
         };
         if !keep() {
@@ -447,13 +447,7 @@ impl Claims {
     fn unused(&self, slots: &'static [Slot]) -> Option<&'static Slot> {
         let find = || slots.iter().find(|slot| !slot.is_used());
         find().or_else(|| {
-            for slot in slots {
-                slot.bury(self.is_alive);
-                let owner = slot.owner.load(Ordering::Relaxed);
-                if owner != 0 && !(self.is_alive)(owner) {
-                    slot.owner.store(0, Ordering::Relaxed);
-                }
-            }
+            slots.iter().for_each(|slot| slot.bury(self.is_alive));
             find()
         })
     }
@@ -511,7 +505,7 @@ impl Claims {
     /// Whether somebody waits who has written the page.
     pub fn is_awaited(&self, key: PageKey) -> bool {
         let is_awaited = self.in_slot(key, |slot| {
-            slot.waiting.bury(self.is_alive);
+            slot.bury(self.is_alive);
             !slot.waiting.is_empty()
         });
         is_awaited == Some(true)
@@ -535,9 +529,7 @@ impl Claims {
             let locked: Vec<_> = groups.map(|group| self.lock(group)).collect();
             let slots: Vec<Option<&Slot>> = keys.iter().map(|key| self.own_slot(*key)).collect();
             let is_settled = |slot: &&Slot| {
-                if !slot.others.is_empty() {
-                    slot.bury(self.is_alive);
-                }
+                slot.bury(self.is_alive);
                 slot.others.is_empty() || slot.mixed.load(Ordering::Relaxed)
             };
             if slots.iter().flatten().all(is_settled) || Instant::now() > deadline {

@@ -60,6 +60,19 @@ impl Handle {
         let fd = (self.open)()?;
         Ok(self.fd.get_or_init(|| fd).as_fd())
     }
+
+    /// It is `file`, here and in what the guest forks and executes.
+    fn set(&self, file: &File) -> io::Result<()> {
+        let _ = self.fd.set(reserved_copy(file.as_raw_fd())?);
+        Ok(())
+    }
+
+    /// A descriptor of it, if there is one.
+    fn copy(&self) -> io::Result<Option<File>> {
+        let fd = self.fd.get();
+        fd.map(|fd| reserved_copy(fd.as_raw_fd()).map(File::from))
+            .transpose()
+    }
 }
 
 fn open_path(path: &std::ffi::CStr, flags: i32) -> io::Result<OwnedFd> {
@@ -128,30 +141,22 @@ pub fn close_others(kept: Option<RawFd>) {
 
 /// The file of events is `file`, here and in what the guest forks and executes.
 pub fn set_events(file: &File) -> io::Result<()> {
-    let _ = EVENTS.fd.set(reserved_copy(file.as_raw_fd())?);
-    Ok(())
+    EVENTS.set(file)
 }
 
 /// A descriptor of the file of events, if there is one.
 pub fn events() -> io::Result<Option<File>> {
-    copy_of(&EVENTS)
+    EVENTS.copy()
 }
 
 /// The file of counters is `file`, here and in what the guest forks and executes.
 pub fn set_stats(file: &File) -> io::Result<()> {
-    let _ = STATS.fd.set(reserved_copy(file.as_raw_fd())?);
-    Ok(())
+    STATS.set(file)
 }
 
 /// A descriptor of the file of counters, if there is one.
 pub fn stats() -> io::Result<Option<File>> {
-    copy_of(&STATS)
-}
-
-fn copy_of(handle: &Handle) -> io::Result<Option<File>> {
-    let fd = handle.fd.get();
-    fd.map(|fd| reserved_copy(fd.as_raw_fd()).map(File::from))
-        .transpose()
+    STATS.copy()
 }
 
 /// A descriptor of the KVM device.
@@ -165,8 +170,8 @@ pub fn program() -> io::Result<BorrowedFd<'static>> {
 }
 
 /// The file of what all processes of the server share.
-pub fn common() -> io::Result<OwnedFd> {
-    reserved_copy(COMMON.get()?.as_raw_fd())
+pub fn common() -> io::Result<BorrowedFd<'static>> {
+    COMMON.get()
 }
 
 /// Where the monitor says what it has to say: standard error, as it was before the guest had it.

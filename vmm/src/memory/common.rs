@@ -1,7 +1,6 @@
 //! Memory that the monitors of all processes of a server share, out of the guests' reach: forked children have it, and
 //! programs that are executed get it handed on.
 
-use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::OnceLock;
@@ -10,7 +9,6 @@ use std::sync::atomic::AtomicBool;
 use recovery::claims::Table;
 use recovery::stats::Stats;
 
-use super::own_limits::host_limit;
 use crate::host::{self, handles};
 use crate::kvm::Probe;
 
@@ -37,20 +35,19 @@ pub struct Common {
 /// process has it.
 pub fn open(is_handed_on: bool) -> io::Result<&'static Common> {
     let size = size_of::<Common>() as u64;
-    let file = File::from(handles::common()?);
-    if is_handed_on && file.metadata()?.len() == size {
-        let start = map(file.as_raw_fd())?;
+    let file = handles::common()?.as_raw_fd();
+    if is_handed_on && host::size(file)? == size {
+        let start = map(file)?;
         // SAFETY: the file is as long as it was made below, by this very program, and never becomes shorter; the mapping is
         // aligned to a page and never unmapped. All that processes write to are atomics.
         return Ok(unsafe { &*start });
     }
-    let limit = host_limit(libc::RLIMIT_FSIZE)?.0;
-    let start = match limit < size {
+    let start = match host::file_size_limit() < size {
         // Then it ends with the program.
         true => map(-1)?,
         false => {
-            host::truncate(file.as_raw_fd(), size)?;
-            map(file.as_raw_fd())?
+            host::truncate(file, size)?;
+            map(file)?
         }
     };
     // SAFETY: as above. It is zero, and all zero is valid for everything but these two.
