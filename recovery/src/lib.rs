@@ -3,7 +3,6 @@
 //! everything here is tested alone.
 #![forbid(unsafe_code)]
 
-pub mod claims;
 pub mod event;
 pub mod handoff;
 pub mod journal;

@@ -25,6 +25,7 @@
 //! | `shadow_bytes_peak` | the most memory that shadow pages ever took |
 //! | `shadow_evicted` | shadow pages that were evicted to stay within the limit |
 //! | `run_token_waits` | how often a thread had to wait for the run token |
+//! | `shared_memory` | see [`SharedMemoryCounters`] |
 //! | `handoff` | see [`HandoffCounters`] |
 //! | `verify_heap` | see [`HeapCounters`] |
 //! | `offenders` | with `--learn`: inputs `refused` |
@@ -47,6 +48,18 @@ pub use self::counter::{CallCounters, Counter, Level, Peak};
 pub use self::histogram::{Histogram, Summary};
 use crate::event::rfc3339;
 use crate::ladder::Rung;
+
+counter::counters! {
+    /// The shared-memory token of a server with several processes.
+    SharedMemoryCounters {
+        /// Domains that took it.
+        taken,
+        /// Of these, those that waited for another process.
+        waited,
+        /// Domains that committed early to give it back: they waited, or others had waited for them.
+        cut,
+    }
+}
 
 counter::counters! {
     /// vCPU exits by reason.
@@ -77,6 +90,8 @@ counter::counters! {
         suspended,
         /// There was no room for its shadow pages.
         shadow_limit,
+        /// Other processes had to see what it had written to shared memory.
+        shared_memory,
     }
 }
 
@@ -273,6 +288,8 @@ pub struct Stats {
     pub shadow_evicted: Peak,
     /// Times a thread had to wait for the run token.
     pub run_token_waits: Counter,
+    /// Turns at the memory that processes share.
+    pub shared_memory: SharedMemoryCounters,
     /// Hand-offs between threads.
     pub handoff: HandoffCounters,
     /// Checks of the heap.
@@ -316,6 +333,7 @@ impl Stats {
             shadow_bytes: Peak::default(),
             shadow_evicted: Peak::default(),
             run_token_waits: Counter::default(),
+            shared_memory: SharedMemoryCounters::default(),
             handoff: HandoffCounters::default(),
             verify_heap: HeapCounters::default(),
             audit: AuditCounters::default(),
@@ -375,6 +393,7 @@ impl Stats {
             "shadow_bytes_peak": self.shadow_bytes.get(),
             "shadow_evicted": self.shadow_evicted.get(),
             "run_token_waits": self.run_token_waits.get(),
+            "shared_memory": self.shared_memory.to_json(),
             "handoff": self.handoff.to_json(),
             "verify_heap": self.verify_heap.to_json(),
             "audit": self.audit.to_json(),
@@ -492,6 +511,7 @@ mod tests {
             "run_token_waits",
             "shadow_bytes_peak",
             "shadow_evicted",
+            "shared_memory",
             "start_time",
             "startup_us",
             "syscalls",

@@ -9,6 +9,7 @@ mod file;
 pub mod handles;
 mod incoming;
 mod message;
+mod processes;
 mod shown;
 mod signals;
 mod socket;
@@ -17,6 +18,7 @@ mod transfer;
 pub use file::{file_time, is_plain_file, is_same_description, set_changed};
 pub use incoming::{Envelope, Incoming};
 pub use message::{RIGHTS_MAX, send_message, take_peeked};
+pub use processes::{futex_wait, futex_wake, has_ended, monotonic_time};
 pub use shown::show_program;
 pub use signals::{
     all_signals, block_signals, die_by, kill, queue_to_own_thread, set_signal_mask, signals_of,
@@ -122,22 +124,6 @@ pub fn cpu_time_of(tid: i32) -> Option<std::time::Duration> {
             time.tv_nsec as u32,
         )),
         _ => None,
-    }
-}
-
-/// Whether there is a process with this ID; one that has ended is there until its parent has been told.
-pub fn is_alive(pid: u32) -> bool {
-    // SAFETY: signal 0 is sent to nobody.
-    let found = unsafe { libc::kill(pid as libc::pid_t, 0) } == 0;
-    found || std::io::Error::last_os_error().raw_os_error() != Some(libc::ESRCH)
-}
-
-/// Wakes all, in whatever process, who wait for a futex in the aligned word of 8 bytes at `address` to change.
-pub fn wake_waiting(address: u64) {
-    for word in [address, address + 4] {
-        let args = [word, libc::FUTEX_WAKE as u64, i32::MAX as u64, 0, 0, 0];
-        // SAFETY: nothing is written; where there is no memory the call fails.
-        let _ = unsafe { syscall(libc::SYS_futex as u64, args) };
     }
 }
 

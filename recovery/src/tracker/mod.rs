@@ -141,6 +141,8 @@ pub struct Tracker {
     armed: bool,
     /// Whether some of the active pages are of shared mappings.
     shared: bool,
+    /// Other processes may be writing shared mappings: their pages are neither read nor written.
+    shared_away: bool,
     /// Pages that became active since the last commit or abandon.
     written: u64,
     /// Pages that the host has written since the last commit.
@@ -177,6 +179,7 @@ impl Tracker {
             evicted: 0,
             wasted: 0,
             shared: false,
+            shared_away: false,
             armed: false,
             written: 0,
             host_written: Vec::new(),
@@ -336,7 +339,12 @@ impl Tracker {
         let mut trapped = std::mem::take(&mut self.cramped);
         let mut changes = self.changes.take();
         changes.iter_mut().for_each(Vec::clear);
+        let mut compared = 0;
         for entry in &mut self.active {
+            if entry.shared && self.shared_away {
+                continue;
+            }
+            compared += 1;
             // A page that was never shadowed, of a write set past the limit, or without room: trapping it again costs an
             // exit if it is written once more, but no memory if it is not.
             let full = self.shadows.bytes().saturating_add(4096) > self.shadow_limit;
@@ -367,7 +375,6 @@ impl Tracker {
             }
         }
         self.changes = changes;
-        let compared = self.active.len() as u64;
         // Protecting again costs a fault for each page that is still in use; not doing so costs a
         // comparison in every commit for each page that is not. Whoever has paid as much for the one as
         // the other would have cost is never worse off than by a factor of two.
@@ -397,7 +404,8 @@ impl Tracker {
     ) -> bool {
         self.take_harvest(machine);
         let mut changed = 0;
-        for entry in &self.active {
+        let away = self.shared_away;
+        for entry in self.active.iter().filter(|entry| !(entry.shared && away)) {
             let base = entry
                 .frame
                 .map_or(PageContent::zero(), |frame| self.shadows.get(frame));
@@ -481,8 +489,10 @@ impl Tracker {
         let mut outcome = Abandoned::default();
         let many = self.active.len() > self.active_limit;
         let mut discarded = Vec::new();
+        let away = self.shared_away;
         // Newest first: where two pages are one in memory, the older base is the one of the checkpoint.
-        for entry in self.active.iter().rev().filter(|entry| which(entry)) {
+        let entries = self.active.iter().rev();
+        for entry in entries.filter(|entry| !(entry.shared && away) && which(entry)) {
             let base = match entry.frame {
                 Some(frame) => self.shadows.get(frame),
                 None => PageContent::zero(),

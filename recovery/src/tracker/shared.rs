@@ -13,18 +13,20 @@
 //! - Before a shared mapping that the domain has made goes because the domain is undone, all that was written to shared
 //!   pages since the first write to it is undone: it shows elsewhere, and only while all are there is the order known.
 //!
-//! What another process writes while a domain runs is undone with the domain if it is in a page that is active.
+//! What another process writes while a domain runs is undone with the domain if it is in a page that is active. Processes
+//! of one server take turns: between [`Tracker::leave_shared`] and [`Tracker::enter_shared`] pages of shared mappings are
+//! neither read nor written here.
 
 use guest_agentless::GuestRange;
 
 use super::pages::{Base, PageMap, PageState};
 use super::shadow::ShadowStore;
-use super::{Abandoned, Active, Machine, Tracker};
+use super::{Abandoned, Active, Machine, PageContent, Tracker};
 
 impl Tracker {
     /// A domain begins: what shared pages hold is their base.
     pub(super) fn refresh_shared(&mut self, machine: &mut impl Machine) {
-        if !self.shared {
+        if !self.shared || self.shared_away {
             return;
         }
         for entry in self.active.iter().filter(|entry| entry.shared) {
@@ -32,6 +34,33 @@ impl Tracker {
                 machine.read(entry.page, self.shadows.get_mut(frame));
             }
         }
+    }
+
+    /// From now on other processes may write shared mappings. The guest cannot, and the running domain has written none that
+    /// it has not committed.
+    pub fn leave_shared(&mut self) {
+        self.shared_away = true;
+    }
+
+    /// No other process writes shared mappings any more: what they hold is their base.
+    pub fn enter_shared(&mut self, machine: &mut impl Machine) {
+        self.shared_away = false;
+        self.refresh_shared(machine);
+    }
+
+    /// Whether the running domain has changed a page of a shared mapping.
+    pub fn has_changed_shared(&mut self, machine: &mut impl Machine) -> bool {
+        self.take_harvest(machine);
+        if !self.shared || self.shared_away {
+            return false;
+        }
+        let scratch = &mut self.scratch;
+        let mut shared = self.active.iter().filter(|entry| entry.shared);
+        shared.any(|entry| {
+            let base = entry.frame.map(|frame| self.shadows.get(frame));
+            let base = base.unwrap_or(PageContent::zero());
+            machine.read(entry.page, scratch) && scratch.bytes() != base.bytes()
+        })
     }
 
     /// The running domain is being undone, and `range`, a shared mapping that it has made, is about to go: what it wrote

@@ -6,15 +6,11 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::sync::OnceLock;
 use std::sync::atomic::AtomicBool;
 
-use recovery::claims::Table;
 use recovery::stats::Stats;
 
 use crate::host::{self, handles};
 use crate::kvm::Probe;
-
-/// Groups of the table of claims: enough for thousands of processes that write a few pages each at a time. Memory is used
-/// for those that are.
-const GROUPS: usize = 2048;
+use crate::memory::token::Token;
 
 /// What is in it.
 #[repr(C)]
@@ -27,8 +23,8 @@ pub struct Common {
     pub first_has_ended: AtomicBool,
     /// There has been more than one process.
     pub has_forked: AtomicBool,
-    /// Who writes which page of the memory that the guests share ([`recovery::claims`]).
-    pub claims: Table<GROUPS>,
+    /// The right to touch memory that the guests share.
+    pub shared_memory: Token,
 }
 
 /// That of the server to which this process belongs; a new one unless one `is_handed_on`. It stays for as long as any

@@ -1,9 +1,9 @@
-//! The routines through which the monitor touches guest memory: a copy, and a comparison and exchange of a word.
+//! The routine through which the monitor touches guest memory.
 //!
 //! A guest page may be missing, protected or backed by a file that was truncated, at any moment, so a
 //! plain dereference could kill the monitor. The copy is a `rep movsb` between two labels; the monitor's
 //! SIGSEGV/SIGBUS handler (`process/fault_signals.rs`) recognises a fault there and resumes at the second label with the rest of the
-//! count in RCX, like the exception tables of the Linux kernel's `copy_from_user`. The exchange is made likewise.
+//! count in RCX, like the exception tables of the Linux kernel's `copy_from_user`.
 
 use guest_agentless::GuestRange;
 
@@ -21,27 +21,11 @@ core::arch::global_asm!(
     "vmsrs_copy_end:",
     "mov rax, rcx",
     "ret",
-    ".globl vmsrs_exchange",
-    ".hidden vmsrs_exchange",
-    ".globl vmsrs_exchange_end",
-    ".hidden vmsrs_exchange_end",
-    // rdi = address, rsi = the value that is expected, rdx = the new one; returns 1 if it was written, 0 if another value
-    // was there, 2 if it could not be accessed.
-    "vmsrs_exchange:",
-    "mov rax, rsi",
-    "mov ecx, 2",
-    "lock cmpxchg [rdi], rdx",
-    "sete cl",
-    "vmsrs_exchange_end:",
-    "movzx eax, cl",
-    "ret",
 );
 
 unsafe extern "C" {
     fn vmsrs_copy(destination: *mut u8, source: *const u8, count: usize) -> usize;
     static vmsrs_copy_end: u8;
-    fn vmsrs_exchange(word: *mut u64, expected: u64, new: u64) -> u64;
-    static vmsrs_exchange_end: u8;
 }
 
 /// The guest memory could not be accessed in full.
@@ -49,20 +33,16 @@ unsafe extern "C" {
 #[error("guest memory is not accessible")]
 pub struct Inaccessible;
 
-/// For the handler of a fault at `context`: resumes a copy or an exchange behind the access that has faulted; false if it
-/// was neither.
+/// For the handler of a fault at `context`: resumes the copy behind the access that has faulted; false if it was not the
+/// copy.
 pub fn mend(context: &mut libc::ucontext_t) -> bool {
     let rip = &mut context.uc_mcontext.gregs[libc::REG_RIP as usize];
-    for (start, end) in [
-        (vmsrs_copy as *const (), &raw const vmsrs_copy_end),
-        (vmsrs_exchange as *const (), &raw const vmsrs_exchange_end),
-    ] {
-        if (start as i64..end as i64).contains(rip) {
-            *rip = end as i64;
-            return true;
-        }
+    let (start, end) = (vmsrs_copy as *const (), &raw const vmsrs_copy_end);
+    let is_copy = (start as i64..end as i64).contains(rip);
+    if is_copy {
+        *rip = end as i64;
     }
-    false
+    is_copy
 }
 
 /// Copies guest memory at `range` to `into`; returns the number of bytes copied, which is less than the
@@ -107,21 +87,6 @@ pub fn write(address: u64, from: &[u8]) -> Result<(), Inaccessible> {
     }
 }
 
-/// Writes `new` to the aligned word at `address` if it holds `expected`, in one step for whoever else writes it; returns
-/// whether it did. The tracker has to know of it beforehand.
-pub fn exchange(address: u64, expected: u64, new: u64) -> Result<bool, Inaccessible> {
-    let range = window::checked(address, 8).ok_or(Inaccessible)?;
-    if !range.start().is_multiple_of(8) {
-        return Err(Inaccessible);
-    }
-    // SAFETY: the word lies in a guest window, where no Rust object lives; a fault on it is handled.
-    match unsafe { vmsrs_exchange(range.start() as *mut u64, expected, new) } {
-        1 => Ok(true),
-        0 => Ok(false),
-        _ => Err(Inaccessible),
-    }
-}
-
 /// Copies guest memory as far as it can be read; returns how many bytes there were.
 pub fn read_up_to(address: u64, into: &mut [u8]) -> usize {
     let window = window::windows().find(|w| w.contains(address));
@@ -149,7 +114,5 @@ mod tests {
             "outside the windows"
         );
         assert_eq!(read(u64::MAX, &mut buffer), Err(Inaccessible));
-        assert_eq!(exchange(0x4000_0000, 0, 1), Err(Inaccessible));
-        assert_eq!(exchange(u64::MAX - 6, 0, 1), Err(Inaccessible));
     }
 }

@@ -142,35 +142,13 @@ impl AddressSpace {
         Ok(())
     }
 
-    /// Makes `page`, of a shared mapping, read-only for the guest, at once.
-    pub fn trap(&mut self, page: PageNumber) {
-        self.set_writable(page, false);
-        let Some(vma) = self.vmas.find(page.address().0) else {
-            return;
-        };
-        let protection = vma.protection;
-        if !vma.shared || !protection.is_writable() {
-            return;
-        }
-        let whole = page_range(page);
-        // KVM is to drop its entry. What the mapping shows is not lost by it, and no mapping has to be split as for a change
-        // of its protection, which takes several times as long. Locked pages refuse it.
-        let done = self.discard(whole).or_else(|_| {
-            // As in `guard`.
-            host_protect(whole, Protection::READ).and(host_protect(whole, protection))
-        });
-        if done.is_err() {
-            log::error!("page {:?} could not be protected", page.address());
-        }
-    }
-
     /// Lets `part`, which is guarded as a whole, be used again.
     pub fn unguard(&mut self, tracker: &Tracker, part: GuestRange) {
         self.guards.remove(part);
         let Some(vma) = self.vmas.find(part.start()) else {
             return;
         };
-        let (protection, zero_based) = (vma.protection, is_zero_based(vma));
+        let (protection, zero_based, shared) = (vma.protection, is_zero_based(vma), vma.shared);
         if protection == Protection::NONE {
             return;
         }
@@ -181,7 +159,10 @@ impl AddressSpace {
             let Some(slot) = self.slots.find(page.address().0) else {
                 continue;
             };
-            if self.map_page(slot, page, protection, write).is_err() {
+            if self
+                .map_page(slot, page, protection, write, shared)
+                .is_err()
+            {
                 return;
             }
         }

@@ -75,15 +75,15 @@ impl PageTable {
         }
         self.root = root;
         self.hidden.extend(hidden);
-        Ok(())
+        self.remake_apart()
     }
 
     /// Puts the last-level table of a hidden region back.
     fn reveal(&mut self, region: u64) -> Result<(), KvmError> {
-        match self.hidden.remove(&region).flatten() {
-            Some(leaf) => self.put_leaf(PageNumber(region * ENTRIES), leaf),
-            None => Ok(()),
+        if let Some(leaf) = self.hidden.remove(&region).flatten() {
+            self.put_leaf(PageNumber(region * ENTRIES), leaf)?;
         }
+        self.reveal_apart(region)
     }
 }
 
@@ -135,9 +135,9 @@ impl AddressSpace {
         Some(range)
     }
 
-    /// The first-level page table that a vCPU has to run with.
-    pub fn root(&self) -> u64 {
-        self.table.root
+    /// The first-level page table that a vCPU has to run with, while the process holds the shared-memory token or not.
+    pub fn root(&self, holds_token: bool) -> u64 {
+        self.table.root(holds_token)
     }
 
     /// One that maps nothing of the guest.
@@ -148,6 +148,11 @@ impl AddressSpace {
     /// Hides regions, given by number. If that fails nothing has changed.
     pub fn hide(&mut self, vm: &Vm, regions: &[u64]) -> Result<(), KvmError> {
         self.table.hide(regions)?;
+        self.recycle_tables(vm)
+    }
+
+    /// Makes retired tables free, once there are many.
+    pub(super) fn recycle_tables(&mut self, vm: &Vm) -> Result<(), KvmError> {
         if self.table.retired.len() > RETIRED_LIMIT {
             vm.forget_tables()?;
             let mut retired = std::mem::take(&mut self.table.retired);

@@ -1,5 +1,6 @@
 //! Guest memory: windows, slots, page tables, mappings, and the one routine that copies in and out.
 
+mod apart;
 pub mod common;
 pub mod copy;
 mod guard;
@@ -11,6 +12,7 @@ pub mod page_table;
 mod reserved;
 mod slots;
 mod space;
+pub mod token;
 mod unwritten;
 pub mod window;
 

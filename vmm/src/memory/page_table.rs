@@ -10,6 +10,7 @@ use std::sync::Arc;
 use guest_agentless::{GuestRange, PAGE_SIZE, PageNumber};
 
 use super::MonitorRegion;
+use super::apart::Apart;
 use crate::kvm::{KvmError, layout};
 
 pub(super) const PRESENT: u64 = 1 << 0;
@@ -53,6 +54,8 @@ pub struct PageTable {
     pub(super) retired: Vec<u64>,
     /// The hidden regions of 2 MiB by number, with their last-level tables (see [`super::hide`]).
     pub(super) hidden: BTreeMap<u64, Option<u64>>,
+    /// The view without shared memory, where there is one (see [`super::apart`]).
+    pub(super) apart: Option<Apart>,
 }
 
 impl PageTable {
@@ -66,6 +69,7 @@ impl PageTable {
             free: Vec::new(),
             retired: Vec::new(),
             hidden: BTreeMap::new(),
+            apart: None,
         };
         tables.map_stubs()?;
         tables.root = tables.take_table()?;
@@ -101,11 +105,19 @@ impl PageTable {
             free: Vec::new(),
             retired: Vec::new(),
             hidden: self.hidden.clone(),
+            apart: self.apart.clone(),
         }
     }
 
-    /// Makes `page` present with `access`; it is at the guest-physical address `physical`.
-    pub fn map(&mut self, page: PageNumber, physical: u64, access: Access) -> Result<(), KvmError> {
+    /// Makes `page` present with `access`; it is at the guest-physical address `physical`, and in a shared mapping if it
+    /// `is_shared`.
+    pub fn map(
+        &mut self,
+        page: PageNumber,
+        physical: u64,
+        access: Access,
+        is_shared: bool,
+    ) -> Result<(), KvmError> {
         let mut entry = PRESENT | USER | ACCESSED | (physical & ADDRESS);
         if access.write {
             entry |= WRITE;
@@ -113,7 +125,8 @@ impl PageTable {
         if !access.execute {
             entry |= NO_EXECUTE;
         }
-        self.put(page, entry)
+        self.put(page, entry)?;
+        self.put_apart(page, entry, is_shared)
     }
 
     /// What ring 3 may do with `page`; none while it is not present.
@@ -142,6 +155,7 @@ impl PageTable {
         };
         if entry & PRESENT != 0 && changed != entry {
             self.region.write_u64(address, changed)?;
+            self.update_apart(page, changed)?;
         }
         Ok(())
     }
@@ -156,7 +170,7 @@ impl PageTable {
                 }
             }
         });
-        outcome
+        outcome.and_then(|()| self.unmap_apart(range))
     }
 
     /// Adds the pages of `range` that are present and writable to `pages`.
@@ -187,7 +201,11 @@ impl PageTable {
 
     /// Calls `each` with every last-level table that exists for `range`, and the page numbers of the range
     /// that it maps.
-    fn for_each_leaf(&self, range: GuestRange, mut each: impl FnMut(u64, std::ops::Range<u64>)) {
+    pub(super) fn for_each_leaf(
+        &self,
+        range: GuestRange,
+        mut each: impl FnMut(u64, std::ops::Range<u64>),
+    ) {
         let mut page = range.start() / PAGE_SIZE;
         let end = range.end().div_ceil(PAGE_SIZE);
         while page < end {
@@ -232,7 +250,17 @@ impl PageTable {
 
     /// The table that the entries of `levels` lead to; what is missing on the way is made.
     fn tables_above(&mut self, page: PageNumber, levels: &[u32]) -> Result<u64, KvmError> {
-        let mut table = self.root;
+        self.tables_below(self.root, page, levels)
+    }
+
+    /// As [`PageTable::tables_above`], from the first-level table `root` on.
+    pub(super) fn tables_below(
+        &mut self,
+        root: u64,
+        page: PageNumber,
+        levels: &[u32],
+    ) -> Result<u64, KvmError> {
+        let mut table = root;
         for level in levels {
             let address = table + index(page, *level) * 8;
             let upper = self.region.read_u64(address)?;
@@ -249,7 +277,7 @@ impl PageTable {
     }
 
     /// The last-level table for `page`, if there is one.
-    fn leaf(&self, page: PageNumber) -> Option<u64> {
+    pub(super) fn leaf(&self, page: PageNumber) -> Option<u64> {
         match self.walk(page) {
             Walk::Leaf(leaf) => Some(leaf),
             Walk::Absent(_) => None,
@@ -319,7 +347,7 @@ mod tests {
         let mut tables = tables();
         let far = PageNumber((window::FAR.1 - (8 << 40)) / PAGE_SIZE);
         let physical = 0x61_0000_3000;
-        tables.map(far, physical, READ).unwrap();
+        tables.map(far, physical, READ, false).unwrap();
         assert_eq!(tables.access(far), Some(READ));
         assert_eq!(entry(&tables, far) & ADDRESS, physical);
         tables.set_writable(far, true).unwrap();
@@ -340,7 +368,7 @@ mod tests {
                 write: true,
                 ..READ
             };
-            tables.map(*page, 0x61_0000_0000, write).unwrap();
+            tables.map(*page, 0x61_0000_0000, write, false).unwrap();
         }
         let begin = Instant::now();
         let mut found = Vec::new();
@@ -359,7 +387,7 @@ mod tests {
         let mut tables = tables();
         let page = PageNumber(window::FAR.0 / PAGE_SIZE + 5 * (1 << 18) + 3);
         tables.hidden.insert(page.0 / ENTRIES, None);
-        tables.map(page, 0x61_0000_0000, READ).unwrap();
+        tables.map(page, 0x61_0000_0000, READ, false).unwrap();
         let all = GuestRange::from_bounds(window::FAR.0, window::FAR.1);
         tables.unmap(all).unwrap();
         assert_eq!(tables.access(page), None);

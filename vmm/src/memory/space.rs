@@ -238,7 +238,12 @@ impl AddressSpace {
             let _ = window::release(vma.range);
             return Err(error);
         }
-        self.vmas.insert(vma).map_err(|_| Errno::EEXIST)
+        let (range, shared) = (vma.range, vma.shared);
+        self.vmas.insert(vma).map_err(|_| Errno::EEXIST)?;
+        match shared {
+            true => self.split_shared(range).map_err(|_| Errno::ENOMEM),
+            false => Ok(()),
+        }
     }
 
     /// Unmaps whatever is mapped in `range`.
@@ -324,6 +329,9 @@ impl AddressSpace {
             if self.unmap(range).is_err() || move_mapping(host, range.len(), Some(range)).is_err() {
                 log::error!("the mapping {range:?} could not be put back");
             }
+            if vma.shared && self.split_shared(range).is_err() {
+                log::error!("the page tables are full");
+            }
             self.vmas.restore([vma]);
         }
     }
@@ -388,7 +396,7 @@ impl AddressSpace {
         )) else {
             return Ok(Resolution::NotMapped);
         };
-        let protection = vma.protection;
+        let (protection, shared) = (vma.protection, vma.shared);
         let is_used = |range| self.table.has_pages(range);
         let Some(slot) = self.slots.ensure(vm, address, is_used)? else {
             return Ok(Resolution::NoRoom);
@@ -399,7 +407,7 @@ impl AddressSpace {
                 continue;
             }
             let write = protection.is_writable() && tracker.is_writable(page, zero_based);
-            match self.map_page(slot, page, protection, write) {
+            match self.map_page(slot, page, protection, write, shared) {
                 Err(KvmError::TablesFull) => return Ok(Resolution::NoRoom),
                 outcome => outcome?,
             }
@@ -419,13 +427,15 @@ impl AddressSpace {
         page: PageNumber,
         protection: Protection,
         write: bool,
+        is_shared: bool,
     ) -> Result<(), KvmError> {
         let access = Access {
             write,
             execute: protection.is_executable(),
         };
         if self.table.access(page) != Some(access) {
-            self.table.map(page, slot.physical(page), access)?;
+            self.table
+                .map(page, slot.physical(page), access, is_shared)?;
         }
         Ok(())
     }

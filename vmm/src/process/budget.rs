@@ -46,9 +46,6 @@ fn cgroup_limit() -> Option<u64> {
 impl Thread {
     /// The guest is about to write a trapped page. False if the page cannot be read.
     pub(super) fn first_write(&mut self, state: &mut State, page: PageNumber) -> bool {
-        if let Some(done) = self.write_shared(state, page) {
-            return done;
-        }
         let (tracker, mut memory) = state.tracking(&self.process, &mut self.vcpu);
         let mut outcome = tracker.first_write(&mut memory, page);
         if outcome == FirstWrite::NoRoom {
@@ -64,9 +61,7 @@ impl Thread {
 
     /// The host is about to write `range`, which is mapped, on behalf of the guest.
     pub(super) fn host_write(&mut self, state: &mut State, range: GuestRange) {
-        let Some(mut range) = self.host_write_shared(state, range) else {
-            return;
-        };
+        let mut range = range;
         loop {
             let (tracker, mut memory) = state.tracking(&self.process, &mut self.vcpu);
             let done = tracker.host_write(&mut memory, range);
@@ -131,7 +126,6 @@ impl Thread {
                 written.leave(page, base, content);
             }
         });
-        state.release_shared();
         state.note_heap();
         domain.pages = written;
         domain.journal.mark();

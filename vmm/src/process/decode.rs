@@ -2,8 +2,7 @@
 
 use guest_agentless::GuestRange;
 use iced_x86::{
-    Decoder, DecoderOptions, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind,
-    Register,
+    Decoder, DecoderOptions, Instruction, InstructionInfoFactory, Mnemonic, OpKind, Register,
 };
 
 use crate::kvm::Registers;
@@ -24,24 +23,6 @@ fn instruction_at(rip: u64) -> Option<Instruction> {
 
 /// All memory that the instruction at RIP accesses; none if that is not known. `bases` are those of FS and GS.
 pub fn accesses(registers: &Registers, bases: (u64, u64)) -> Option<Vec<GuestRange>> {
-    operands(registers, bases, |_| true)
-}
-
-/// All memory that it writes, or may write.
-pub fn writes(registers: &Registers, bases: (u64, u64)) -> Option<Vec<GuestRange>> {
-    operands(registers, bases, |access| {
-        !matches!(
-            access,
-            OpAccess::None | OpAccess::Read | OpAccess::CondRead | OpAccess::NoMemAccess
-        )
-    })
-}
-
-fn operands(
-    registers: &Registers,
-    bases: (u64, u64),
-    which: impl Fn(OpAccess) -> bool,
-) -> Option<Vec<GuestRange>> {
     /// RFLAGS.DF: strings are processed downwards.
     const DIRECTION: u64 = 1 << 10;
     let instruction = instruction_at(registers.rip)?;
@@ -68,7 +49,7 @@ fn operands(
     let mut factory = InstructionInfoFactory::new();
     let mut ranges = Vec::new();
     let used = factory.info(&instruction).used_memory().iter();
-    for memory in used.filter(|memory| which(memory.access())) {
+    for memory in used {
         let start = memory.virtual_address(0, |register, _, _| base(register))?;
         let size = memory.memory_size().size() as u64;
         if size == 0 {
@@ -78,89 +59,6 @@ fn operands(
         ranges.push(GuestRange::from_bounds(start, end));
     }
     Some(ranges)
-}
-
-/// What an instruction has done to memory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Change {
-    /// Where.
-    pub range: GuestRange,
-    /// What it found there.
-    pub found: u64,
-    /// What it left there.
-    pub written: u64,
-    /// It has added to what it found, or subtracted, so that it does not matter in which order that and others like it
-    /// were done.
-    pub is_sum: bool,
-}
-
-/// What the instruction at the RIP of `before` has done to memory, if it is one of those that programs use where others
-/// write at the same moment, and `after` are the registers after it. `held` is what the memory held just before; for
-/// those that say so themselves it does not matter.
-pub fn change(
-    before: &Registers,
-    bases: (u64, u64),
-    after: &Registers,
-    held: impl FnOnce(GuestRange) -> u64,
-) -> Option<Change> {
-    const ZERO_FLAG: u64 = 1 << 6;
-    if after.rip == before.rip {
-        return None;
-    }
-    let instruction = instruction_at(before.rip)?;
-    let [range] = writes(before, bases)?[..] else {
-        return None;
-    };
-    if instruction.op0_kind() != OpKind::Memory || !matches!(range.len(), 1 | 2 | 4 | 8) {
-        return None;
-    }
-    let register = instruction.op1_register();
-    let is_high = matches!(
-        register,
-        Register::AH | Register::BH | Register::CH | Register::DH
-    );
-    let own = match (instruction.op_count(), instruction.op1_kind()) {
-        (1, _) => 0,
-        (2, OpKind::Register) if !is_high => value(before, register)?,
-        (2, OpKind::Register | OpKind::Memory) => return None,
-        (2, _) => instruction.immediate(1),
-        _ => return None,
-    };
-    let is_sum = matches!(
-        instruction.mnemonic(),
-        Mnemonic::Add | Mnemonic::Sub | Mnemonic::Inc | Mnemonic::Dec | Mnemonic::Xadd
-    );
-    let (found, written) = match instruction.mnemonic() {
-        Mnemonic::Cmpxchg if after.rflags & ZERO_FLAG != 0 => (before.rax, own),
-        Mnemonic::Cmpxchg => (0, 0),
-        Mnemonic::Xchg => (value(after, register)?, own),
-        Mnemonic::Xadd => {
-            let found = value(after, register)?;
-            (found, found.wrapping_add(own))
-        }
-        mnemonic => {
-            let found = held(range);
-            let written = match mnemonic {
-                Mnemonic::Mov => own,
-                Mnemonic::Add => found.wrapping_add(own),
-                Mnemonic::Sub => found.wrapping_sub(own),
-                Mnemonic::Inc => found.wrapping_add(1),
-                Mnemonic::Dec => found.wrapping_sub(1),
-                Mnemonic::Or => found | own,
-                Mnemonic::And => found & own,
-                Mnemonic::Xor => found ^ own,
-                _ => return None,
-            };
-            (found, written)
-        }
-    };
-    let mask = u64::MAX >> (64 - 8 * range.len());
-    Some(Change {
-        range,
-        found: found & mask,
-        written: written & mask,
-        is_sum,
-    })
 }
 
 /// The address of the first memory operand of the instruction at RIP that the host cannot access.

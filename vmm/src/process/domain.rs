@@ -135,6 +135,8 @@ pub enum Early {
     Suspended,
     /// There is no room for the shadow of a page that it writes.
     ShadowLimit,
+    /// It has changed memory that other processes share, and waits, or has kept them waiting.
+    SharedMemory,
 }
 
 impl Early {
@@ -144,6 +146,9 @@ impl Early {
             Early::HoldLimit => "its output reached the hold limit before the fault",
             Early::ShadowLimit => "its shadow pages reached their limit before the fault",
             Early::PassThrough => "its effects were not put off, because a write had failed",
+            Early::SharedMemory => {
+                "other processes had to see what it had written to shared memory before the fault"
+            }
             Early::Suspended => "it was suspended before the fault, so that others could run",
         }
     }
@@ -257,6 +262,14 @@ impl Thread {
     /// Ends the running domain well: its writes to files are done, its memory becomes the base of the next,
     /// its output is sent, its deferred actions are done.
     pub fn commit(&mut self, state: &mut State) -> Committed {
+        let committed = self.commit_domain(state);
+        if state.domain.is_none() {
+            self.give_token_back(state);
+        }
+        committed
+    }
+
+    fn commit_domain(&mut self, state: &mut State) -> Committed {
         if !self.process.options.protect {
             return Committed::Done;
         }
@@ -333,6 +346,7 @@ impl Thread {
                 Early::HoldLimit => counters.held_limit.inc(),
                 Early::Suspended => counters.suspended.inc(),
                 Early::ShadowLimit => counters.shadow_limit.inc(),
+                Early::SharedMemory => counters.shared_memory.inc(),
             }
             self.continues = Some(Continuation {
                 origin,

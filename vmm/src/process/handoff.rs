@@ -201,7 +201,6 @@ impl Thread {
             tracker.commit(&mut memory)
         };
         state.handoffs.provenance = provenance;
-        state.release_shared();
         done
     }
 

@@ -136,8 +136,8 @@ pub struct State {
     pub tracker: Tracker,
     /// What is known of the guest's descriptors.
     pub files: Files,
-    /// What the running domain has written of memory that other processes share, if any do.
-    pub shared: Option<shared::SharedWrites>,
+    /// The turns at the memory that other processes share, if any do.
+    pub shared: Option<shared::SharedMemory>,
     /// The running domain; none while the process is not tracked yet, and between two domains.
     pub domain: Option<Domain>,
     /// The suspended domains, by thread.
@@ -202,6 +202,8 @@ pub struct Process {
     pub injector: Option<Arc<Injector>>,
     /// Finds requests that run for too long.
     pub watchdog: watchdog::Watchdog,
+    /// Finds out who keeps shared memory for too long.
+    pub hold_watch: shared::HoldWatch,
     state: FairMutex<State>,
     /// TID of the holder of the run token, or 0.
     holder: AtomicI32,
@@ -263,6 +265,7 @@ impl Process {
             own_page_map: parts.own_page_map,
             injector: parts.injector,
             watchdog: watchdog::Watchdog::default(),
+            hold_watch: shared::HoldWatch::default(),
             state: FairMutex::new(parts.state),
             holder: AtomicI32::new(0),
             threads: Mutex::new(BTreeMap::new()),

@@ -12,7 +12,6 @@ use super::domain::Continuation;
 use super::effects::{Deferred, Undo};
 use super::fault::{Course, Fault};
 use super::reporter::FaultRecord;
-use super::shared::USED_BY_OTHERS;
 use super::signals::SignalInfo;
 use super::strike::Target;
 use super::thread::{Flow, Thread};
@@ -142,9 +141,6 @@ impl Thread {
             }
         }
         let flow = self.undo_domain(turn, fault, begun, rung)?;
-        if let Some(signal) = self.ends_by {
-            sys::end::by_signal(self, turn, signal);
-        }
         Ok(flow)
     }
 
@@ -204,8 +200,6 @@ impl Thread {
         }
         let decision = withdraw::decide(state, &domain, self.tid());
         let kept_words = withdraw::kept_words(&domain);
-        // While all mappings that the domain has made are there.
-        let is_shared_undone = self.undo_shared(state);
         let mut journal = std::mem::take(&mut domain.journal);
         let mut last = match decision.withdrawal {
             Withdrawal::Entangled => journal.split_at_mark(),
@@ -231,12 +225,6 @@ impl Thread {
                 .extend_from_slice(&output[..output.len().min(room)]);
         }
         let (undone, waiting) = self.restore_or_hide(state, may_hide);
-        if !is_shared_undone && self.process.options.is_child {
-            self.ends_by = Some(match fault.course {
-                Course::Signal(signal) | Course::Kill(signal) => signal,
-                Course::Exit(_) | Course::GoesOn => Signal::SIGABRT,
-            });
-        }
         // Pages of mappings that the domain has made are gone already.
         record.pages_written = written.max(state.tracker.active_count() as u64 + waiting);
         record.pages_restored = undone.restored.len() as u64;
@@ -247,6 +235,7 @@ impl Thread {
             .collect();
         self.process.stats.pages.restored.add(record.pages_restored);
         let not_withdrawn = self.withdraw(state, &domain, &decision, &kept_words);
+        self.give_token_back(state);
         record.pages_restored += domain.pages.iter().count() as u64 + waiting + self.restored_early;
         if waiting > 0 {
             let what = format!("{waiting} pages were hidden, to be restored when touched");
@@ -308,7 +297,6 @@ impl Thread {
         let lessened = domain
             .committed_early
             .or(domain.cramped)
-            .or((!is_shared_undone).then_some(USED_BY_OTHERS))
             .map(str::to_owned)
             .or_else(|| decision.withdrawal.reason());
         (record.outcome, record.reason) = match (lessened, broken) {
@@ -319,9 +307,6 @@ impl Thread {
                 Some(format!("{n} effects could not be undone")),
             ),
         };
-        if self.ends_by.is_some() {
-            record.outcome = Outcome::Escalated;
-        }
         if teaches {
             state.request_crashed(&record);
         }

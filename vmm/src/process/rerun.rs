@@ -72,10 +72,6 @@ impl Thread {
             state.domain = Some(domain);
             return Ok(false);
         }
-        if !self.undo_shared(state) {
-            state.domain = Some(domain);
-            return Ok(false);
-        }
         let kept_words = withdraw::kept_words(&domain);
         let at_call = domain.is_request() && domain.committed_early.is_none();
         let replay = domain.replay.take();
@@ -91,6 +87,7 @@ impl Thread {
         }
         self.restore_or_hide(state, false);
         self.withdraw(state, &domain, &decision, &kept_words);
+        self.give_token_back(state);
         let checkpoint = domain.checkpoint;
         *self.vcpu.registers() = checkpoint.registers;
         self.vcpu.set_extended_state(&checkpoint.extended)?;

@@ -103,7 +103,6 @@ impl Thread {
         let (tracker, mut memory) = turn.tracking(&self.process, &mut self.vcpu);
         let lost = tracker.abandon(&mut memory, |_, _| {}).lost.len() as u64;
         record.pages_written = tracker.active_pages().count() as u64;
-        self.undo_shared(turn);
         if let Some(domain) = &mut turn.domain {
             record.input = std::mem::take(&mut domain.input);
             let dropped = domain.journal.deferred().iter();
@@ -127,6 +126,7 @@ impl Thread {
             ),
             Err(what) => self.fail(turn, record, fault, &what),
         };
+        self.give_token_back(turn);
         turn.restart.epoch += 1;
         let flow = self.rejoin(turn)?;
 

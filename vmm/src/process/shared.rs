@@ -1,203 +1,68 @@
-//! Memory that the processes of a server share: a request's writes to it are undone without those of others.
+//! Memory that the processes of a server share: one process at a time may touch it.
 //!
-//! From the first fork on of a process that has such memory, or when it maps some and there are other processes, nobody
-//! writes it without a claim
-//! ([`recovery::claims`]): its pages are read-only in the guest's page tables until a domain writes them. The
-//! first process to write a page writes as it likes until its domain ends; another one is let through for one
-//! instruction at a time, and what has become of the words is noted. When a domain ends, its pages become read-only again.
+//! From the first fork of a process that has such memory, or when it maps some and there are other processes, the guest
+//! runs with page tables that lack it ([`crate::memory::token`]). When the running domain first touches it, the process takes
+//! the shared-memory token, and changes to the page tables that have it. It keeps the token until the domain has ended: its
+//! writes to files are done and its signals are sent before any other process sees what it wrote to shared memory, and if it
+//! is abandoned no other process has seen anything. While a process holds the token, shared memory is tracked and undone like
+//! all other memory.
 //!
-//! Where two have added to the same word, what the abandoned one has added is subtracted: counters are right then. If
-//! another process has changed a word that it has changed in any other way, or nobody could tell what was written, then what
-//! it wrote has been used, and to undo the rest of it would leave structures half changed. All of it stays. Then a forked
-//! child ends as by the fault without the monitor, and its parent does what it does then; a process that nobody would start
-//! again goes on, and the request is `degraded`. What processes only read of each other before a request is undone is not
-//! known.
-//!
-//! A request that waits in the middle lets go of what it has written: others are to see it, or it would wait in vain. Who
-//! has written the same page as somebody who waits may hold what that one waits for, and only the server's own code, or its
-//! parent, would hand it over: that counts as used, too.
-//!
-//! The tracker knows nothing of these pages.
+//! A domain that waits in the middle gives the token back, since others may be what it waits for. If it has changed shared
+//! memory it commits first. So does one that computes for longer than [`HOLD_MOST`] while another process waits.
 
-mod step;
-mod undo;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::thread::Builder;
+use std::time::{Duration, Instant};
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::Ordering;
+use guest_agentless::{GuestRange, Vma};
 
-use guest_agentless::{Backing, GuestRange, GuestVa, PAGE_SIZE, PageNumber, Vma};
-use recovery::claims::{Claim, Claims, PageKey, WORD, Words};
-use recovery::tracker::{Memory, PageContent};
-
-use super::State;
+use super::domain::Early;
+use super::rerun::Committed;
 use super::thread::Thread;
-use super::tracked::HostMemory;
+use super::{Process, State};
 use crate::host;
-use crate::memory::copy;
-pub(super) use step::SharedStep;
+use crate::memory::token::{HOLD_MOST, Taken};
 
-/// Instructions of a domain that are told apart; each costs two exits.
-const STEPS_MAX: u32 = 128;
-/// Pages that a domain may claim, and pages kept for the next one to keep what its claims hold: each takes 4 KiB.
-const OWNED_MAX: usize = 4096;
-const SPARE_MAX: usize = 64;
-/// How often a page is asked for that its owner is just letting go of.
-const TRIES: u32 = 8;
-/// Why a request is not `recovered`.
-pub const USED_BY_OTHERS: &str =
-    "what it wrote to shared memory was used by other processes, or may have been";
-/// Likewise.
-pub const GONE_ON: &str =
-    "it had written memory that it shares with other processes when it was suspended";
+/// How long the thread that kicks the holder sleeps while nobody waits for long.
+const SLEEP_MOST: Duration = Duration::from_secs(60);
 
-/// What the running domain has written of shared memory.
-pub struct SharedWrites {
-    claims: Claims,
-    /// The pages that it has claimed, and what they held.
-    owned: BTreeMap<PageKey, (PageNumber, Box<PageContent>)>,
-    /// Pages that it may write until it ends.
-    writable: BTreeSet<PageNumber>,
-    /// Pages that others have claimed, and that it writes as it likes all the same.
-    mixed: Vec<PageKey>,
-    /// Words that it has written in pages that others have claimed.
-    steps: BTreeMap<(PageKey, usize), Stepped>,
-    told_apart: u32,
-    /// It has written what nobody keeps account of.
-    unknown: bool,
-    /// The pages that it had written when it began to wait.
-    awaiting: Vec<PageKey>,
-    spare: Vec<Box<PageContent>>,
+/// What a process keeps of the memory that it shares with others.
+#[derive(Debug, Default)]
+pub struct SharedMemory {
+    /// When it took the token, while it holds it.
+    held_since: Option<Instant>,
 }
 
-/// A word that was written while another process had its page.
-struct Stepped {
-    address: u64,
-    /// What was added to it in all, modulo 2^64.
-    change: u64,
-    /// What it held after the last write.
-    after: u64,
-    /// All that was done to it was to add to it.
-    is_sum: bool,
+impl SharedMemory {
+    /// Whether the process holds the token.
+    pub fn is_held(&self) -> bool {
+        self.held_since.is_some()
+    }
 }
 
-impl SharedWrites {
-    fn new(claims: Claims) -> SharedWrites {
-        SharedWrites {
-            claims,
-            owned: BTreeMap::new(),
-            writable: BTreeSet::new(),
-            mixed: Vec::new(),
-            steps: BTreeMap::new(),
-            told_apart: 0,
-            unknown: false,
-            awaiting: Vec::new(),
-            spare: Vec::new(),
-        }
-    }
-
-    /// The same for a forked child, which has written nothing yet.
-    pub fn for_child(&self) -> SharedWrites {
-        SharedWrites::new(self.claims.for_child(std::process::id()))
-    }
-
-    /// The pages that the running domain has written.
-    fn keys(&self) -> Vec<PageKey> {
-        let stepped = self.steps.keys().map(|(key, _)| *key);
-        let keys = self.owned.keys().copied().chain(self.mixed.iter().copied());
-        let keys: BTreeSet<PageKey> = keys.chain(stepped).collect();
-        keys.into_iter().collect()
-    }
-
-    /// Whether the running domain has written anything.
-    fn is_clean(&self) -> bool {
-        self.writable.is_empty() && self.steps.is_empty()
-    }
+/// How the thread that looks at the time reaches the holder of the token.
+#[derive(Debug, Default)]
+pub struct HoldWatch {
+    /// The thread ID of the holder in this process, or 0. A futex.
+    holder: AtomicU32,
+    started: AtomicBool,
 }
 
 impl State {
-    /// Which page of memory that other processes share `page` is, if it is one.
-    fn shared_key(&self, page: PageNumber) -> Option<PageKey> {
-        self.shared.as_ref()?;
-        let address = page.address().0;
-        let vma = self.space.vmas().find(address).filter(|vma| vma.shared)?;
-        let Backing::File(file) = &vma.backing else {
-            return None;
-        };
-        let offset = file.offset.checked_add(address - vma.range.start())?;
-        // Their numbers are no inodes.
-        const SEGMENTS: (u32, u32) = (u32::MAX, 0);
-        Some(PageKey {
-            device: match file.is_segment() {
-                true => SEGMENTS,
-                false => file.device,
-            },
-            inode: file.inode,
-            page: offset / PAGE_SIZE,
-        })
+    /// Whether the guest may touch memory that other processes share.
+    pub fn holds_token(&self) -> bool {
+        self.shared.as_ref().is_none_or(SharedMemory::is_held)
     }
 
-    /// The guest waits for the word at `address` to change.
-    pub fn note_futex(&self, address: u64) {
-        let page = GuestVa(address).page();
-        if let (Some(shared), Some(key)) = (&self.shared, self.shared_key(page)) {
-            let word = (address % PAGE_SIZE / WORD) as usize;
-            shared.claims.note_awaited(key, word);
-        }
-    }
-
-    /// The running domain waits in its middle: others may use what it has written. Returns whether it had written any
-    /// memory that other processes share.
-    pub(super) fn begin_shared_wait(&mut self) -> bool {
-        let dirty = self.shared.as_mut().filter(|shared| !shared.is_clean());
-        let Some(shared) = dirty else {
-            return false;
-        };
-        let mut keys = shared.keys();
-        keys.retain(|key| shared.claims.begin_wait(*key));
-        shared.awaiting.extend(keys);
-        self.release_shared();
-        true
-    }
-
-    /// It waits no longer.
-    pub(super) fn end_shared_wait(&mut self) {
-        if let Some(shared) = &mut self.shared {
-            for key in shared.awaiting.drain(..) {
-                shared.claims.end_wait(key);
-            }
-        }
-    }
-
-    /// The running domain has ended: the next one claims anew what it writes.
-    pub fn release_shared(&mut self) {
-        let Some(shared) = &mut self.shared else {
-            return;
-        };
-        // Also of instructions that have changed nothing.
-        shared.told_apart = 0;
-        if shared.is_clean() {
-            return;
-        }
-        // Before others are let in.
-        for page in std::mem::take(&mut shared.writable) {
-            self.space.trap(page);
-        }
-        for (key, (_, base)) in std::mem::take(&mut shared.owned) {
-            shared.claims.release(key);
-            if shared.spare.len() < SPARE_MAX {
-                shared.spare.push(base);
-            }
-        }
-        for key in shared.mixed.drain(..) {
-            shared.claims.done(key, []);
-        }
-        shared.steps.clear();
-        shared.unknown = false;
+    /// Whether touching `range` needs the token, which the process does not hold.
+    fn needs_token(&self, range: GuestRange) -> bool {
+        !self.holds_token() && self.is_shared_in(range)
     }
 }
 
 impl Thread {
-    /// The process is about to fork. From now on shared memory is claimed before it is written, if there is any.
+    /// The process is about to fork. From now on it takes the token to touch shared memory, if it has any.
     pub fn share_with_child(&mut self, state: &mut State) {
         let common = self.process.common;
         common.has_forked.store(true, Ordering::Release);
@@ -206,136 +71,150 @@ impl Thread {
         if state.space.vmas().iter().any(is_shared) {
             self.begin_sharing(state);
         }
+        // The child does not have what its parent holds.
+        self.give_token_back(state);
     }
 
-    /// Whether memory that is mapped shared from now on may be that of other processes, and is not claimed yet.
+    /// Whether memory that is mapped shared from now on may be that of other processes, and is not known to be shared yet.
     pub fn may_share(&self, state: &State) -> bool {
         let has_forked = &self.process.common.has_forked;
         self.process.options.protect && state.shared.is_none() && has_forked.load(Ordering::Acquire)
     }
 
-    /// From now on shared memory is claimed before it is written. Nothing is written that has not been committed.
+    /// From now on shared memory is touched with the token only. Nothing is written that has not been committed.
     pub fn begin_sharing(&mut self, state: &mut State) {
         if !self.process.options.protect || state.shared.is_some() {
             return;
         }
-        // Nobody may write it unnoticed, whether he serves requests or not.
+        // All its writes are tracked, whether it serves requests or not.
         self.arm(state);
         let (tracker, mut memory) = state.tracking(&self.process, &mut self.vcpu);
         tracker.protect_all(&mut memory);
+        tracker.leave_shared();
+        if let Err(error) = state.space.set_apart(&self.process.vm) {
+            log::error!("memory that is shared with other processes is not protected: {error}");
+            return;
+        }
         if !self.process.serving.load(Ordering::Acquire) {
             let reason = "it shared memory with another process before it began to serve";
             state.restart.unavailable = Some(reason.into());
         }
-        let table = &self.process.common.claims;
-        let claims = Claims::new(table, std::process::id(), host::is_alive);
-        state.shared = Some(SharedWrites::new(claims));
+        state.shared = Some(SharedMemory::default());
     }
 
-    /// The guest is about to write `page` of shared memory, which is read-only in its page tables. None if it is not
-    /// such a page, or else whether it may.
-    pub(super) fn write_shared(&mut self, state: &mut State, page: PageNumber) -> Option<bool> {
-        let key = state.shared_key(page)?;
-        let words = |thread: &mut Thread, state: &State| {
-            let told_apart = state.shared.as_ref().map_or(0, |shared| shared.told_apart);
-            (told_apart < STEPS_MAX).then(|| thread.words_written(page))?
-        };
-        Some(self.enter_shared(state, page, key, words))
-    }
-
-    /// The host is about to write `range` on behalf of the guest: what of it is shared memory is claimed. Returns the
-    /// rest, which is the tracker's.
-    pub(super) fn host_write_shared(
-        &mut self,
-        state: &mut State,
-        range: GuestRange,
-    ) -> Option<GuestRange> {
-        let pages = range.to_pages()?;
-        if state.shared.is_none() || state.shared_key(pages.pages().next()?).is_none() {
-            return Some(range);
+    /// In a forked child whose parent shares memory: all its writes are tracked from the start.
+    pub fn inherit_sharing(&mut self, state: &mut State) {
+        if state.shared.is_some() {
+            self.arm(state);
+            state.tracker.leave_shared();
         }
-        // The range lies in one mapping.
-        for page in pages.pages() {
-            if let Some(key) = state.shared_key(page) {
-                self.enter_shared(state, page, key, |_, _| None);
-            }
-        }
-        None
     }
 
-    /// Claims the page, or lets the guest write `words` of it if others have it, or all of it if they are not known. False
-    /// if the page cannot be read.
-    fn enter_shared(
-        &mut self,
-        state: &mut State,
-        page: PageNumber,
-        key: PageKey,
-        words: impl Fn(&mut Thread, &State) -> Option<Words>,
-    ) -> bool {
-        for _ in 0..TRIES {
-            match self.claim(state, page, key) {
-                Claim::Owned => return true,
-                Claim::Failed => return false,
-                Claim::Unknown => break,
-                Claim::Others => {}
-            }
-            let words = words(self, state);
-            let Some(shared) = &mut state.shared else {
-                return false;
-            };
-            // What cannot be noted can be claimed now.
-            match words {
-                Some(words) if shared.claims.note(key, &words) => {
-                    self.step_shared(state, page, key, &words);
-                    return true;
-                }
-                None if shared.mixed.contains(&key) => break,
-                None if shared.claims.note_all(key) => {
-                    shared.mixed.push(key);
-                    break;
-                }
-                _ => {}
-            }
+    /// `range` is about to be touched by the guest, or for it: takes the token if that is shared memory.
+    pub(super) fn enter_shared(&mut self, state: &mut State, range: GuestRange) {
+        if !state.needs_token(range) {
+            return;
+        }
+        self.take_token(state);
+    }
+
+    /// Takes the token, if there are other processes and this one does not hold it.
+    pub fn take_token(&mut self, state: &mut State) {
+        if state.holds_token() {
+            return;
+        }
+        ensure_watch(&self.process);
+        let process = Arc::clone(&self.process);
+        let taken = process
+            .common
+            .shared_memory
+            .take(std::process::id(), host::has_ended);
+        let stats = &process.stats.shared_memory;
+        stats.taken.inc();
+        if taken == Taken::Waited {
+            stats.waited.inc();
         }
         if let Some(shared) = &mut state.shared {
-            shared.unknown = true;
-            shared.writable.insert(page);
+            shared.held_since = Some(Instant::now());
         }
-        state.space.set_writable(page, true);
-        true
+        process
+            .hold_watch
+            .holder
+            .store(self.tid() as u32, Ordering::Release);
+        let (tracker, mut memory) = state.tracking(&process, &mut self.vcpu);
+        tracker.enter_shared(&mut memory);
     }
 
-    fn claim(&mut self, state: &mut State, page: PageNumber, key: PageKey) -> Claim {
+    /// The running domain has ended, or has changed no shared memory: others may touch it.
+    pub fn give_token_back(&self, state: &mut State) {
         let Some(shared) = &mut state.shared else {
-            return Claim::Unknown;
+            return;
         };
-        let mut memory = HostMemory {
-            space: &mut state.space,
-            own_memory: &self.process.own_memory,
-        };
-        let mut base = None;
-        let has_claimed = shared.owned.contains_key(&key);
-        if shared.owned.len() >= OWNED_MAX && !has_claimed {
-            return Claim::Unknown;
+        if shared.held_since.take().is_some() {
+            state.tracker.leave_shared();
+            self.process.hold_watch.holder.store(0, Ordering::Release);
+            self.process
+                .common
+                .shared_memory
+                .give_back(std::process::id());
         }
-        let claim = shared.claims.claim(key, has_claimed, || {
-            let into = base.insert(shared.spare.pop().unwrap_or_else(PageContent::boxed));
-            memory.read(page, into)
-        });
-        if claim == Claim::Owned {
-            if let Some(base) = base {
-                shared.owned.insert(key, (page, base));
-            }
-            shared.writable.insert(page);
-            state.space.set_writable(page, true);
+    }
+
+    /// The running domain is about to wait in its middle, or has kept others waiting for too long. What it has changed of
+    /// shared memory is committed, and all effects before that.
+    pub fn leave_shared_midway(&mut self, state: &mut State) -> Committed {
+        if state.shared.is_none() || !state.holds_token() {
+            return Committed::Done;
         }
-        claim
+        let (tracker, mut memory) = state.tracking(&self.process, &mut self.vcpu);
+        if tracker.has_changed_shared(&mut memory) {
+            self.process.stats.shared_memory.cut.inc();
+            return self.commit_early(state, Early::SharedMemory);
+        }
+        self.give_token_back(state);
+        Committed::Done
+    }
+
+    /// Commits what the running domain has changed of shared memory if another process has waited for it for long. It goes on
+    /// where its registers say.
+    pub(super) fn share_fairly(&mut self, state: &mut State) {
+        let since = state.shared.as_ref().and_then(|shared| shared.held_since);
+        if since.is_some_and(|since| since.elapsed() >= HOLD_MOST)
+            && self.process.common.shared_memory.is_wanted()
+        {
+            let _ = self.leave_shared_midway(state);
+        }
     }
 }
 
-/// The word at `address`; zero if it cannot be read, and then not written either.
-fn read_word(address: u64) -> u64 {
-    let mut bytes = [0; WORD as usize];
-    let _ = copy::read(address, &mut bytes);
-    u64::from_ne_bytes(bytes)
+/// Starts the thread that kicks who holds the token for too long, if it does not run yet.
+fn ensure_watch(process: &Arc<Process>) {
+    if process.hold_watch.started.swap(true, Ordering::AcqRel) {
+        return;
+    }
+    let watched = Arc::clone(process);
+    let started = host::with_signals_blocked(|| {
+        Builder::new()
+            .name("vmsrs-token".into())
+            .stack_size(64 << 10)
+            .spawn(move || watch(&watched))
+    });
+    if let Err(error) = started {
+        log::error!("a process may keep shared memory for long, for want of a thread: {error}");
+    }
+}
+
+/// Kicks the holder of the token in this process while another process wants it.
+fn watch(process: &Process) {
+    let token = &process.common.shared_memory;
+    loop {
+        token.await_pressure(SLEEP_MOST);
+        let holder = process.hold_watch.holder.load(Ordering::Acquire);
+        if holder != 0
+            && token.is_wanted()
+            && let Some(control) = process.threads().get(&(holder as i32))
+        {
+            control.kick();
+        }
+    }
 }

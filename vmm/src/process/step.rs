@@ -147,7 +147,7 @@ impl Thread {
 
     /// Whether something is let through for one instruction.
     pub(super) fn has_steps(&self) -> bool {
-        !self.stepping.is_empty() || !self.shared_steps.is_empty()
+        !self.stepping.is_empty()
     }
 
     /// A debug exception: whether it ends such an instruction.
@@ -167,7 +167,6 @@ impl Thread {
             return;
         }
         self.vcpu.registers().rflags &= !TRAP_FLAG;
-        self.end_shared_steps(state);
         for page in std::mem::take(&mut self.stepping) {
             let whole = page_range(page);
             if state.is_watched(page) && state.space.guard(&[whole]).is_err() {

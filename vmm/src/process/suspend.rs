@@ -15,7 +15,6 @@ use super::State;
 use super::domain::{Domain, Early};
 use super::effects::Undo;
 use super::rerun::Committed;
-use super::shared::GONE_ON;
 use super::thread::Thread;
 use super::withdraw;
 use crate::memory::{Stash, runs};
@@ -33,6 +32,9 @@ const LOWEST_ADDRESS: u64 = 0x1_0000;
 impl Thread {
     /// The running domain waits, or has used up its time slice: others will run.
     pub fn suspend(&mut self, state: &mut State) -> Committed {
+        if self.leave_shared_midway(state) == Committed::PutBack {
+            return Committed::PutBack;
+        }
         let committed = self.suspend_domain(state);
         self.release_left_reads(state);
         committed
@@ -46,11 +48,6 @@ impl Thread {
         // Whose request it goes on with is not known.
         if self.answers_for_others {
             return self.commit(state);
-        }
-        if state.begin_shared_wait()
-            && let Some(domain) = &mut state.domain
-        {
-            domain.cramped.get_or_insert(GONE_ON);
         }
         // Nobody is there to run meanwhile.
         if self.process.threads().len() <= 1 {
@@ -106,7 +103,6 @@ impl Thread {
 
     /// The thread has the run token again: goes on with its domain, if it was suspended.
     pub fn resume(&mut self, state: &mut State) {
-        state.end_shared_wait();
         let tid = self.tid();
         let Some(mut domain) = state.suspended.remove(&tid) else {
             return;

@@ -17,12 +17,11 @@ use super::handled::{Futile, Handling};
 use super::handoff::Following;
 use super::host_signals;
 use super::overflow::is_stack_overflow;
-use super::shared::SharedStep;
 use super::signals::{self, Action, AlternateStack, Delivery, Interrupted, SignalInfo};
 use super::strike::Struck;
 use super::{Process, State, Turn};
 use crate::kvm::{Exit, KvmError, Vcpu};
-use crate::memory::{Attempt, Resolution};
+use crate::memory::{Attempt, Resolution, page_range};
 use crate::{host, sys};
 
 /// Exits for which a client's time slice has to be enough: few requests make as many.
@@ -93,8 +92,6 @@ pub struct Thread {
     pub(super) handling: Option<Handling>,
     /// Handlers that have returned in vain.
     pub(super) futile: Futile,
-    /// The process ends by this signal after the present abandon.
-    pub(super) ends_by: Option<Signal>,
     /// Pages that got their contents back in the current abandon because mappings of them were about to go.
     pub(super) restored_early: u64,
     /// Inverses that could not be done in the current abandon.
@@ -122,8 +119,6 @@ pub struct Thread {
     pub(super) last_fault: (u64, u32),
     /// Pages that the next instruction may touch, and no other: see [`super::step`].
     pub(super) stepping: Vec<PageNumber>,
-    /// Likewise, of memory that other processes share.
-    pub(super) shared_steps: Vec<SharedStep>,
     /// Which life of the process the thread is in (see [`super::restart`]).
     pub epoch: u64,
 }
@@ -148,7 +143,6 @@ impl Thread {
             fault_detail: None,
             handling: None,
             futile: Futile::default(),
-            ends_by: None,
             restored_early: 0,
             undo_failures: 0,
             bounce: vec![0; sys::BOUNCE],
@@ -163,7 +157,6 @@ impl Thread {
             written: 0,
             last_fault: (0, 0),
             stepping: Vec::new(),
-            shared_steps: Vec::new(),
             epoch: 0,
         }
     }
@@ -225,7 +218,7 @@ impl Thread {
         }
         self.ensure_domain(turn)?;
         self.keep_to_own_strike_points(turn);
-        self.vcpu.set_root(turn.space.root());
+        self.vcpu.set_root(turn.space.root(turn.holds_token()));
         self.vcpu.set_signal_mask(self.mask_in_guest().0)?;
         let mut exit = self.vcpu.run()?;
         if exit == Exit::Interrupted && self.is_behind_breakpoint() {
@@ -320,6 +313,7 @@ impl Thread {
     ) -> Result<Flow, KvmError> {
         let attempt = Attempt::from_error_code(error_code);
         let state: &mut State = turn;
+        self.enter_shared(state, page_range(GuestVa(address).page()));
         let resolution = state
             .space
             .resolve(&self.process.vm, &state.tracker, address, attempt)?;
@@ -389,6 +383,7 @@ impl Thread {
         if self.control.yield_requested.swap(false, Ordering::AcqRel) {
             self.give_way(turn);
         }
+        self.share_fairly(turn);
         if !self.is_outdated(turn) {
             self.deliver_signals(turn);
         }

@@ -9,6 +9,7 @@ impl Thread {
     /// `range` is about to be read or written: by this thread, or for it by the monitor or the host. What
     /// is guarded there is so no longer.
     pub fn touch(&mut self, state: &mut State, range: GuestRange) {
+        self.enter_shared(state, range);
         self.reveal(state, range);
         if state.space.guards().is_empty() {
             return;

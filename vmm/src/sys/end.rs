@@ -46,7 +46,7 @@ impl Call<'_, '_> {
 /// The process exits.
 pub fn with_status(thread: &Thread, turn: &mut Turn<'_>, status: i32) -> ! {
     flush_output(turn);
-    turn.release_shared();
+    thread.give_token_back(turn);
     if let Some(debt) = turn.debt.take() {
         debt.pay();
     }
@@ -56,7 +56,7 @@ pub fn with_status(thread: &Thread, turn: &mut Turn<'_>, status: i32) -> ! {
 /// A signal ends the process.
 pub fn by_signal(thread: &Thread, turn: &mut Turn<'_>, signal: Signal) -> ! {
     flush_output(turn);
-    turn.release_shared();
+    thread.give_token_back(turn);
     if let Some(debt) = turn.debt.take() {
         debt.pay();
     }

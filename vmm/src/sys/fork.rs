@@ -24,7 +24,7 @@ use crate::process::domain::Early;
 use crate::process::fault_signals;
 use crate::process::host_signals;
 use crate::process::image::RestartMode;
-use crate::process::shared::SharedWrites;
+use crate::process::shared::SharedMemory;
 use crate::process::thread::Thread;
 use crate::process::{Options, Parts, Process, State, Turn};
 
@@ -201,7 +201,7 @@ fn become_child(
     let state = State {
         space: state.space.take_over(&vm)?,
         tracker: state.tracker.for_child(),
-        shared: state.shared.as_ref().map(SharedWrites::for_child),
+        shared: state.shared.as_ref().map(|_| SharedMemory::default()),
         files: std::mem::take(&mut state.files).for_child(),
         domain: None,
         suspended: Default::default(),
@@ -248,9 +248,7 @@ fn become_child(
     let mut thread = Thread::new(Arc::clone(&process), vcpu, call.thread.blocked);
     thread.alternate_stack = call.thread.alternate_stack;
     let mut turn = Turn::take(&process, 0);
-    if turn.shared.is_some() {
-        thread.arm(&mut turn);
-    }
+    thread.inherit_sharing(&mut turn);
     drop(turn);
     Ok(thread)
 }

@@ -65,7 +65,6 @@ fn futex(call: &mut Call) -> Result<u64, Errno> {
         // FUTEX_LOCK_PI writes the word while others run; see docs/syscalls.md.
         _ => return Err(Errno::ENOSYS),
     }
-    call.state.note_futex(word);
     let timeout: [u8; 16];
     if fourth != 0 {
         timeout = call.read(fourth)?;

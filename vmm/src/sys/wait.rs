@@ -277,6 +277,9 @@ fn pause(call: &mut Call) -> Result<u64, Errno> {
 }
 
 fn sched_yield(call: &mut Call) -> Result<u64, Errno> {
+    // What it spins on may be in memory that it keeps from other processes.
+    let committed = call.thread.leave_shared_midway(call.state);
+    call.unless_put_back(committed)?;
     // A request keeps the token: nothing that it could wait for is held by a thread that may run.
     if !call.in_request() {
         call.commit()?;
