@@ -48,8 +48,8 @@ impl Tracker {
         self.refresh_shared(machine);
     }
 
-    /// Whether the running domain has changed a page of a shared mapping.
-    pub fn has_changed_shared(&mut self, machine: &mut impl Machine) -> bool {
+    /// Whether the running domain has changed shared mappings elsewhere than in the aligned word of 8 bytes at `except`.
+    pub fn has_changed_shared(&mut self, machine: &mut impl Machine, except: Option<u64>) -> bool {
         self.take_harvest(machine);
         if !self.shared || self.shared_away {
             return false;
@@ -59,7 +59,15 @@ impl Tracker {
         shared.any(|entry| {
             let base = entry.frame.map(|frame| self.shadows.get(frame));
             let base = base.unwrap_or(PageContent::zero());
-            machine.read(entry.page, scratch) && scratch.bytes() != base.bytes()
+            if !machine.read(entry.page, scratch) || scratch.bytes() == base.bytes() {
+                return false;
+            }
+            let start = entry.page.address().0;
+            let words = scratch.bytes().chunks(8).zip(base.bytes().chunks(8));
+            let mut changed = words
+                .zip((start..).step_by(8))
+                .filter(|((now, base), _)| now != base);
+            changed.any(|(_, address)| Some(address) != except)
         })
     }
 

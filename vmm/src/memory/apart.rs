@@ -88,14 +88,17 @@ impl PageTable {
         }
     }
 
-    /// Splits the regions of `range`, a shared mapping.
-    fn split(&mut self, range: GuestRange) -> Result<(), KvmError> {
+    /// Splits the regions of `ranges`: all shared mappings that there are in regions which are not split yet.
+    fn split(&mut self, ranges: &[GuestRange]) -> Result<(), KvmError> {
         let Some(apart) = &mut self.apart else {
             return Ok(());
         };
-        let parts = apart.whole_in(regions(range));
-        for part in &parts {
-            apart.add_split(part.clone());
+        let mut parts = Vec::new();
+        for range in ranges {
+            for part in apart.whole_in(regions(*range)) {
+                apart.add_split(part.clone());
+                parts.push(part);
+            }
         }
         let mut tables: Vec<(u64, u64)> = Vec::new();
         for part in parts {
@@ -107,8 +110,12 @@ impl PageTable {
         for (region, table) in &tables {
             let own = self.take_table()?;
             let first = region * ENTRIES;
+            let here = ranges
+                .iter()
+                .filter(|range| regions(**range).contains(region));
+            let here: Vec<&GuestRange> = here.collect();
             for page in (first..first + ENTRIES).map(PageNumber) {
-                if !range.contains(page.address().0) {
+                if !here.iter().any(|range| range.contains(page.address().0)) {
                     let offset = index(page, 0) * 8;
                     let entry = self.region.read_u64(table + offset)?;
                     self.region.write_u64(own + offset, entry)?;
@@ -296,16 +303,14 @@ impl AddressSpace {
             .filter(|vma| vma.shared)
             .map(|vma| vma.range)
             .collect();
-        for range in shared {
-            self.table.split(range)?;
-        }
+        self.table.split(&shared)?;
         self.table.remake_apart()?;
         self.recycle_tables(vm)
     }
 
     /// `range` is a shared mapping that has just been made, or put back.
     pub(super) fn split_shared(&mut self, range: GuestRange) -> Result<(), KvmError> {
-        self.table.split(range)
+        self.table.split(&[range])
     }
 }
 
@@ -328,7 +333,7 @@ mod tests {
         PageTable::new(Arc::new(MonitorRegion::create().unwrap())).unwrap()
     }
 
-    fn begin(tables: &mut PageTable, shared: GuestRange) {
+    fn begin(tables: &mut PageTable, shared: &[GuestRange]) {
         tables.apart = Some(Apart::new());
         tables.split(shared).unwrap();
         tables.remake_apart().unwrap();
@@ -383,7 +388,7 @@ mod tests {
         for page in [1, 2, 600] {
             map(&mut tables, page, page == 2);
         }
-        begin(&mut tables, pages(2, 5));
+        begin(&mut tables, &[pages(2, 5)]);
         for page in [3, 6, 601, 2000] {
             map(&mut tables, page, page == 3);
         }
@@ -396,9 +401,21 @@ mod tests {
     }
 
     #[test]
+    fn mappings_in_one_region_are_all_split_off() {
+        let mut tables = tables();
+        for page in [1, 2, 9] {
+            map(&mut tables, page, page > 1);
+        }
+        begin(&mut tables, &[pages(2, 5), pages(8, 10)]);
+        assert_eq!(seen(&tables, 1), (true, true));
+        assert_eq!(seen(&tables, 2), (true, false));
+        assert_eq!(seen(&tables, 9), (true, false));
+    }
+
+    #[test]
     fn changes_are_seen_in_both_views() {
         let mut tables = tables();
-        begin(&mut tables, pages(2, 5));
+        begin(&mut tables, &[pages(2, 5)]);
         for page in [1, 2, 600] {
             map(&mut tables, page, page == 2);
         }
@@ -420,9 +437,9 @@ mod tests {
     #[test]
     fn a_mapping_made_later_is_split_off() {
         let mut tables = tables();
-        begin(&mut tables, pages(2, 5));
+        begin(&mut tables, &[pages(2, 5)]);
         map(&mut tables, 1030, false);
-        tables.split(pages(1040, 1050)).unwrap();
+        tables.split(&[pages(1040, 1050)]).unwrap();
         map(&mut tables, 1041, true);
         map(&mut tables, 1031, false);
         assert_eq!(seen(&tables, 1041), (true, false));

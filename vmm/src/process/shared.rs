@@ -8,7 +8,7 @@
 //! all other memory.
 //!
 //! A domain that waits in the middle gives the token back, since others may be what it waits for. If it has changed shared
-//! memory it commits first. So does one that computes for longer than [`HOLD_MOST`] while another process waits.
+//! memory, other than the word of the lock that it waits for, it commits first. So does one that computes for longer than [`HOLD_MOST`] while another process waits.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -166,8 +166,10 @@ impl Thread {
         if state.shared.is_none() || !state.holds_token() {
             return Committed::Done;
         }
+        // That it waits for a lock has to be seen by the holder, and is all that anybody sees of it.
+        let lock = state.domain.as_ref().and_then(|domain| domain.waits.now());
         let (tracker, mut memory) = state.tracking(&self.process, &mut self.vcpu);
-        if tracker.has_changed_shared(&mut memory) {
+        if tracker.has_changed_shared(&mut memory, lock.map(|word| word & !7)) {
             self.process.stats.shared_memory.cut.inc();
             return self.commit_early(state, Early::SharedMemory);
         }

@@ -38,6 +38,8 @@ pub struct Waits {
     conditions: Vec<CondWait>,
     /// Whether it waits for the last of the conditions now.
     in_condition: bool,
+    /// The lock that it waits for now.
+    now: Option<u64>,
 }
 
 impl Waits {
@@ -49,6 +51,7 @@ impl Waits {
             CondWait::at(&memory(), word)
         };
         self.in_condition = condition.is_some();
+        self.now = plain.then_some(word);
         if let Some(condition) = condition {
             if !self.conditions.contains(&condition) && self.conditions.len() < WAITS_LIMIT {
                 self.conditions.push(condition);
@@ -74,9 +77,15 @@ impl Waits {
         self.locks.iter().chain(&self.words).map(|word| (*word, 1))
     }
 
+    /// The lock that the domain waits for, or is about to.
+    pub fn now(&self) -> Option<u64> {
+        self.now
+    }
+
     /// The wait is over.
     pub fn end(&mut self) {
         self.in_condition = false;
+        self.now = None;
     }
 }
 

@@ -1,6 +1,8 @@
 //! Locks of files: taken at once, released at commit, so that nobody can take what an abandon would have to
 //! take back.
 
+use std::sync::atomic::Ordering;
+
 use guest_agentless::Errno;
 
 use super::wait::For;
@@ -59,17 +61,70 @@ fn held_of(line: &str) -> Option<Held> {
 }
 
 impl Call<'_, '_> {
+    fn deferred(&self) -> impl Iterator<Item = &Deferred> {
+        let domain = self.state.domain.iter();
+        domain.flat_map(|domain| domain.journal.deferred())
+    }
+
     /// Whether a lock of this kind on the descriptor waits to be released.
     fn releases(&self, number: i64, fd: i32) -> bool {
-        let mut effects = self
-            .state
-            .domain
-            .iter()
-            .flat_map(|domain| domain.journal.deferred());
-        effects.any(|effect| match effect {
+        self.deferred().any(|effect| match effect {
             Deferred::Later { call, .. } => call.number() == number && call.args()[0] as i32 == fd,
             _ => false,
         })
+    }
+
+    /// Whether any lock waits to be released.
+    fn releases_any(&self) -> bool {
+        self.deferred().any(|effect| match effect {
+            Deferred::Later { call, .. } => {
+                matches!(call.number(), libc::SYS_flock | libc::SYS_fcntl)
+            }
+            _ => false,
+        })
+    }
+
+    /// A `close` drops all record locks of the process on the file: one that is deferred takes place before a new lock is
+    /// taken.
+    fn settle_closes(&mut self, fd: i32) -> Result<(), Errno> {
+        let file = host::identity(fd).ok();
+        let closes = |effect: &Deferred| match effect {
+            Deferred::Close { fd } => host::identity(*fd).ok() == file,
+            _ => false,
+        };
+        match file.is_some() && self.deferred().any(closes) {
+            true => self.commit_early(Early::External),
+            false => Ok(()),
+        }
+    }
+
+    /// Another process may see the lock that is about to be taken: what this one has done before that takes place first.
+    fn settle_for_others(&mut self) -> Result<(), Errno> {
+        let common = self.thread.process.common;
+        let is_seen = |effect: &Deferred| {
+            matches!(
+                effect,
+                Deferred::Write { .. }
+                    | Deferred::Sync(_)
+                    | Deferred::Later { .. }
+                    | Deferred::SignalProcess { .. }
+            )
+        };
+        match common.has_forked.load(Ordering::Acquire) && self.deferred().any(is_seen) {
+            true => self.commit_early(Early::External),
+            false => Ok(()),
+        }
+    }
+
+    /// Takes a lock without waiting. A lock that waits to be released may be in the way.
+    fn try_lock(&mut self, call: &HostCall) -> Result<u64, Errno> {
+        match call.make() {
+            Err(Errno::EAGAIN | Errno::EACCES) if self.releases_any() => {
+                self.commit_early(Early::External)?;
+                call.make()
+            }
+            other => other,
+        }
     }
 }
 
@@ -94,13 +149,16 @@ fn flock(call: &mut Call) -> Result<u64, Errno> {
         });
         return Ok(0);
     }
-    match plain(operation | libc::LOCK_NB).make() {
+    call.settle_for_others()?;
+    let taken = match call.try_lock(&plain(operation | libc::LOCK_NB)) {
         Err(Errno::EAGAIN) if operation & libc::LOCK_NB == 0 => {
-            call.commit_early(Early::External)?;
             let args = [fd as u64, operation as u64, 0, 0, 0, 0];
             // SAFETY: takes numbers only.
             unsafe { call.block(number, args, For::Midway) }
         }
+        other => other,
+    };
+    match taken {
         Err(error) => Err(error),
         Ok(result) => {
             let back = match old {
@@ -157,6 +215,9 @@ pub fn record_lock(call: &mut Call) -> Result<u64, Errno> {
         libc::F_OFD_SETLK => (Kind::Description, libc::F_OFD_SETLK, false),
         libc::F_OFD_SETLKW => (Kind::Description, libc::F_OFD_SETLK, true),
         _ => {
+            if call.releases_any() {
+                call.commit_early(Early::External)?;
+            }
             let args = [fd as u64, command as u64, lock.as_mut_ptr() as u64, 0, 0, 0];
             // SAFETY: the structure is a copy of that size in the monitor.
             let result = unsafe { host::syscall(libc::SYS_fcntl as u64, args) }?;
@@ -167,6 +228,7 @@ pub fn record_lock(call: &mut Call) -> Result<u64, Errno> {
     if call.releases(libc::SYS_fcntl, fd) {
         call.commit_early(Early::External)?;
     }
+    call.settle_closes(fd)?;
     let wanted = i16::from_ne_bytes([lock[0], lock[1]]);
     let set_to = |bytes: Vec<u8>| {
         HostCall::with(libc::SYS_fcntl, [fd as u64, set as u64, 0, 0, 0, 0], bytes)
@@ -188,13 +250,16 @@ pub fn record_lock(call: &mut Call) -> Result<u64, Errno> {
         });
         return Ok(0);
     }
-    match set_to(lock.to_vec()).make() {
+    call.settle_for_others()?;
+    let taken = match call.try_lock(&set_to(lock.to_vec())) {
         Err(Errno::EAGAIN | Errno::EACCES) if waits => {
-            call.commit_early(Early::External)?;
             let args = [fd as u64, command as u64, lock.as_ptr() as u64, 0, 0, 0];
             // SAFETY: the structure is a copy in the monitor; the kernel only reads it.
             unsafe { call.block(libc::SYS_fcntl, args, For::Midway) }
         }
+        other => other,
+    };
+    match taken {
         Err(error) => Err(error),
         Ok(result) => {
             // In reverse: the range is freed, and what was held in it is taken again.
