@@ -6,7 +6,6 @@
 // are used. A request is "OBJECT CRASH\n": adds an entry to the object and answers its number,
 // or "BAD ..." if the two places differ; CRASH is 0, or the number of the step after which the request crashes.
 // OBJECT -1 answers the counts of all objects.
-#define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>

@@ -16,7 +16,7 @@ use std::ops::Range;
 use guest_agentless::{GuestRange, PAGE_SIZE, PageNumber};
 
 use super::page_table::{ADDRESS, ENTRIES, PRESENT, PageTable, TABLE, index};
-use super::space::AddressSpace;
+use super::space::{AddressSpace, is_common};
 use crate::kvm::{KvmError, Vm};
 
 /// Bytes of a region.
@@ -300,7 +300,7 @@ impl AddressSpace {
         let shared: Vec<GuestRange> = self
             .vmas()
             .iter()
-            .filter(|vma| vma.shared)
+            .filter(|vma| is_common(vma))
             .map(|vma| vma.range)
             .collect();
         self.table.split(&shared)?;

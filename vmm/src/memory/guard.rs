@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use guest_agentless::{Errno, GuestRange, PAGE_SIZE, PageNumber, Protection};
 use recovery::Tracker;
 
-use super::space::{AddressSpace, host_protect, is_zero_based};
+use super::space::{AddressSpace, host_protect, is_common, is_zero_based};
 
 /// The guarded pages, as ranges that do not overlap and of which each lies in one mapping: suspended domains have
 /// written them.
@@ -148,7 +148,7 @@ impl AddressSpace {
         let Some(vma) = self.vmas.find(part.start()) else {
             return;
         };
-        let (protection, zero_based, shared) = (vma.protection, is_zero_based(vma), vma.shared);
+        let (protection, zero_based, shared) = (vma.protection, is_zero_based(vma), is_common(vma));
         if protection == Protection::NONE {
             return;
         }

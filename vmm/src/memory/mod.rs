@@ -24,5 +24,6 @@ pub use reserved::{
     first_reserved, keep_descriptor_limits, kept_copy, own_descriptors, reserved_copy, reserved_fd,
 };
 pub use space::{
-    AddressSpace, Attempt, PROGRAM_BASE, Resolution, STACK_TOP, Source, Stash, is_zero_based,
+    AddressSpace, Attempt, PROGRAM_BASE, Resolution, STACK_TOP, Source, Stash, is_common,
+    is_zero_based,
 };

@@ -238,7 +238,7 @@ impl AddressSpace {
             let _ = window::release(vma.range);
             return Err(error);
         }
-        let (range, shared) = (vma.range, vma.shared);
+        let (range, shared) = (vma.range, is_common(&vma));
         self.vmas.insert(vma).map_err(|_| Errno::EEXIST)?;
         match shared {
             true => self.split_shared(range).map_err(|_| Errno::ENOMEM),
@@ -329,7 +329,7 @@ impl AddressSpace {
             if self.unmap(range).is_err() || move_mapping(host, range.len(), Some(range)).is_err() {
                 log::error!("the mapping {range:?} could not be put back");
             }
-            if vma.shared && self.split_shared(range).is_err() {
+            if is_common(&vma) && self.split_shared(range).is_err() {
                 log::error!("the page tables are full");
             }
             self.vmas.restore([vma]);
@@ -396,7 +396,7 @@ impl AddressSpace {
         )) else {
             return Ok(Resolution::NotMapped);
         };
-        let (protection, shared) = (vma.protection, vma.shared);
+        let (protection, shared) = (vma.protection, is_common(vma));
         let is_used = |range| self.table.has_pages(range);
         let Some(slot) = self.slots.ensure(vm, address, is_used)? else {
             return Ok(Resolution::NoRoom);
@@ -516,6 +516,11 @@ pub fn is_zero_based(vma: &Vma) -> bool {
             vma.backing,
             Backing::Anonymous | Backing::Heap | Backing::Stack
         )
+}
+
+/// Whether other processes may have the memory of a mapping. The clock page is the monitor's, and read-only.
+pub fn is_common(vma: &Vma) -> bool {
+    vma.shared && vma.backing != Backing::Vvar
 }
 
 fn host_protection(protection: Protection) -> i32 {

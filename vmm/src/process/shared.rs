@@ -22,6 +22,7 @@ use super::rerun::Committed;
 use super::thread::Thread;
 use super::{Process, State};
 use crate::host;
+use crate::memory::is_common;
 use crate::memory::token::{HOLD_MOST, Taken};
 
 /// How long the thread that kicks the holder sleeps while nobody waits for long.
@@ -57,7 +58,7 @@ impl State {
 
     /// Whether touching `range` needs the token, which the process does not hold.
     fn needs_token(&self, range: GuestRange) -> bool {
-        !self.holds_token() && self.is_shared_in(range)
+        !self.holds_token() && self.space.vmas().overlapping(range).any(is_common)
     }
 }
 
