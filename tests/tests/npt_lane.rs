@@ -21,10 +21,11 @@ type Guest = fn(&str) -> Result<PathBuf, BuildError>;
 
 /// Test programs that run there, with the guest program that they need and the cases (all, if there are none): what
 /// depends on how memory is mapped, and on how threads are stopped.
-const TESTS: [(&str, Guest, &str, &[&str]); 7] = [
+const TESTS: [(&str, Guest, &str, &[&str]); 8] = [
     ("wakeup", guest::program, "wakeup", &[]),
     ("locks", guest::program, "lock_server", &[]),
     ("large_write_sets", guest::program, "large_writes", &[]),
+    ("prefork", guest::program, "prefork_order", &[]),
     (
         "separation",
         guest::program,
