@@ -8,6 +8,7 @@ pub mod coredump;
 pub mod elf;
 pub mod errno;
 pub mod heap;
+pub mod ioctl;
 pub mod link_map;
 pub mod script;
 pub mod seccomp;

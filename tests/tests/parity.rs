@@ -143,3 +143,15 @@ fn reservations_of_terabytes() {
     kvm_case("reservations_of_terabytes");
     same("parity_reserve", 50);
 }
+
+#[test]
+fn pseudo_terminals() {
+    kvm_case("pseudo_terminals");
+    same("parity_tty", 179);
+}
+
+#[test]
+fn network_interfaces() {
+    kvm_case("network_interfaces");
+    same("parity_netif", 122);
+}

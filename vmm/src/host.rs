@@ -389,6 +389,24 @@ pub fn is_memory_device(fd: i32) -> bool {
     stat(fd).is_ok_and(|stat| libc::major(stat.st_rdev) == MEMORY_MAJOR)
 }
 
+/// Whether a descriptor is a terminal, or the other end of a pseudo-terminal; also one that was hung up.
+pub fn is_terminal(fd: i32) -> bool {
+    if !mode(fd).is_ok_and(|mode| mode & libc::S_IFMT == libc::S_IFCHR) {
+        return false;
+    }
+    // `struct termios` of the kernel has 36 bytes.
+    let mut settings = [0u8; 64];
+    let address = settings.as_mut_ptr() as u64;
+    // SAFETY: the kernel writes its `struct termios`.
+    let told = unsafe {
+        syscall(
+            libc::SYS_ioctl as u64,
+            [fd as u64, libc::TCGETS, address, 0, 0, 0],
+        )
+    };
+    matches!(told, Ok(_) | Err(Errno::EIO))
+}
+
 /// The limit on the size of files, in bytes.
 pub fn file_size_limit() -> u64 {
     let mut limit = libc::rlimit {

@@ -16,6 +16,7 @@
 #include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/timerfd.h>
+#include <termios.h>
 
 #define FD(call, how) static long call##_##how(void)
 
@@ -56,9 +57,33 @@ FD(flock, shared) { return syscall(SYS_flock, lock_fd, LOCK_SH); }
 FD(flock, exclusive) { return syscall(SYS_flock, lock_fd, LOCK_EX | LOCK_NB); }
 FD(flock, weaker) { return syscall(SYS_flock, lock_fd, LOCK_SH); }
 FD(flock, none) { return syscall(SYS_flock, lock_fd, LOCK_UN); }
-FD(ioctl, nonblocking) {
-    int on = 1;
-    return syscall(SYS_ioctl, tcp_pair[0], FIONBIO, &on);
+/* One for each request that is undone, by its name. */
+static long request(int fd, unsigned long number, int value) { return syscall(SYS_ioctl, fd, number, &value); }
+FD(ioctl, fionbio) { return request(tcp_pair[0], FIONBIO, 1); }
+FD(ioctl, fioasync) { return request(pair_fd[0], FIOASYNC, 1); }
+FD(ioctl, fioclex) { return syscall(SYS_ioctl, master_fd, FIOCLEX); }
+FD(ioctl, fionclex) { return syscall(SYS_ioctl, master_fd, FIONCLEX); }
+FD(ioctl, fiosetown) { return request(udp_fd, FIOSETOWN, getpid()); }
+FD(ioctl, siocspgrp) { return request(tcp_pair[0], SIOCSPGRP, -getpgrp()); }
+FD(ioctl, tiocpkt) { return request(master_fd, TIOCPKT, 1); }
+FD(ioctl, tiocsptlck) { return request(master_fd, TIOCSPTLCK, 0); }
+FD(ioctl, tiocgptpeer) { return syscall(SYS_ioctl, master_fd, TIOCGPTPEER, O_RDWR | O_NOCTTY); }
+/* The settings as the kernel has them, in 44 bytes; the first 36 are those of before. */
+static long settings(unsigned long get, unsigned long set, unsigned bits) {
+    unsigned value[11];
+    if (syscall(SYS_ioctl, master_fd, get, value))
+        return -1;
+    value[3] ^= bits;
+    return syscall(SYS_ioctl, master_fd, set, value);
+}
+FD(ioctl, tcsets) { return settings(TCGETS, TCSETS, ECHO); }
+FD(ioctl, tcsets2) { return settings(0x802c542a, 0x402c542b, ISIG); }
+FD(ioctl, tcseta) {
+    unsigned short value[9];
+    if (syscall(SYS_ioctl, master_fd, TCGETA, value))
+        return -1;
+    value[3] ^= ICANON;
+    return syscall(SYS_ioctl, master_fd, TCSETA, value);
 }
 FD(pipe, two) {
     int pair[2];
@@ -129,7 +154,9 @@ const struct effect descriptor_effects[] = {
     ROW(dup2, closed), ROW(dup3, open), ROW(fcntl, cloexec), ROW(fcntl, flags), ROW(fcntl, dup), ROW(fcntl, owner),
     ROW(fcntl, signal), ROW(fcntl, pipe_size), ROW(fcntl, lock), ROW(fcntl, lock_part), ROW(fcntl, lock_more),
     ROW(fcntl, unlock), ROW(fcntl, lock_open), ROW(fcntl, unlock_open), ROW(flock, shared), ROW(flock, exclusive),
-    ROW(flock, weaker), ROW(flock, none), ROW(ioctl, nonblocking), ROW(pipe, two), ROW(pipe2, two), ROW(socketpair, two),
+    ROW(flock, weaker), ROW(flock, none), ROW(ioctl, fionbio), ROW(ioctl, fioasync), ROW(ioctl, fioclex),
+    ROW(ioctl, fionclex), ROW(ioctl, fiosetown), ROW(ioctl, siocspgrp), ROW(ioctl, tcsets), ROW(ioctl, tcsets2),
+    ROW(ioctl, tcseta), ROW(ioctl, tiocpkt), ROW(ioctl, tiocsptlck), ROW(ioctl, tiocgptpeer), ROW(pipe, two), ROW(pipe2, two), ROW(socketpair, two),
     ROW(memfd_create, one), ROW(open, file), ROW(openat, file), ROW(openat2, file), ROW(inotify_init, one),
     ROW(inotify_init1, one), ROW(inotify_add_watch, another), ROW(inotify_add_watch, changed), ROW(epoll_create, one),
     ROW(epoll_create1, one), ROW(epoll_ctl, add), ROW(epoll_ctl, mod), ROW(epoll_ctl, del), ROW(eventfd, one),

@@ -14,7 +14,7 @@
 
 /* Things that are there before the first request. */
 extern int pipe_fd[2], pair_fd[2], record_pair[2], udp_pair[2], ticking_fd, inotify_fd, queue_fd, lock_fd, record_fd, other_lock_fd,
-    memory_fd, open_fd, spare_fd, self_pidfd, closing_pair[2], rights_pair[2], ready_count_fd, signals_fd;
+    memory_fd, open_fd, spare_fd, self_pidfd, closing_pair[2], rights_pair[2], ready_count_fd, signals_fd, master_fd;
 extern int timer_id, spare_timer_id;
 extern char *pages;  /* private, 16 pages */
 extern char *shared; /* of the file "shared", 4 pages */

@@ -5,6 +5,7 @@
 #include <mqueue.h>
 #include <signal.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
@@ -16,7 +17,7 @@
 #include <time.h>
 
 int pipe_fd[2], pair_fd[2], record_pair[2], udp_pair[2], ticking_fd, inotify_fd, queue_fd, lock_fd, record_fd, other_lock_fd, memory_fd,
-    open_fd, spare_fd, self_pidfd, closing_pair[2], rights_pair[2], ready_count_fd, signals_fd;
+    open_fd, spare_fd, self_pidfd, closing_pair[2], rights_pair[2], ready_count_fd, signals_fd, master_fd;
 int timer_id, spare_timer_id;
 char *pages, *shared;
 
@@ -76,6 +77,7 @@ void fixtures_init(void) {
     timerfd_settime(ticking_fd, 0, &fast, NULL);
     nanosleep(&nap, NULL);
     ready_count_fd = eventfd(5, EFD_NONBLOCK);
+    master_fd = posix_openpt(O_RDWR | O_NOCTTY);
     sigset_t signals;
     sigemptyset(&signals);
     sigaddset(&signals, SIGUSR1);
@@ -103,7 +105,7 @@ void fixtures_init(void) {
     pages = mmap(NULL, 16 * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     shared = mmap(NULL, 4 * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
     if (ticking_fd < 0 || ready_count_fd < 0 || signals_fd < 0 || lock_fd < 0 || record_fd < 0 || other_lock_fd < 0 || memory_fd < 0 ||
-        open_fd < 0 || spare_fd < 0 || self_pidfd < 0 || pages == MAP_FAILED || shared == MAP_FAILED)
+        open_fd < 0 || spare_fd < 0 || self_pidfd < 0 || master_fd < 0 || pages == MAP_FAILED || shared == MAP_FAILED)
         die("fixtures");
     memset(pages, 'p', 16 * PAGE);
     mlock(pages + 12 * PAGE, 2 * PAGE);

@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <termios.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
@@ -75,6 +76,14 @@ static void say_descriptors(const struct pollfd *known) {
             struct pollfd entry = {fd, POLLIN | POLLRDHUP, 0};
             poll(&entry, 1, 0);
             say("fd %d: %d bytes on the way, ready for %x\n", fd, waiting, entry.revents);
+        }
+        struct termios settings;
+        int packets = 0, lock = 0;
+        if (S_ISCHR(stat.st_mode) && ioctl(fd, TCGETS, &settings) == 0) {
+            ioctl(fd, 0x80045438, &packets);
+            ioctl(fd, 0x80045439, &lock);
+            say("fd %d: terminal %x %x %x %x, packets %d, lock %d\n", fd, settings.c_iflag, settings.c_oflag,
+                settings.c_cflag, settings.c_lflag, packets, lock);
         }
         if (S_ISSOCK(stat.st_mode))
             say("fd %d: owner %d, signal %d\n", fd, fcntl(fd, F_GETOWN), fcntl(fd, F_GETSIG));

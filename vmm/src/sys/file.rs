@@ -42,7 +42,6 @@ pub fn handler(number: i64) -> Option<Handler> {
         | libc::SYS_pidfd_open => creates_descriptor,
         libc::SYS_pipe | libc::SYS_pipe2 => pipe,
         libc::SYS_fcntl => fcntl,
-        libc::SYS_ioctl => ioctl,
         libc::SYS_readlink | libc::SYS_readlinkat => readlink,
         _ => return None,
     })
@@ -440,7 +439,13 @@ impl Call<'_, '_> {
         Ok(0)
     }
 
-    fn change_flags(&mut self, fd: i32, get: i32, set: i32, value: i32) -> Result<u64, Errno> {
+    pub(super) fn change_flags(
+        &mut self,
+        fd: i32,
+        get: i32,
+        set: i32,
+        value: i32,
+    ) -> Result<u64, Errno> {
         let old = host::fcntl(fd, get, 0).map_err(|e| errno_of(&e))?;
         let result = host::fcntl(fd, set, value).map_err(|e| errno_of(&e))?;
         self.compensate(Undo::Fcntl {
@@ -503,29 +508,36 @@ const F_GETSIG: i32 = 11;
 const F_SETOWN_EX: i32 = 15;
 const F_GETOWN_EX: i32 = 16;
 
-/// `FIOASYNC` of `asm-generic/ioctls.h`, likewise.
-const FIOASYNC: u64 = 0x5452;
-
 /// Who gets the signals of a descriptor, and which.
 fn set_owner(call: &mut Call) -> Result<u64, Errno> {
     let (fd, command, value) = (call.int(0), call.int(1), call.int(2));
     if command == F_SETSIG {
         return call.change_flags(fd, F_GETSIG, F_SETSIG, value);
     }
-    let set_to = |owner: Vec<u8>| {
-        HostCall::with(
-            libc::SYS_fcntl,
-            [fd as u64, F_SETOWN_EX as u64, 0, 0, 0, 0],
-            owner,
-        )
-    };
-    let old = owner(fd)?;
-    match command {
-        F_SETOWN_EX => drop(set_to(call.read_vec(call.args[2], OWNER)?).make()?),
-        _ => drop(host::fcntl(fd, command, value).map_err(|e| errno_of(&e))?),
+    call.set_owner_by(|call| match command {
+        F_SETOWN_EX => owner_set_to(fd, call.read_vec(call.args[2], OWNER)?).make(),
+        _ => (host::fcntl(fd, command, value).map(|_| 0)).map_err(|e| errno_of(&e)),
+    })
+}
+
+impl Call<'_, '_> {
+    /// Does what changes the owner of the descriptor.
+    pub(super) fn set_owner_by(
+        &mut self,
+        set: impl FnOnce(&mut Self) -> Result<u64, Errno>,
+    ) -> Result<u64, Errno> {
+        let fd = self.int(0);
+        let old = owner(fd)?;
+        set(self)?;
+        let back = owner_set_to(fd, old);
+        self.compensate_by(back, "the owner of a descriptor was changed");
+        Ok(0)
     }
-    call.compensate_by(set_to(old), "the owner of a descriptor was changed");
-    Ok(0)
+}
+
+fn owner_set_to(fd: i32, owner: Vec<u8>) -> HostCall {
+    let args = [fd as u64, F_SETOWN_EX as u64, 0, 0, 0, 0];
+    HostCall::with(libc::SYS_fcntl, args, owner)
 }
 
 /// Bytes of `struct f_owner_ex`.
@@ -544,52 +556,6 @@ fn owner(fd: i32) -> Result<Vec<u8>, Errno> {
     // SAFETY: the owner is 8 bytes.
     unsafe { host::syscall(libc::SYS_fcntl as u64, args) }?;
     Ok(owner)
-}
-
-fn ioctl(call: &mut Call) -> Result<u64, Errno> {
-    let (fd, request, address) = (call.int(0), call.args[1], call.args[2]);
-    // Bytes read and written through the argument.
-    let (reads, writes) = match request {
-        libc::FIONREAD | libc::TIOCOUTQ => {
-            if call.state.files.kind(fd) == Kind::File {
-                call.settle_writes(fd)?;
-            }
-            (0, 4)
-        }
-        libc::TCGETS => (0, 36),
-        libc::TIOCGWINSZ => (0, 8),
-        libc::TIOCGPGRP => (0, 4),
-        libc::FIONBIO | FIOASYNC => {
-            let on = i32::from_ne_bytes(call.read(address)?) != 0;
-            let old = host::fcntl(fd, libc::F_GETFL, 0).map_err(|e| errno_of(&e))?;
-            let flag = match request {
-                libc::FIONBIO => libc::O_NONBLOCK,
-                _ => libc::O_ASYNC,
-            };
-            let new = if on { old | flag } else { old & !flag };
-            return call.change_flags(fd, libc::F_GETFL, libc::F_SETFL, new);
-        }
-        libc::FIOCLEX | libc::FIONCLEX => {
-            let flag = if request == libc::FIOCLEX {
-                libc::FD_CLOEXEC
-            } else {
-                0
-            };
-            return call.change_flags(fd, libc::F_GETFD, libc::F_SETFD, flag);
-        }
-        _ => return Err(Errno::ENOTTY),
-    };
-    let mut value = call.read_vec(address, reads)?;
-    value.resize(64, 0);
-    let args = [fd as u64, request, value.as_mut_ptr() as u64, 0, 0, 0];
-    // SAFETY: none of the requests above reads or writes more than the 64 bytes of the buffer.
-    let result = unsafe { host::syscall(libc::SYS_ioctl as u64, args) }?;
-    if let (libc::FIONREAD, Some(count)) = (request, value.first_chunk::<4>()) {
-        let count = i32::from_ne_bytes(*count).saturating_sub(call.looked_at(fd) as i32);
-        value[..4].copy_from_slice(&count.to_ne_bytes());
-    }
-    call.write(address, &value[..writes])?;
-    Ok(result)
 }
 
 fn readlink(call: &mut Call) -> Result<u64, Errno> {

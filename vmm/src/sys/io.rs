@@ -358,7 +358,11 @@ impl Call<'_, '_> {
             return Ok(());
         }
         let file = host::identity(fd).ok();
-        let same = |to: &i32| *to == fd || host::identity(*to).ok() == file;
+        // What is written to one end of a pseudo-terminal is read from the other.
+        let is_terminal = host::is_terminal(fd);
+        let same = |to: &i32| {
+            *to == fd || host::identity(*to).ok() == file || is_terminal && host::is_terminal(*to)
+        };
         if pending.iter().any(same) {
             self.commit_early(Early::External)?;
         }
@@ -375,6 +379,10 @@ impl Call<'_, '_> {
             Kind::Anonymous => Ok(()),
             _ => self.settle_writes(fd),
         }
+    }
+
+    pub(super) fn has_pending_writes(&self) -> bool {
+        !self.pending_writes().is_empty()
     }
 
     fn pending_writes(&self) -> Vec<i32> {

@@ -15,6 +15,7 @@ mod foretell;
 mod fork;
 mod futex;
 mod io;
+mod ioctl;
 mod ipc;
 mod lock;
 mod memory;
@@ -181,6 +182,7 @@ impl Call<'_, '_> {
             .or_else(|| seccomp::handler(number))
             .or_else(|| receive::handler(number))
             .or_else(|| file::handler(number))
+            .or_else(|| ioctl::handler(number))
             .or_else(|| net::handler(number))
             .or_else(|| event::handler(number))
             .or_else(|| ipc::handler(number))

@@ -42,8 +42,7 @@ super::rows! {
          Gets are pure. Record locks are taken at once and released at commit. F_ADD_SEALS: external, since a \
          seal is never taken off.";
     SYS_ioctl(fd: Fd, request: Value, argp: Custom) External Partial
-        "FIONREAD, TIOCOUTQ and SIOCOUTQ write 4 bytes, TCGETS 36, TIOCGWINSZ 8, TIOCGPGRP 4 (pure); FIONBIO and \
-         FIOASYNC read 4, FIOCLEX and FIONCLEX nothing (compensated). Other requests: ENOTTY.";
+        "[The requests of ioctl](ioctls.md) have classes of their own. All others: ENOTTY.";
     SYS_fsync(fd: Fd) DeferredWrite Full "In order with the writes before it.";
     SYS_fdatasync(fd: Fd) DeferredWrite Full "In order with the writes before it.";
     SYS_sync() DeferredWrite Full "In order with the writes before it.";

@@ -5,10 +5,8 @@ use std::os::fd::AsRawFd;
 
 use crate::host::{self, handles};
 
-use super::HostCall;
+use super::{HostCall, host_call};
 
-/// `TFD_IOC_SET_TICKS` of `linux/timerfd.h`, which the libc crate leaves out.
-const SET_TICKS: u64 = 0x4008_5400;
 /// More than any pipe holds.
 const PIPE_MOST: usize = 64 << 20;
 
@@ -22,7 +20,7 @@ pub fn expirations(fd: i32, count: u64) -> io::Result<()> {
     let ticks = count.saturating_add(since);
     let call = HostCall::with(
         libc::SYS_ioctl,
-        [fd as u64, SET_TICKS, 0, 0, 0, 0],
+        [fd as u64, host_call::SET_TICKS, 0, 0, 0, 0],
         ticks.to_ne_bytes().to_vec(),
     );
     super::made(call)

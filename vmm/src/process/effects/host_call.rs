@@ -1,6 +1,7 @@
 //! A host call that is made later, by numbers and data of the monitor's own.
 
 use guest_agentless::Errno;
+use guest_agentless::ioctl::{self, Argument};
 
 use crate::host;
 
@@ -12,9 +13,12 @@ pub struct HostCall {
     data: Option<Vec<u8>>,
 }
 
+/// `TFD_IOC_SET_TICKS` of the kernel's `timerfd.h`: sets the expirations of a timer, 8 bytes.
+pub(super) const SET_TICKS: u64 = 0x4008_5400;
+
 /// What calls are made later: the index of the argument that points to data the kernel reads, and its bytes
 /// at least. None of them writes memory.
-fn shape(number: i64) -> Option<Option<(usize, usize)>> {
+fn shape(number: i64, args: &[u64; 6]) -> Option<Option<(usize, usize)>> {
     Some(match number {
         libc::SYS_umask
         | libc::SYS_timer_delete
@@ -42,8 +46,11 @@ fn shape(number: i64) -> Option<Option<(usize, usize)>> {
         libc::SYS_pidfd_send_signal => Some((2, 128)),
         // Record locks and owners.
         libc::SYS_fcntl => Some((2, 8)),
-        // The expirations of a timer.
-        libc::SYS_ioctl => Some((2, 8)),
+        libc::SYS_ioctl if args[1] == SET_TICKS => Some((2, 8)),
+        libc::SYS_ioctl => match ioctl::lookup(args[1])?.argument {
+            Argument::In(bytes) => Some((2, bytes as usize)),
+            _ => return None,
+        },
         _ => return None,
     })
 }
@@ -80,7 +87,7 @@ impl HostCall {
     /// Makes the call.
     pub fn make(&self) -> Result<u64, Errno> {
         let mut args = self.args;
-        match (shape(self.number), &self.data) {
+        match (shape(self.number, &args), &self.data) {
             (Some(None), None) => {}
             (Some(Some((index, least))), Some(data)) if data.len() >= least => {
                 args[index] = data.as_ptr() as u64;
@@ -109,5 +116,11 @@ mod tests {
         assert_eq!(read.make(), Err(Errno::ENOSYS));
         let short = HostCall::with(libc::SYS_setitimer, [0; 6], vec![0; 8]);
         assert_eq!(short.make(), Err(Errno::ENOSYS));
+        let args = [0, libc::TCSETS, 0, 0, 0, 0];
+        let short = HostCall::with(libc::SYS_ioctl, args, vec![0; 35]);
+        assert_eq!(short.make(), Err(Errno::ENOSYS));
+        let args = [0, libc::TCGETS, 0, 0, 0, 0];
+        let writes = HostCall::with(libc::SYS_ioctl, args, vec![0; 64]);
+        assert_eq!(writes.make(), Err(Errno::ENOSYS));
     }
 }
