@@ -155,3 +155,28 @@ fn network_interfaces() {
     kvm_case("network_interfaces");
     same("parity_netif", 122);
 }
+
+#[test]
+fn received_bytes_that_are_dropped() {
+    kvm_case("received_bytes_that_are_dropped");
+    same("parity_discard", 22);
+}
+
+#[test]
+fn transfers_of_nothing() {
+    kvm_case("transfers_of_nothing");
+    same("parity_zerolen", 124);
+}
+
+#[test]
+fn a_read_takes_all_that_there_is() {
+    kvm_case("a_read_takes_all_that_there_is");
+    same("parity_edge", 2);
+}
+
+#[test]
+fn locks_and_closes_of_files() {
+    kvm_case("locks_and_closes_of_files");
+    same("parity_locks", 33);
+    same("parity_lostlock", 2);
+}

@@ -25,8 +25,8 @@ pub use signals::{
     with_signals_blocked,
 };
 pub use socket::{
-    abort_connection, is_listening, local_name, peer_name, receive, send, set_socket_option,
-    shutdown, socket_number, socket_option, unacknowledged,
+    abort_connection, is_listening, is_tcp, local_name, peer_name, receive, send,
+    set_socket_option, shutdown, socket_number, socket_option, unacknowledged,
 };
 pub use transfer::{
     Aligned, bytes_to_read, peek_from, read_at, read_now, size, timer_ticks, truncate, write_all,

@@ -61,6 +61,11 @@ pub fn socket_number(fd: i32, name: i32) -> io::Result<i32> {
     Ok(i32::from_ne_bytes(*bytes))
 }
 
+/// Whether it is a TCP socket.
+pub fn is_tcp(fd: i32) -> bool {
+    socket_number(fd, libc::SO_PROTOCOL).is_ok_and(|protocol| protocol == libc::IPPROTO_TCP)
+}
+
 /// `setsockopt`.
 pub fn set_socket_option(fd: i32, level: i32, name: i32, value: &[u8]) -> io::Result<()> {
     // SAFETY: `value` is a live slice of that length.

@@ -152,6 +152,7 @@ fn poll(call: &mut Call) -> Result<u64, Errno> {
     if count > POLL_MAX {
         return Err(Errno::EINVAL);
     }
+    super::buffer::user_range(call.args[0], count * 8)?;
     let mut entries = call.read_vec(call.args[0], count as usize * 8)?;
     let mut args = [entries.as_mut_ptr() as u64, count, call.args[2], 0, 8, 0];
     let mut timeout = [0u8; 16];

@@ -2,10 +2,11 @@
 
 use guest_agentless::{Errno, GuestRange, PAGE_SIZE};
 
+use super::buffer::buffer;
 use super::net::Datagram;
 use super::{Call, Handler, errno_of};
 use crate::host::{self, Envelope};
-use crate::memory::{first_reserved, window};
+use crate::memory::first_reserved;
 use crate::process::domain::Early;
 use crate::process::effects::{Deferred, HostCall, Undo};
 use crate::process::files::Kind;
@@ -198,7 +199,7 @@ fn read(call: &mut Call) -> Result<u64, Errno> {
     if !call.protected() {
         return call.pass_untracked();
     }
-    let range = window::checked(call.args[1], call.args[2]).ok_or(Errno::EFAULT)?;
+    let range = buffer(call.args[1], call.args[2])?;
     call.read_parts(call.int(0), &[range])
 }
 
@@ -220,7 +221,7 @@ fn read_at(call: &mut Call) -> Result<u64, Errno> {
     };
     let parts = match i64::from(call.row.number) {
         libc::SYS_pread64 => {
-            vec![window::checked(call.args[1], call.args[2]).ok_or(Errno::EFAULT)?]
+            vec![buffer(call.args[1], call.args[2])?]
         }
         _ => call.vector(call.args[1], call.args[2])?,
     };
@@ -233,7 +234,7 @@ fn write(call: &mut Call) -> Result<u64, Errno> {
     if !call.protected() {
         return call.pass_untracked();
     }
-    let range = window::checked(call.args[1], call.args[2]).ok_or(Errno::EFAULT)?;
+    let range = buffer(call.args[1], call.args[2])?;
     call.write_parts(call.int(0), &[range])
 }
 
@@ -246,7 +247,7 @@ fn writev(call: &mut Call) -> Result<u64, Errno> {
 }
 
 fn pwrite(call: &mut Call) -> Result<u64, Errno> {
-    let range = window::checked(call.args[1], call.args[2]).ok_or(Errno::EFAULT)?;
+    let range = buffer(call.args[1], call.args[2])?;
     call.write_parts_at(call.int(0), &[range], Some(call.args[3]))
 }
 

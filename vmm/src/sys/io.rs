@@ -3,6 +3,7 @@
 use guest_agentless::{Errno, GuestRange};
 use recovery::Origin;
 
+use super::receive::RECEIVED_MOST;
 use super::wait::For;
 use super::{BOUNCE, Call, errno_of};
 use crate::host::{self, Envelope};
@@ -47,13 +48,23 @@ impl Call<'_, '_> {
         if !continues && !peeks {
             self.commit()?;
         }
-        let len = room.min(BOUNCE as u64) as usize;
+        // TCP drops the bytes then. They are received all the same, to be given again if the request runs again.
+        let drops = flags & libc::MSG_TRUNC != 0 && host::is_tcp(fd);
+        let keeps = flags & libc::MSG_TRUNC != 0 && self.state.files.keeps_records(fd);
+        let flags = if keeps {
+            flags
+        } else {
+            flags & !libc::MSG_TRUNC
+        };
         let wait = self.waits(fd, flags)?;
-        let mut bounce = std::mem::take(&mut self.thread.bounce);
-        let received = self.receive(fd, &mut bounce[..len], flags, wait, envelope);
+        let mut bounce = self.take_bounce(self.receivable(fd, room));
+        let received = self.receive_available(fd, &mut bounce, room, flags, wait, envelope);
         let result = match received {
-            Ok(n) if self.refuses(fd, &bounce[..n], n == len) => Err(Errno::ECONNRESET),
-            Ok(n) => self.deliver_stream(&bounce[..n], parts, origin, peeks, envelope),
+            Ok(n) if self.refuses(fd, &bounce[..n], n as u64 == room) => Err(Errno::ECONNRESET),
+            Ok(n) => {
+                let into: &[GuestRange] = if drops { &[] } else { parts };
+                self.deliver_stream(&bounce[..n], into, origin, peeks, envelope)
+            }
             Err(error) => {
                 // Nothing new, but what the server does next is still about this connection: it may have
                 // more of it in its buffer.
@@ -63,8 +74,47 @@ impl Call<'_, '_> {
                 Err(error)
             }
         };
-        self.thread.bounce = bounce;
+        self.put_bounce(bounce);
         result
+    }
+
+    /// Receives all that is there, as far as there is room: a read of less than was asked for tells the server that it has
+    /// read everything (epoll(7) on edge-triggered descriptors).
+    fn receive_available(
+        &mut self,
+        fd: i32,
+        bounce: &mut Vec<u8>,
+        room: u64,
+        flags: i32,
+        wait: bool,
+        envelope: &mut Envelope,
+    ) -> Result<usize, Errno> {
+        let mut len = self.receivable(fd, room);
+        let mut total = self.receive(fd, &mut bounce[..len], flags, wait, envelope)?;
+        let goes_on = total == len
+            && (len as u64) < room
+            && flags & libc::MSG_PEEK == 0
+            && envelope.control.is_empty()
+            && !self.state.files.keeps_records(fd);
+        while goes_on && total == len {
+            let more = host::bytes_to_read(fd) as u64;
+            let more = more.min(room - len as u64) as usize;
+            let more = more.min(RECEIVED_MOST.saturating_sub(len));
+            if more == 0 {
+                break;
+            }
+            len += more;
+            if bounce.len() < len {
+                bounce.resize(len, 0);
+            }
+            let mut next = Envelope::none();
+            let flags = flags | libc::MSG_DONTWAIT;
+            match self.receive(fd, &mut bounce[total..len], flags, false, &mut next) {
+                Ok(n) if n > 0 => total += n,
+                _ => break,
+            }
+        }
+        Ok(total)
     }
 
     /// Whether the running domain is charged to `origin`.

@@ -28,6 +28,7 @@ pub fn handler(number: i64) -> Option<Handler> {
         libc::SYS_mremap => mremap,
         libc::SYS_madvise => madvise,
         libc::SYS_brk => brk,
+        libc::SYS_mincore => mincore,
         libc::SYS_mlock | libc::SYS_mlock2 | libc::SYS_munlock => lock_pages,
         _ => return None,
     })
@@ -235,6 +236,42 @@ fn mprotect(call: &mut Call) -> Result<u64, Errno> {
     }
     let old = call.state.space.protect(range, protection)?;
     call.compensate(Undo::Protect { old });
+    Ok(0)
+}
+
+/// Which pages are in memory, a piece of the range at a time. What is hidden or moved aside counts as the host has it.
+fn mincore(call: &mut Call) -> Result<u64, Errno> {
+    /// Pages of a piece.
+    const PIECE: u64 = 4096;
+    let [address, len, vector, ..] = call.args;
+    if !address.is_multiple_of(PAGE_SIZE) {
+        return Err(Errno::EINVAL);
+    }
+    super::buffer::user_range(address, len).map_err(|_| Errno::ENOMEM)?;
+    let pages = len.div_ceil(PAGE_SIZE);
+    super::buffer::user_range(vector, pages)?;
+    if pages == 0 {
+        return Ok(0);
+    }
+    let range = page_range(address, len)?;
+    if !call.state.space.vmas().is_covered(range) {
+        return Err(Errno::ENOMEM);
+    }
+    let mut residency = [0u8; PIECE as usize];
+    for first in (0..pages).step_by(PIECE as usize) {
+        let count = PIECE.min(pages - first);
+        let args = [
+            address + first * PAGE_SIZE,
+            count * PAGE_SIZE,
+            residency.as_mut_ptr() as u64,
+            0,
+            0,
+            0,
+        ];
+        // SAFETY: the range lies in a guest window, of which the kernel reads nothing; it writes a byte for each page.
+        unsafe { host::syscall(libc::SYS_mincore as u64, args) }?;
+        call.write(vector + first, &residency[..count as usize])?;
+    }
     Ok(0)
 }
 

@@ -6,6 +6,7 @@
 
 mod aio;
 mod attribute;
+mod buffer;
 pub mod end;
 mod event;
 mod event_read;
@@ -52,7 +53,8 @@ use crate::process::signals::SignalInfo;
 use crate::process::strike::Struck;
 use crate::process::thread::{Flow, Thread};
 
-/// Bytes that one read or receive moves at most: a short count is what servers expect of sockets.
+/// Bytes on the way between host and guest for which there is always room. A read of a socket that takes more makes room
+/// for as long as it lasts.
 pub const BOUNCE: usize = 64 << 10;
 /// Elements of an `iovec` array, as in Linux (`UIO_MAXIOV`).
 const IOV_MAX: u64 = 1024;
@@ -310,6 +312,10 @@ impl Call<'_, '_> {
         self.touch_lengths();
         for span in self.row.spans(self.args, copy_u32) {
             let span = span?;
+            if span.len == 0 {
+                buffer::user_range(span.address, 0)?;
+                continue;
+            }
             let range = window::checked(span.address, span.len).ok_or(Errno::EFAULT)?;
             match span.access.writes() {
                 true => self.thread.mark_written(self.state, most_of(range)),
@@ -325,6 +331,9 @@ impl Call<'_, '_> {
                 }
                 ArgKind::IovecIn { count } | ArgKind::IovecOut { count } => {
                     let vector = self.vector(address, self.args[usize::from(count)])?;
+                    if !vector.iter().all(|part| window::contains(*part)) {
+                        return Err(Errno::EFAULT);
+                    }
                     for part in &vector {
                         match arg.kind {
                             ArgKind::IovecOut { .. } => {
@@ -379,12 +388,14 @@ impl Call<'_, '_> {
             let word =
                 |i: usize| u64::from_ne_bytes(element[i..i + 8].try_into().unwrap_or([0; 8]));
             let (base, len) = (word(0), word(8));
-            total = total
-                .checked_add(len)
-                .filter(|t| *t <= i64::MAX as u64)
-                .ok_or(Errno::EINVAL)?;
+            if i64::try_from(len).is_err() {
+                return Err(Errno::EINVAL);
+            }
+            let len = len.min(TRANSFERRED_MOST - total);
+            total += len;
+            let part = buffer::buffer(base, len)?;
             if len > 0 {
-                parts.push(window::checked(base, len).ok_or(Errno::EFAULT)?);
+                parts.push(part);
             }
         }
         Ok(parts)

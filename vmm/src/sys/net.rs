@@ -6,10 +6,11 @@ use guest_agentless::{Errno, GuestRange};
 use recovery::Origin;
 use recovery::event::Event;
 
+use super::buffer::message_buffer;
 use super::wait::For;
 use super::{Call, Handler, errno_of};
 use crate::host;
-use crate::memory::{first_reserved, kept_copy, window};
+use crate::memory::{first_reserved, kept_copy};
 use crate::process::domain::Early;
 use crate::process::effects::{Deferred, Undo};
 use crate::process::files::{GivenBack, Kind};
@@ -400,7 +401,7 @@ fn sendto(call: &mut Call) -> Result<u64, Errno> {
     if !call.protected() {
         return call.pass_untracked();
     }
-    let range = window::checked(call.args[1], call.args[2]).ok_or(Errno::EFAULT)?;
+    let range = message_buffer(call.args[1], call.args[2])?;
     let address = match call.args[4] {
         0 => Vec::new(),
         at => call.read_vec(

@@ -5,12 +5,13 @@ use std::collections::VecDeque;
 use guest_agentless::{Errno, GuestRange};
 use recovery::Origin;
 
+use super::buffer::message_buffer;
 use super::io::room_in;
 use super::net::{self, Header};
 use super::wait::For;
 use super::{BOUNCE, Call, Handler};
 use crate::host::{self, Envelope, Incoming};
-use crate::memory::{first_reserved, window};
+use crate::memory::first_reserved;
 use crate::process::domain::{Domain, Early};
 use crate::process::effects::Undo;
 use crate::process::files::{Delivery, GivenBack, Kind};
@@ -25,6 +26,9 @@ pub fn handler(number: i64) -> Option<Handler> {
     })
 }
 
+/// Bytes that one call receives at most: more than a socket holds, unless its buffer was made that large.
+pub(super) const RECEIVED_MOST: usize = 64 << 20;
+
 /// Bytes that the datagrams of one request have at most.
 const BATCH_MOST: u64 = 1 << 20;
 
@@ -32,7 +36,7 @@ fn recvfrom(call: &mut Call) -> Result<u64, Errno> {
     if !call.protected() {
         return call.pass_untracked();
     }
-    let range = window::checked(call.args[1], call.args[2]).ok_or(Errno::EFAULT)?;
+    let range = message_buffer(call.args[1], call.args[2])?;
     let (fd, flags) = (call.int(0), call.int(3));
     let mut envelope = match call.args[4] {
         0 => Envelope::none(),
@@ -244,9 +248,8 @@ impl Call<'_, '_> {
         another: bool,
         envelope: &mut Envelope,
     ) -> Result<u64, Errno> {
-        let room = room_in(parts);
-        let len = room.min(BOUNCE as u64) as usize;
-        let mut bounce = std::mem::take(&mut self.thread.bounce);
+        let len = self.receivable(fd, room_in(parts));
+        let mut bounce = self.take_bounce(len);
         let result = self
             .datagram(fd, &mut bounce[..len], flags, envelope)
             .and_then(|n| {
@@ -261,8 +264,33 @@ impl Call<'_, '_> {
                 self.scatter(parts, bytes)?;
                 Ok(n as u64)
             });
-        self.thread.bounce = bounce;
+        self.put_bounce(bounce);
         result
+    }
+
+    /// Bytes that one receiving call on `fd` can bring, with `room` for them, as far as is known.
+    pub(super) fn receivable(&self, fd: i32, room: u64) -> usize {
+        let known = match self.state.files.is_given_back(fd) {
+            true => RECEIVED_MOST,
+            false if room <= BOUNCE as u64 => BOUNCE,
+            false => host::bytes_to_read(fd).clamp(BOUNCE, RECEIVED_MOST),
+        };
+        room.min(known as u64) as usize
+    }
+
+    /// A buffer of the monitor with `len` bytes at least, to be put back.
+    pub(super) fn take_bounce(&mut self, len: usize) -> Vec<u8> {
+        let mut bounce = std::mem::take(&mut self.thread.bounce);
+        if bounce.len() < len {
+            bounce.resize(len, 0);
+        }
+        bounce
+    }
+
+    pub(super) fn put_bounce(&mut self, mut bounce: Vec<u8>) {
+        bounce.resize(BOUNCE, 0);
+        bounce.shrink_to_fit();
+        self.thread.bounce = bounce;
     }
 
     fn note_datagram(&mut self, bytes: &[u8], envelope: &Envelope) {
