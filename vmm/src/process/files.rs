@@ -636,9 +636,10 @@ fn probe(fd: i32) -> Kind {
     match mode & libc::S_IFMT {
         libc::S_IFREG | libc::S_IFDIR | libc::S_IFBLK => Kind::File,
         libc::S_IFSOCK => match host::socket_number(fd, libc::SO_TYPE) {
-            Ok(libc::SOCK_STREAM | libc::SOCK_SEQPACKET) => match host::peer_name(fd) {
-                Some(_) => Kind::Stream,
-                None => Kind::Listening,
+            // A connection that its peer has reset has no peer any more, and can still be read.
+            Ok(libc::SOCK_STREAM | libc::SOCK_SEQPACKET) => match host::is_listening(fd) {
+                true => Kind::Listening,
+                false => Kind::Stream,
             },
             _ => Kind::Datagram,
         },
