@@ -180,3 +180,21 @@ fn locks_and_closes_of_files() {
     same("parity_locks", 33);
     same("parity_lostlock", 2);
 }
+
+#[test]
+fn reads_take_all_that_has_arrived() {
+    kvm_case("reads_take_all_that_has_arrived");
+    same("parity_arrived", 26);
+}
+
+#[test]
+fn peers_that_have_gone_and_peers_that_do_not_read() {
+    kvm_case("peers_that_have_gone_and_peers_that_do_not_read");
+    same("parity_gone", 22);
+}
+
+#[test]
+fn answers_in_pieces_with_waits_between_them() {
+    kvm_case("answers_in_pieces_with_waits_between_them");
+    same("parity_stream", 16);
+}

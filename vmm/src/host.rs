@@ -29,8 +29,8 @@ pub use socket::{
     set_socket_option, shutdown, socket_number, socket_option, unacknowledged,
 };
 pub use transfer::{
-    Aligned, bytes_to_read, peek_from, read_at, read_now, size, timer_ticks, truncate, write_all,
-    write_at,
+    Aligned, bytes_to_read, bytes_waiting, peek_from, read_at, read_now, size, timer_ticks,
+    truncate, write_all, write_at,
 };
 
 use guest_agentless::Errno;
@@ -96,6 +96,28 @@ pub fn is_writable(fd: i32) -> bool {
     };
     // SAFETY: one valid entry.
     unsafe { libc::poll(&mut entry, 1, 0) > 0 && entry.revents == libc::POLLOUT }
+}
+
+/// Whether a connection has ended in both directions, or failed.
+pub fn has_hung_up(fd: i32) -> bool {
+    let mut entry = libc::pollfd {
+        fd,
+        events: 0,
+        revents: 0,
+    };
+    // SAFETY: one valid entry.
+    unsafe { libc::poll(&mut entry, 1, 0) > 0 }
+}
+
+/// The time of a clock; zero if there is no such clock.
+pub fn clock_time(clock: i32) -> std::time::Duration {
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: `time` is valid for the call to fill in.
+    unsafe { libc::clock_gettime(clock, &mut time) };
+    std::time::Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
 /// CPU time of the calling thread, the guest's code included.

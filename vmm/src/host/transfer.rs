@@ -113,11 +113,16 @@ pub fn read_now(fd: i32, into: &mut [u8]) -> io::Result<usize> {
 
 /// How many bytes wait to be read (`FIONREAD`); none where that cannot be asked.
 pub fn bytes_to_read(fd: i32) -> usize {
+    bytes_waiting(fd).unwrap_or(0)
+}
+
+/// Likewise; none if nobody can tell.
+pub fn bytes_waiting(fd: i32) -> Option<usize> {
     let mut waiting = 0i32;
     // SAFETY: the request writes an `int`.
     match unsafe { libc::ioctl(fd, libc::FIONREAD, &mut waiting) } {
-        0 => usize::try_from(waiting).unwrap_or(0),
-        _ => 0,
+        0 => usize::try_from(waiting).ok(),
+        _ => None,
     }
 }
 

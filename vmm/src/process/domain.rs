@@ -1,5 +1,7 @@
 //! The running domain: from the system call that delivered its work to the one that asks for more.
 
+use std::time::Duration;
+
 use guest_agentless::{GuestRange, SignalSet};
 use kvm_bindings::kvm_xsave;
 use recovery::{Journal, Origin, SuspendedPages};
@@ -47,6 +49,8 @@ pub struct Domain {
     pub is_fresh: bool,
     /// Bytes of output held back.
     pub held_bytes: usize,
+    /// How long it has slept.
+    pub slept: Duration,
     /// System calls made.
     pub calls: u64,
     /// Why it was committed early, if it was: a fault cannot undo what came before.
@@ -241,6 +245,7 @@ impl Thread {
             input_len: 0,
             is_fresh: false,
             held_bytes: 0,
+            slept: Duration::ZERO,
             calls: 0,
             committed_early: None,
             answered_before: false,
@@ -327,7 +332,8 @@ impl Thread {
         let target = std::mem::take(&mut domain.target);
         let (origin, request) = (domain.origin, domain.is_request());
         let (input, pass_through) = (domain.input.clone(), domain.pass_through);
-        let answered = domain.answered_before || domain.has_answered();
+        let answers = domain.has_answered();
+        let answered = domain.answered_before || answers;
         if request {
             self.count_written(state);
         }
@@ -337,6 +343,10 @@ impl Thread {
         }
         if request {
             self.still_used(used);
+            // Its client has taken all that it has sent.
+            if answers && origin.fd().is_some_and(|fd| state.files.unsent(fd) == 0) {
+                self.limits_anew();
+            }
         }
         self.pass_through = pass_through.then_some(origin);
         if request {

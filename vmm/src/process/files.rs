@@ -10,6 +10,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
+use guest_agentless::Errno;
 use recovery::Origin;
 use recovery::handoff::Producer;
 
@@ -52,6 +53,10 @@ struct Known {
     cut: bool,
     /// See [`Files::is_owing`].
     owing: bool,
+    /// The guest has shut the sending half down.
+    shut: bool,
+    /// What the next call on the socket fails with, since it was told to a request that was undone.
+    error: Option<Errno>,
 }
 
 impl Known {
@@ -63,6 +68,8 @@ impl Known {
             accepted: false,
             cut: false,
             owing: false,
+            shut: false,
+            error: None,
         }
     }
 }
@@ -203,9 +210,12 @@ impl Files {
     /// A new connection, on which the guest is the server.
     pub fn accepted(&mut self, fd: i32) {
         self.forget(fd);
-        if let Some(known) = self.known(fd) {
-            known.accepted = true;
-        }
+        // Also if the peer has reset it meanwhile, after which the kernel knows none.
+        let known = Known {
+            accepted: true,
+            ..Known::new(Kind::Stream)
+        };
+        self.known.insert(fd, known);
     }
 
     /// A number for what is open at `fd` now, that nothing opened there later has.
@@ -447,6 +457,9 @@ impl Files {
             return;
         }
         self.flush(fd);
+        if let Some(known) = self.known.get_mut(&fd) {
+            known.shut |= how != libc::SHUT_RD;
+        }
         match self.backlog.get_mut(&fd) {
             Some(waiting) if how != libc::SHUT_RD => waiting.shutdown = Some(how),
             _ => drop(host::shutdown(fd, how)),
@@ -493,6 +506,39 @@ impl Files {
             },
         }
         self.flush(fd);
+    }
+
+    /// Why a send on the stream socket would fail: the peer has gone, or the guest has shut it down. Connection
+    /// errors are told once, as by the kernel.
+    pub fn send_error(&mut self, fd: i32) -> Option<Errno> {
+        if self.known.get(&fd).is_some_and(|known| known.shut) {
+            return Some(Errno::EPIPE);
+        }
+        if !host::has_hung_up(fd) || self.keeps_records(fd) {
+            return None;
+        }
+        // Without bytes a send does nothing but fail.
+        let error = host::send(fd, &[]).err()?.raw_os_error()?;
+        Some(Errno::from_raw(error)).filter(|error| *error != Errno::EAGAIN)
+    }
+
+    /// The error that `set_error` has left.
+    pub fn take_error(&mut self, fd: i32) -> Option<Errno> {
+        self.known.get_mut(&fd)?.error.take()
+    }
+
+    /// Makes the next call on the socket fail.
+    pub fn set_error(&mut self, fd: i32, error: Errno) {
+        if let Some(known) = self.known(fd) {
+            known.error = Some(error);
+        }
+    }
+
+    /// Bytes of committed output that the peer has not taken yet.
+    pub fn unsent(&self, fd: i32) -> usize {
+        self.backlog
+            .get(&fd)
+            .map_or(0, |waiting| waiting.bytes.len())
     }
 
     /// Sends what is waiting for `fd`, as far as the socket takes it. True if nothing is left.

@@ -94,6 +94,13 @@ impl Thread {
         self.process.watchdog.notice();
     }
 
+    /// The running request has got on with its answer: its time begins anew.
+    pub fn limits_anew(&self) {
+        if self.control.request.running().is_some() {
+            self.begin_limits();
+        }
+    }
+
     /// Whether the running request has used up its time.
     pub fn overdue(&self) -> bool {
         self.control.request.is_overdue()

@@ -4,8 +4,8 @@
 
 use guest_agentless::{Errno, GuestRange};
 
+use super::Call;
 use super::io::room_in;
-use super::{BOUNCE, Call};
 use crate::host::{self, Envelope};
 use crate::process::domain::Early;
 use crate::process::effects::{Deferred, Undo};
@@ -61,7 +61,6 @@ impl Call<'_, '_> {
         envelope: &mut Envelope,
     ) -> Result<u64, Errno> {
         let room = room_in(parts);
-        let len = room.min(BOUNCE as u64) as usize;
         if self.is_next_event(fd) {
             self.commit()?;
         }
@@ -76,7 +75,8 @@ impl Call<'_, '_> {
                 false => self.commit()?,
             }
         }
-        let mut bounce = std::mem::take(&mut self.thread.bounce);
+        let len = self.receivable(fd, room);
+        let mut bounce = self.take_bounce(len);
         let result = match (source, flags) {
             (Source::Socket, _) => self.look_at(fd, &mut bounce, len, flags, envelope),
             (_, 0) if envelope.room.is_none() => self.read_ready(fd, &mut bounce[..len]),
@@ -94,7 +94,7 @@ impl Call<'_, '_> {
             self.scatter(parts, &bounce[..n])?;
             Ok(n as u64)
         });
-        self.thread.bounce = bounce;
+        self.put_bounce(bounce);
         done
     }
 

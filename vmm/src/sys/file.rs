@@ -142,10 +142,11 @@ impl Call<'_, '_> {
     pub(super) fn read_parts(&mut self, fd: i32, parts: &[GuestRange]) -> Result<u64, Errno> {
         match self.state.files.kind(fd) {
             Kind::Closed => Err(Errno::EBADF),
-            Kind::Stream => self.receive_stream(fd, parts, 0, &mut Envelope::none()),
+            Kind::Stream | Kind::Listening => {
+                self.receive_stream(fd, parts, 0, &mut Envelope::none())
+            }
             Kind::Datagram => self.receive_datagram(fd, parts, 0, &mut Envelope::none()),
             Kind::Pipe | Kind::Anonymous => self.read_event(fd, parts, 0, &mut Envelope::none()),
-            Kind::Listening => Err(Errno::ENOTCONN),
             Kind::File => self.read_file(fd, parts),
         }
     }
@@ -158,7 +159,10 @@ impl Call<'_, '_> {
                 self.send_stream(fd, bytes, wait)
             }
             Kind::Datagram => self.send_datagram(fd, Datagram::plain(bytes)),
-            Kind::Listening => Err(Errno::EPIPE),
+            Kind::Listening => {
+                self.commit_early(Early::External)?;
+                self.send_at_once(fd, &Datagram::plain(bytes))
+            }
             Kind::File | Kind::Pipe | Kind::Anonymous => self.write_later(fd, bytes, None),
         }
     }

@@ -5,14 +5,14 @@
 
 use guest_agentless::Errno;
 
-use super::wait::For;
+use super::wait::{For, OUTPUT_PATIENCE};
 use super::{Call, Handler};
 use crate::memory::window;
 use crate::process::domain::Early;
 use crate::process::fault::Fault;
 
-/// How long what a request has to say waits while the request waits for a lock: 50 ms, as a `timespec`.
-static PATIENCE: [i64; 2] = [0, 50_000_000];
+/// How long what a request has to say waits while the request waits for a lock, as a `timespec`.
+static PATIENCE: [i64; 2] = [0, OUTPUT_PATIENCE.subsec_nanos() as i64];
 
 /// The value of a mutex of glibc for which a thread waits.
 const LOCKED_AND_WAITED_FOR: u32 = 2;
@@ -85,8 +85,10 @@ fn futex(call: &mut Call) -> Result<u64, Errno> {
     if !plain && call.state.wait_words.len() < WAIT_WORDS_LIMIT {
         call.state.wait_words.insert(word);
     }
-    // A single thread waits for itself, and for ever.
-    if call.has_effects() && call.thread.process.threads().len() > 1 {
+    // A single thread waits for itself, and for ever, unless another process or the time ends that.
+    let is_private = operation as i32 & libc::FUTEX_PRIVATE_FLAG != 0;
+    let waits_for_itself = is_private && fourth == 0 && call.thread.process.threads().len() <= 1;
+    if call.has_effects() && !waits_for_itself {
         // Only the mutexes of glibc wait like this.
         let is_mutex = plain && value as u32 == LOCKED_AND_WAITED_FOR;
         if fourth == 0 && (plain || !call.has_answered() && value3 as u32 == u32::MAX) {

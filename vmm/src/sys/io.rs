@@ -1,5 +1,7 @@
 //! Input and output by kind of descriptor: where requests begin, and where their output is held.
 
+use std::time::{Duration, Instant};
+
 use guest_agentless::{Errno, GuestRange};
 use recovery::Origin;
 
@@ -8,12 +10,20 @@ use super::wait::For;
 use super::{BOUNCE, Call, errno_of};
 use crate::host::{self, Envelope};
 use crate::process::domain::{Domain, Early};
-use crate::process::effects::Deferred;
+use crate::process::effects::{Deferred, Undo};
 use crate::process::files::{GivenBack, Kind};
 
 /// Bytes that fit into `parts`.
 pub(super) fn room_in(parts: &[GuestRange]) -> u64 {
     parts.iter().map(|part| part.len()).sum()
+}
+
+/// When a send that begins now gives up (`SO_SNDTIMEO`), if it does.
+pub(super) fn send_limit(fd: i32) -> Option<Instant> {
+    let value = host::socket_option(fd, libc::SOL_SOCKET, libc::SO_SNDTIMEO).ok()?;
+    let word = |i: usize| Some(u64::from_ne_bytes(*value.get(i..)?.first_chunk()?));
+    let limit = Duration::from_secs(word(0)?) + Duration::from_micros(word(8)?);
+    (!limit.is_zero()).then(|| Instant::now().checked_add(limit))?
 }
 
 impl Call<'_, '_> {
@@ -60,6 +70,7 @@ impl Call<'_, '_> {
         let mut bounce = self.take_bounce(self.receivable(fd, room));
         let received = self.receive_available(fd, &mut bounce, room, flags, wait, envelope);
         let result = match received {
+            Ok(0) if let Some(error) = self.state.files.take_error(fd) => Err(error),
             Ok(n) if self.refuses(fd, &bounce[..n], n as u64 == room) => Err(Errno::ECONNRESET),
             Ok(n) => {
                 let into: &[GuestRange] = if drops { &[] } else { parts };
@@ -210,6 +221,7 @@ impl Call<'_, '_> {
         if self.is_shut(fd) {
             return Err(Errno::EPIPE);
         }
+        self.unless_gone(fd)?;
         if self.in_pass_through() {
             self.commit_early(Early::PassThrough)?;
         }
@@ -248,25 +260,65 @@ impl Call<'_, '_> {
     /// Output that was committed before comes first: waits until the socket has taken it, or answers EAGAIN
     /// as the kernel does, whose event comes when there is room again.
     fn await_room(&mut self, fd: i32, wait: bool) -> Result<(), Errno> {
+        let mut limit = None;
+        let mut left = self.state.files.unsent(fd);
         while !self.state.files.flush(fd) {
             if !wait {
                 self.state.files.set_cut(fd, true);
                 return Err(Errno::EAGAIN);
             }
-            self.await_writable(fd)?;
+            let until = *limit.get_or_insert_with(|| send_limit(fd));
+            let writable = self.await_writable(fd, until);
+            let now = self.state.files.unsent(fd);
+            if now < std::mem::replace(&mut left, now) {
+                self.note_progress(fd);
+            }
+            if writable == Err(Errno::EAGAIN) {
+                self.state.files.set_cut(fd, true);
+            }
+            writable?;
         }
         Ok(())
     }
 
-    pub(super) fn await_writable(&mut self, fd: i32) -> Result<(), Errno> {
+    /// Waits until a socket has room; EAGAIN when the time is up that [`send_limit`] has told.
+    pub(super) fn await_writable(&mut self, fd: i32, until: Option<Instant>) -> Result<(), Errno> {
+        self.let_output_go()?;
         let mut entry = libc::pollfd {
             fd,
             events: libc::POLLOUT,
             revents: 0,
         };
-        let args = [&raw mut entry as u64, 1, u64::MAX, 0, 0, 0];
-        // SAFETY: one entry, which is in the monitor.
-        unsafe { self.block(libc::SYS_poll, args, For::Midway) }.map(drop)
+        let rest = until.map(|until| until.saturating_duration_since(Instant::now()));
+        let mut rest = rest.map(|rest| libc::timespec {
+            tv_sec: rest.as_secs() as i64,
+            tv_nsec: i64::from(rest.subsec_nanos()),
+        });
+        let limit = rest.as_mut().map_or(0, |rest| &raw mut *rest as u64);
+        let args = [&raw mut entry as u64, 1, limit, 0, 8, 0];
+        // SAFETY: one entry and the time, which are in the monitor; the mask is null.
+        match unsafe { self.block(libc::SYS_ppoll, args, For::Midway) }? {
+            0 => Err(Errno::EAGAIN),
+            _ => Ok(()),
+        }
+    }
+
+    /// The error that a send would get now, because the peer has gone or the guest has shut the connection down:
+    /// output is not held for nobody.
+    fn unless_gone(&mut self, fd: i32) -> Result<(), Errno> {
+        let kept = self.state.files.take_error(fd);
+        let error = match kept {
+            None if self.in_domain() => self.state.files.send_error(fd),
+            kept => kept,
+        };
+        let Some(error) = error else {
+            return Ok(());
+        };
+        // The kernel tells it once.
+        if error != Errno::EPIPE {
+            self.compensate(Undo::SocketError { fd, error });
+        }
+        Err(error)
     }
 
     fn send_now(&mut self, fd: i32, bytes: &[u8], wait: bool) -> Result<u64, Errno> {

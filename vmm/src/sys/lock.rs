@@ -152,6 +152,7 @@ fn flock(call: &mut Call) -> Result<u64, Errno> {
     call.settle_for_others()?;
     let taken = match call.try_lock(&plain(operation | libc::LOCK_NB)) {
         Err(Errno::EAGAIN) if operation & libc::LOCK_NB == 0 => {
+            call.let_output_go()?;
             let args = [fd as u64, operation as u64, 0, 0, 0, 0];
             // SAFETY: takes numbers only.
             unsafe { call.block(number, args, For::Midway) }
@@ -253,6 +254,7 @@ pub fn record_lock(call: &mut Call) -> Result<u64, Errno> {
     call.settle_for_others()?;
     let taken = match call.try_lock(&set_to(lock.to_vec())) {
         Err(Errno::EAGAIN | Errno::EACCES) if waits => {
+            call.let_output_go()?;
             let args = [fd as u64, command as u64, lock.as_ptr() as u64, 0, 0, 0];
             // SAFETY: the structure is a copy in the monitor; the kernel only reads it.
             unsafe { call.block(libc::SYS_fcntl, args, For::Midway) }

@@ -37,7 +37,7 @@ mod wait;
 mod watch;
 
 use guest_agentless::syscall::{self, ArgKind, Effect, Size, Support, Syscall};
-use guest_agentless::{Errno, GuestRange, Signal, to_rax};
+use guest_agentless::{Errno, GuestRange, to_rax};
 use recovery::Origin;
 
 use crate::host;
@@ -49,7 +49,6 @@ use crate::process::domain::{Domain, Early};
 use crate::process::effects::{Deferred, HostCall, Undo};
 use crate::process::fault::Fault;
 use crate::process::rerun::Committed;
-use crate::process::signals::SignalInfo;
 use crate::process::strike::Struck;
 use crate::process::thread::{Flow, Thread};
 
@@ -121,10 +120,12 @@ pub fn serve(thread: &mut Thread, state: &mut Turn<'_>) -> Result<Flow, KvmError
     };
     call.heap_unverified();
     log::trace!("{} = {result:?}", syscall::fmt_call(row, args));
-    if result == Err(Errno::EPIPE) && call.raises_sigpipe() && !call.is_outdated() {
-        let info =
-            SignalInfo::from_thread(Signal::SIGPIPE, std::process::id() as i32, host::user());
-        call.thread.control.send(info);
+    if result == Err(Errno::EPIPE)
+        && call.done.is_none()
+        && call.raises_sigpipe()
+        && !call.is_outdated()
+    {
+        call.raise_sigpipe();
     }
     if call.is_outdated() {
         // The process was restarted while the call waited: the thread goes on elsewhere.
@@ -215,7 +216,7 @@ impl Call<'_, '_> {
     /// Whether a broken pipe is told by a signal too: the monitor's own writes never raise it.
     fn raises_sigpipe(&self) -> bool {
         match i64::from(self.row.number) {
-            libc::SYS_sendto => self.int(3) & libc::MSG_NOSIGNAL == 0,
+            libc::SYS_sendto | libc::SYS_sendmmsg => self.int(3) & libc::MSG_NOSIGNAL == 0,
             libc::SYS_sendmsg => self.int(2) & libc::MSG_NOSIGNAL == 0,
             _ => true,
         }

@@ -244,10 +244,11 @@ impl Call<'_, '_> {
     }
 
     /// Sends with the kernel's own result; the domain has been committed.
-    fn send_at_once(&mut self, fd: i32, datagram: &Datagram) -> Result<u64, Errno> {
+    pub(super) fn send_at_once(&mut self, fd: i32, datagram: &Datagram) -> Result<u64, Errno> {
         self.state.files.note_sent(fd);
         let wait = datagram.flags & libc::MSG_DONTWAIT == 0 && !self.is_nonblocking(fd)?;
         let mut sent = 0;
+        let mut limit = None;
         loop {
             let rights = if sent == 0 { &datagram.rights[..] } else { &[] };
             let now = host::send_message(
@@ -258,10 +259,13 @@ impl Call<'_, '_> {
                 rights,
             );
             let result = match now.map_err(|e| errno_of(&e)) {
-                Err(Errno::EAGAIN) if wait => match self.await_writable(fd) {
-                    Ok(()) => continue,
-                    Err(error) => Err(error),
-                },
+                Err(Errno::EAGAIN) if wait => {
+                    let until = *limit.get_or_insert_with(|| super::io::send_limit(fd));
+                    match self.await_writable(fd, until) {
+                        Ok(()) => continue,
+                        Err(error) => Err(error),
+                    }
+                }
                 // A stream takes the rest later, for which the guest waits, too.
                 Ok(n) if wait && sent + n < datagram.bytes.len() => {
                     sent += n;

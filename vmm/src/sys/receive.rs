@@ -29,6 +29,8 @@ pub fn handler(number: i64) -> Option<Handler> {
 /// Bytes that one call receives at most: more than a socket holds, unless its buffer was made that large.
 pub(super) const RECEIVED_MOST: usize = 64 << 20;
 
+/// Bytes that one read takes from what cannot tell how many there are (`/dev/zero`).
+const ENDLESS: usize = 1 << 20;
 /// Bytes that the datagrams of one request have at most.
 const BATCH_MOST: u64 = 1 << 20;
 
@@ -129,11 +131,11 @@ impl Call<'_, '_> {
             Kind::Stream | Kind::Pipe if all && !self.state.files.keeps_records(fd) => {
                 self.receive_all(fd, kind, parts, flags & !libc::MSG_WAITALL, envelope)
             }
-            Kind::Stream => self.receive_stream(fd, parts, flags, envelope),
+            // One that is not connected may have been, until its peer has reset it: the kernel knows.
+            Kind::Stream | Kind::Listening => self.receive_stream(fd, parts, flags, envelope),
             Kind::Datagram => self.receive_datagram(fd, parts, flags, envelope),
             Kind::Pipe => self.read_event(fd, parts, flags, envelope),
             Kind::Closed => Err(Errno::EBADF),
-            Kind::Listening => Err(Errno::ENOTCONN),
             Kind::File | Kind::Anonymous => Err(Errno::ENOTSOCK),
         }
     }
@@ -273,7 +275,9 @@ impl Call<'_, '_> {
         let known = match self.state.files.is_given_back(fd) {
             true => RECEIVED_MOST,
             false if room <= BOUNCE as u64 => BOUNCE,
-            false => host::bytes_to_read(fd).clamp(BOUNCE, RECEIVED_MOST),
+            false => host::bytes_waiting(fd)
+                .unwrap_or(ENDLESS)
+                .clamp(BOUNCE, RECEIVED_MOST),
         };
         room.min(known as u64) as usize
     }

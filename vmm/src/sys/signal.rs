@@ -1,6 +1,6 @@
 //! Signals: the guest's own dispositions and masks; what it sends to itself never reaches the host.
 
-use guest_agentless::{Errno, Signal, SignalSet};
+use guest_agentless::{Errno, Signal, SignalSet, to_rax};
 
 use super::event::sanitized;
 use super::wait::{For, pointer_to};
@@ -329,7 +329,7 @@ fn send_info(call: &mut Call, tid: i32, info: SignalInfo) -> Result<u64, Errno> 
     if own && call.ends_process(info.signal) {
         return call.fault(Fault::raised(info.signal));
     }
-    if own && call.handle_at_once(info) {
+    if own && call.handle_at_once(info, Ok(0)) {
         return Ok(0);
     }
     call.defer(Deferred::SignalThread { tid, info });
@@ -397,7 +397,7 @@ fn pidfd_send_signal(call: &mut Call) -> Result<u64, Errno> {
 impl Call<'_, '_> {
     /// Sends a signal that does not end it to the process itself.
     fn signal_self(&mut self, info: SignalInfo) -> Result<u64, Errno> {
-        if !self.handle_at_once(info) {
+        if !self.handle_at_once(info, Ok(0)) {
             self.defer(Deferred::SignalSelf { info });
             self.settle_signals()?;
         }
@@ -436,6 +436,25 @@ impl Call<'_, '_> {
         }
     }
 
+    /// The call has written to a peer that has gone, which this tells the thread. If that would end the process, the request
+    /// has crashed.
+    pub(super) fn raise_sigpipe(&mut self) {
+        let info =
+            SignalInfo::from_thread(Signal::SIGPIPE, std::process::id() as i32, host::user());
+        if self.in_request() && self.ends_process(Signal::SIGPIPE) {
+            self.thread.vcpu.registers().rax = to_rax(Err(Errno::EPIPE));
+            let _ = self.fault(Fault::raised(Signal::SIGPIPE));
+        } else if !self.handle_at_once(info, Err(Errno::EPIPE)) {
+            match self.in_request() {
+                true => {
+                    let tid = self.thread.tid();
+                    self.defer(Deferred::SignalThread { tid, info });
+                }
+                false => self.thread.control.send(info),
+            }
+        }
+    }
+
     /// The signals that the running domain has sent to its own thread or process, and that wait for its commit.
     fn sent_to_itself(&self) -> SignalSet {
         let own = self.thread.tid();
@@ -456,8 +475,8 @@ impl Call<'_, '_> {
     }
 
     /// Runs the handler of a signal that a request sends to itself before the call returns, as Linux does: the
-    /// handler is part of the request. False if there is none to run now.
-    fn handle_at_once(&mut self, info: SignalInfo) -> bool {
+    /// handler is part of the request, and the call's `result` what it returns to. False if there is none to run now.
+    fn handle_at_once(&mut self, info: SignalInfo, result: Result<u64, Errno>) -> bool {
         let signal = info.signal;
         let Delivery::Handle(action) = self.state.dispositions.delivery(signal) else {
             return false;
@@ -468,7 +487,7 @@ impl Call<'_, '_> {
         if action.is_one_shot() {
             self.compensate(Undo::Disposition { signal, action });
         }
-        self.thread.vcpu.registers().rax = 0;
+        self.thread.vcpu.registers().rax = to_rax(result);
         self.thread.run_handler(self.state, info, action, (0, 0, 0));
         self.done = Some(Ok(crate::process::thread::Flow::Continue));
         true

@@ -1,16 +1,23 @@
 //! Calls that wait: how a thread gives up the run token and comes back.
 
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use guest_agentless::{Errno, sync, to_rax};
 use recovery::Origin;
 
 use super::{Call, Handler, copy_u32};
+use crate::host;
+use crate::process::State;
 use crate::process::control::blocking_syscall;
 use crate::process::domain::{Domain, Early};
 use crate::process::effects::Deferred;
 use crate::process::fault::Fault;
+use crate::process::files::Kind;
 use crate::process::host_signals;
+
+/// How long what a request has to say waits while the request waits.
+pub const OUTPUT_PATIENCE: Duration = Duration::from_millis(20);
 
 /// What a thread waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -175,6 +182,49 @@ impl Call<'_, '_> {
         self.commit_early(Early::Suspended)
     }
 
+    /// What the running request has sent leaves, since it waits now: its peers may wait for that.
+    pub(super) fn let_output_go(&mut self) -> Result<(), Errno> {
+        let state: &mut State = self.state;
+        let is_output = |effect: &Deferred| match effect {
+            Deferred::Send { .. } | Deferred::SendTo { .. } | Deferred::Shutdown { .. } => true,
+            Deferred::Write { fd, .. } | Deferred::Close { fd } => {
+                state.files.kind(*fd) != Kind::File
+            }
+            _ => false,
+        };
+        let has_output = state
+            .domain
+            .as_ref()
+            .is_some_and(|domain| domain.journal.deferred().iter().any(is_output));
+        match has_output {
+            true => self.commit_early(Early::Suspended),
+            false => Ok(()),
+        }
+    }
+
+    /// The running request is about to sleep for so long: what it has sent does not wait longer than the
+    /// patience, however the sleep is cut up.
+    fn let_output_go_before(&mut self, sleep: Duration) -> Result<(), Errno> {
+        let Some(domain) = &mut self.state.domain else {
+            return Ok(());
+        };
+        domain.slept = domain.slept.saturating_add(sleep);
+        match domain.slept > OUTPUT_PATIENCE {
+            true => self.let_output_go(),
+            false => Ok(()),
+        }
+    }
+
+    /// The client of the running request has taken some of its answer: the request's time begins anew, so that an answer
+    /// may take as long as its client likes.
+    pub(super) fn note_progress(&self, fd: i32) {
+        let domain = self.state.domain.as_ref().map(|domain| domain.origin);
+        let continues = self.thread.continues.as_ref().map(|rest| rest.origin);
+        if domain.or(continues) == Some(Origin::Stream(fd)) {
+            self.thread.limits_anew();
+        }
+    }
+
     /// A signal is delivered before the guest goes on.
     pub(super) fn interrupted(&mut self) -> Result<u64, Errno> {
         // The request may well wait for what the handler does, so it cannot be put off until its end.
@@ -249,6 +299,7 @@ fn sleep(
     if flags == 0 && call.is_dying(&request) {
         return call.fault(Fault::crash_path());
     }
+    call.let_output_go_before(duration(clock, flags, &request))?;
     let mut rest = [0u8; 16];
     let args = [
         clock as u64,
@@ -267,6 +318,16 @@ fn sleep(
         call.write(remaining, &rest)?;
     }
     result
+}
+
+/// How long a sleep is.
+fn duration(clock: i32, flags: u64, request: &[u8; 16]) -> Duration {
+    let word = |i: usize| u64::from_ne_bytes(request[i..i + 8].try_into().unwrap_or([0; 8]));
+    let time = Duration::from_secs(word(0)).saturating_add(Duration::from_nanos(word(8)));
+    match flags & libc::TIMER_ABSTIME as u64 {
+        0 => time,
+        _ => time.saturating_sub(host::clock_time(clock)),
+    }
 }
 
 fn pause(call: &mut Call) -> Result<u64, Errno> {

@@ -123,6 +123,10 @@ impl Thread {
                 name,
                 value,
             } => host::set_socket_option(fd, level, name, &value),
+            Undo::SocketError { fd, error } => {
+                state.files.set_error(fd, error);
+                Ok(())
+            }
             Undo::Offset { fd, offset } => host::seek(fd, offset),
             Undo::EventCount { fd, count } => host::write_all(fd, &count.to_ne_bytes(), None),
             Undo::Expirations { fd, count } => give_back::expirations(fd, count),

@@ -2,7 +2,7 @@
 
 use std::os::fd::OwnedFd;
 
-use guest_agentless::{GuestRange, Signal, Vma};
+use guest_agentless::{Errno, GuestRange, Signal, Vma};
 use recovery::SuspendedPages;
 use recovery::tracker::SavedPages;
 
@@ -36,6 +36,8 @@ pub enum Undo {
         name: i32,
         value: Vec<u8>,
     },
+    /// A socket has told its error, which it does once.
+    SocketError { fd: i32, error: Errno },
     /// A file offset was moved.
     Offset { fd: i32, offset: i64 },
     /// An eventfd was read.
@@ -109,6 +111,7 @@ impl Undo {
             | Undo::Reopen { fd }
             | Undo::Fcntl { fd, .. }
             | Undo::SocketOption { fd, .. }
+            | Undo::SocketError { fd, .. }
             | Undo::Offset { fd, .. }
             | Undo::EventCount { fd, .. }
             | Undo::Expirations { fd, .. }
@@ -130,6 +133,7 @@ impl Undo {
                 | Undo::Fcntl { .. }
                 | Undo::Offset { .. }
                 | Undo::SocketOption { .. }
+                | Undo::SocketError { .. }
         )
     }
 
@@ -147,6 +151,7 @@ impl Undo {
             } => {
                 format!("option {level}:{name} of socket {fd} was set")
             }
+            Undo::SocketError { fd, error } => format!("error {error:?} of socket {fd} was told"),
             Undo::Offset { fd, .. } => format!("offset of descriptor {fd} was moved"),
             Undo::EventCount { fd, count } => format!("eventfd {fd} was read ({count})"),
             Undo::Expirations { fd, count } => format!("timerfd {fd} was read ({count})"),
