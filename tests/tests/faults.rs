@@ -311,9 +311,9 @@ fn memory_that_a_request_has_eaten_goes_back_to_the_host() {
 #[test]
 fn requests_that_wait_for_ever() {
     kvm_case("requests_that_wait_for_ever");
-    // Where there are threads, what a request has said is not kept back while it waits for them.
-    let alone = ["commit sleep", "commit wait-futex", "commit lock-twice"];
-    let among_others = ["commit sleep", "hang wait-futex", "hang lock-twice"];
+    // What a request has said is not kept back while it sleeps, nor, where there are threads, while it waits for them.
+    let alone = ["hang sleep", "commit wait-futex", "commit lock-twice"];
+    let among_others = ["hang sleep", "hang wait-futex", "hang lock-twice"];
     for (workers, names) in [(0, alone), (2, among_others)] {
         limited(
             workers,
