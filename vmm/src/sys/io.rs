@@ -69,8 +69,7 @@ impl Call<'_, '_> {
         let wait = self.waits(fd, flags)?;
         let mut bounce = self.take_bounce(self.receivable(fd, room));
         let received = self.receive_available(fd, &mut bounce, room, flags, wait, envelope);
-        let result = match received {
-            Ok(0) if let Some(error) = self.state.files.take_error(fd) => Err(error),
+        let result = match received.and_then(|n| self.unless_failed(fd, n)) {
             Ok(n) if self.refuses(fd, &bounce[..n], n as u64 == room) => Err(Errno::ECONNRESET),
             Ok(n) => {
                 let into: &[GuestRange] = if drops { &[] } else { parts };
@@ -300,6 +299,15 @@ impl Call<'_, '_> {
         match unsafe { self.block(libc::SYS_ppoll, args, For::Midway) }? {
             0 => Err(Errno::EAGAIN),
             _ => Ok(()),
+        }
+    }
+
+    /// A receive has returned `n`: at the end, a connection that has failed tells its error once more if a request that was
+    /// undone has heard it.
+    fn unless_failed(&mut self, fd: i32, n: usize) -> Result<usize, Errno> {
+        match n {
+            0 => self.state.files.take_error(fd).map_or(Ok(0), Err),
+            n => Ok(n),
         }
     }
 
