@@ -198,3 +198,15 @@ fn answers_in_pieces_with_waits_between_them() {
     kvm_case("answers_in_pieces_with_waits_between_them");
     same("parity_stream", 16);
 }
+
+#[test]
+fn programs_without_standard_descriptors() {
+    kvm_case("programs_without_standard_descriptors");
+    same("parity_stdfd", 3);
+}
+
+#[test]
+fn calls_that_are_not_restarted() {
+    kvm_case("calls_that_are_not_restarted");
+    same("parity_restart", 12);
+}

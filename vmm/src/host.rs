@@ -13,6 +13,7 @@ mod processes;
 mod shown;
 mod signals;
 mod socket;
+mod standard;
 mod transfer;
 
 pub use file::{file_time, is_plain_file, is_same_description, set_changed};
@@ -28,6 +29,7 @@ pub use socket::{
     abort_connection, is_listening, is_tcp, local_name, peer_name, receive, send,
     set_socket_option, shutdown, socket_number, socket_option, unacknowledged,
 };
+pub use standard::close_standard_again;
 pub use transfer::{
     Aligned, bytes_to_read, bytes_waiting, peek_from, read_at, read_now, size, timer_ticks,
     truncate, write_all, write_at,

@@ -534,6 +534,7 @@ fn start(arguments: RunArgs) -> Result<Thread, AnyError> {
     }
     let mut thread = Thread::new(process, vcpu, blocked);
     thread.mark_loaded(&loaded.written);
+    crate::host::close_standard_again();
     Ok(thread)
 }
 

@@ -104,7 +104,12 @@ fn futex(call: &mut Call) -> Result<u64, Errno> {
         // Somebody may wait for them, maybe the one who is to wake this thread.
         call.let_go(!is_mutex)?;
     }
-    wait_for(call, args, plain)
+    let result = wait_for(call, args, plain);
+    if fourth != 0 {
+        // With a limit it is not restarted after a handler (signal(7)).
+        call.thread.restart = None;
+    }
+    result
 }
 
 fn wait_for(call: &mut Call, args: [u64; 6], plain: bool) -> Result<u64, Errno> {

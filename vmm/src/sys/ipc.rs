@@ -239,7 +239,7 @@ fn semop(call: &mut Call) -> Result<u64, Errno> {
     let at = operations.as_ptr() as u64;
     let args = [id, at, count, pointer_to(&timeout), 0, 0];
     // SAFETY: the kernel reads `count` operations and the timeout, both the monitor's.
-    unsafe { call.block(libc::SYS_semtimedop, args, For::Midway) }
+    unsafe { call.block_once(libc::SYS_semtimedop, args, For::Midway) }
 }
 
 fn msgsnd(call: &mut Call) -> Result<u64, Errno> {
@@ -251,7 +251,7 @@ fn msgsnd(call: &mut Call) -> Result<u64, Errno> {
     call.commit_early(Early::External)?;
     let args = [id, message.as_ptr() as u64, len, flags, 0, 0];
     // SAFETY: the kernel reads the type and `len` bytes.
-    unsafe { call.block(libc::SYS_msgsnd, args, For::Midway) }
+    unsafe { call.block_once(libc::SYS_msgsnd, args, For::Midway) }
 }
 
 fn msgrcv(call: &mut Call) -> Result<u64, Errno> {
@@ -263,7 +263,7 @@ fn msgrcv(call: &mut Call) -> Result<u64, Errno> {
     let mut buffer = vec![0u8; 8 + len as usize];
     let args = [id, buffer.as_mut_ptr() as u64, len, kind, flags, 0];
     // SAFETY: the kernel writes the type and up to `len` bytes.
-    let received = unsafe { call.block(libc::SYS_msgrcv, args, For::Midway) }?;
+    let received = unsafe { call.block_once(libc::SYS_msgrcv, args, For::Midway) }?;
     call.write(
         message,
         &buffer[..(8 + received as usize).min(8 + len as usize)],

@@ -85,6 +85,23 @@ impl Call<'_, '_> {
         }
     }
 
+    /// As [`Call::block`], for a call that SA_RESTART does not restart (signal(7)).
+    ///
+    /// # Safety
+    ///
+    /// As for [`Call::block`].
+    pub(super) unsafe fn block_once(
+        &mut self,
+        number: i64,
+        args: [u64; 6],
+        what: For,
+    ) -> Result<u64, Errno> {
+        // SAFETY: the caller answers for the arguments.
+        let result = unsafe { self.block(number, args, what) };
+        self.thread.restart = None;
+        result
+    }
+
     /// The host call without the run token; none if a signal is to be delivered first, if the request's time is
     /// up, or if the result is no longer wanted.
     ///
@@ -310,10 +327,8 @@ fn sleep(
         0,
     ];
     // SAFETY: both pointers are to arrays of the size of a `timespec` that live until the call is over.
-    let result = unsafe { call.block(libc::SYS_clock_nanosleep, args, For::Midway) };
+    let result = unsafe { call.block_once(libc::SYS_clock_nanosleep, args, For::Midway) };
     call.next_is(Origin::Timer);
-    // A sleep is never restarted by SA_RESTART.
-    call.thread.restart = None;
     if result == Err(Errno::EINTR) && remaining != 0 && flags & libc::TIMER_ABSTIME as u64 == 0 {
         call.write(remaining, &rest)?;
     }
@@ -332,9 +347,7 @@ fn duration(clock: i32, flags: u64, request: &[u8; 16]) -> Duration {
 
 fn pause(call: &mut Call) -> Result<u64, Errno> {
     // SAFETY: the call has no arguments.
-    let result = unsafe { call.block(libc::SYS_pause, [0; 6], For::Work) };
-    call.thread.restart = None;
-    result
+    unsafe { call.block_once(libc::SYS_pause, [0; 6], For::Work) }
 }
 
 fn sched_yield(call: &mut Call) -> Result<u64, Errno> {
