@@ -210,3 +210,9 @@ fn calls_that_are_not_restarted() {
     kvm_case("calls_that_are_not_restarted");
     same("parity_restart", 12);
 }
+
+#[test]
+fn a_sandbox_that_may_make_no_processes() {
+    kvm_case("a_sandbox_that_may_make_no_processes");
+    same("parity_tasks", 26);
+}

@@ -180,10 +180,10 @@ pub struct Messages;
 
 impl Write for Messages {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match MESSAGES.fd.get() {
+        super::signals::without_file_size_signal(|| match MESSAGES.fd.get() {
             Some(fd) => super::write_all(fd.as_raw_fd(), bytes, None).map(|()| bytes.len()),
             None => io::stderr().write(bytes),
-        }
+        })
     }
 
     fn flush(&mut self) -> io::Result<()> {

@@ -20,6 +20,9 @@ pub struct OwnLimits {
     pub address_space: Limit,
     /// `RLIMIT_DATA`: bytes of private writable mappings.
     pub data: Limit,
+    /// `RLIMIT_NPROC`: processes and threads of the user. The host counts them, so its soft limit is the guest's while
+    /// the guest makes one ([`OwnLimits::while_making_a_task`]).
+    pub tasks: Limit,
 }
 
 impl OwnLimits {
@@ -29,6 +32,7 @@ impl OwnLimits {
             descriptors: guest_descriptor_limits(),
             address_space: take_over(libc::RLIMIT_AS),
             data: take_over(libc::RLIMIT_DATA),
+            tasks: take_over(libc::RLIMIT_NPROC),
         }
     }
 
@@ -38,6 +42,7 @@ impl OwnLimits {
             libc::RLIMIT_NOFILE => Some(self.descriptors),
             libc::RLIMIT_AS => Some(self.address_space),
             libc::RLIMIT_DATA => Some(self.data),
+            libc::RLIMIT_NPROC => Some(self.tasks),
             _ => None,
         }
     }
@@ -48,8 +53,26 @@ impl OwnLimits {
             libc::RLIMIT_NOFILE => self.descriptors = limit,
             libc::RLIMIT_AS => self.address_space = limit,
             libc::RLIMIT_DATA => self.data = limit,
+            libc::RLIMIT_NPROC => self.tasks = limit,
             _ => debug_assert!(false, "limit {resource} is not the guest's own"),
         }
+    }
+}
+
+impl OwnLimits {
+    /// Makes a process or thread of the guest's, within its limit. In a forked child the limit is the monitor's again, too.
+    pub fn while_making_a_task<T>(&self, make: impl FnOnce() -> T) -> T {
+        let Ok(own) = host_limit(libc::RLIMIT_NPROC) else {
+            return make();
+        };
+        if self.tasks.0 >= own.0 {
+            return make();
+        }
+        // Both stay below the hard limit, so neither can fail.
+        let _ = set_host_limit(libc::RLIMIT_NPROC, (self.tasks.0, own.1));
+        let made = make();
+        let _ = set_host_limit(libc::RLIMIT_NPROC, own);
+        made
     }
 }
 

@@ -29,8 +29,13 @@ impl fmt::Display for Inherited {
         for number in self.handles {
             write!(f, "{number},")?;
         }
-        let limits = &self.limits;
-        for (soft, hard) in [limits.descriptors, limits.address_space, limits.data] {
+        let OwnLimits {
+            descriptors,
+            address_space,
+            data,
+            tasks,
+        } = self.limits;
+        for (soft, hard) in [descriptors, address_space, data, tasks] {
             write!(f, "{soft},{hard},")?;
         }
         let is_child = u8::from(self.is_child);
@@ -58,13 +63,15 @@ impl Inherited {
             *number = next(words)?;
         }
         let mut pair = || Some((next(words)?, next(words)?));
-        let (descriptors, address_space, data) = (pair()?, pair()?, pair()?);
+        let (descriptors, address_space) = (pair()?, pair()?);
+        let (data, tasks) = (pair()?, pair()?);
         Some(Inherited {
             handles,
             limits: OwnLimits {
                 descriptors,
                 address_space,
                 data,
+                tasks,
             },
             blocked: SignalSet(next(words)?),
             filters: next(words)?,
@@ -85,6 +92,7 @@ mod tests {
                 descriptors: (1024, 4096),
                 address_space: (u64::MAX, u64::MAX),
                 data: (1 << 30, u64::MAX),
+                tasks: (0, 1000),
             },
             blocked: SignalSet(5),
             filters: -1,
@@ -94,8 +102,8 @@ mod tests {
         for bad in [
             "",
             "1,2,3",
-            "1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,x",
-            "1,2,3,4,5,6,7,8,9,0,1,2,3,4,5,6,7",
+            "1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,x",
+            "1,2,3,4,5,6,7,8,9,0,1,2,3,4,5,6,7,8,9",
         ] {
             assert!(bad.parse::<Inherited>().is_err(), "{bad}");
         }

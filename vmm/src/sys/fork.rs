@@ -102,7 +102,8 @@ pub fn clone_process(call: &mut Call) -> Result<u64, Errno> {
         .state
         .tracking(&call.thread.process, &mut call.thread.vcpu);
     tracker.note_written(&mut memory);
-    let pid = fault_signals::while_blocked(|| {
+    let limits = call.state.own_limits;
+    let fork = || {
         // SAFETY: the child goes on with this thread alone. It uses nothing that another thread may have left
         // locked: it makes its own of everything, and libc takes care of its allocator.
         let pid = unsafe { libc::fork() };
@@ -111,7 +112,8 @@ pub fn clone_process(call: &mut Call) -> Result<u64, Errno> {
             host_signals::forget();
         }
         pid
-    });
+    };
+    let pid = fault_signals::while_blocked(|| limits.while_making_a_task(fork));
     match pid {
         -1 => Err(errno_of(&std::io::Error::last_os_error())),
         0 => {

@@ -8,7 +8,7 @@ use guest_agentless::{Errno, GuestRange, GuestVa};
 
 use super::{Call, Handler};
 use crate::kvm::Registers;
-use crate::memory::{copy, window};
+use crate::memory::{OwnLimits, copy, window};
 use crate::process::State;
 use crate::process::domain::Early;
 use crate::process::thread::{Flow, Thread};
@@ -79,7 +79,8 @@ fn make_task(call: &mut Call) -> Result<u64, Errno> {
     if flags & libc::CLONE_CHILD_CLEARTID as u64 != 0 {
         child.control.clear_tid.store(child_tid, Ordering::Relaxed);
     }
-    let tid = start(child).ok_or(Errno::EAGAIN)?;
+    let limits = call.state.own_limits;
+    let tid = start(child, &limits).ok_or(Errno::EAGAIN)?;
     if let Some(filters) = call.state.filters.get(&call.thread.tid()) {
         let filters = filters.clone();
         call.state.filters.insert(tid, filters);
@@ -172,19 +173,19 @@ fn check_tid_pointers(flags: u64, parent_tid: u64, child_tid: u64) -> Result<(),
 }
 
 /// Starts the host thread; it waits for the run token, which the caller holds.
-fn start(child: Thread) -> Option<i32> {
+fn start(child: Thread, limits: &OwnLimits) -> Option<i32> {
     let (send, receive) = mpsc::sync_channel(1);
-    let started = std::thread::Builder::new()
-        .stack_size(HOST_STACK)
-        .spawn(move || {
-            child.run(|tid| {
-                let _ = send.send(tid);
-            });
+    let builder = std::thread::Builder::new().stack_size(HOST_STACK);
+    let run = move || {
+        child.run(|tid| {
+            let _ = send.send(tid);
         });
+    };
+    let started = limits.while_making_a_task(|| builder.spawn(run));
     match started {
         Ok(_) => receive.recv().ok(),
         Err(error) => {
-            log::error!("cannot start a thread: {error}");
+            log::debug!("cannot start a thread: {error}");
             None
         }
     }
