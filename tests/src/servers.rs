@@ -27,6 +27,9 @@ const ASK_AGAIN: Duration = Duration::from_secs(10);
 const CLIENTS: usize = 8;
 const ROUNDS: u64 = 6;
 
+/// Connects to the port, says who it is with the tag, and checks what it hears.
+pub type Visit = Box<dyn Fn(u16, &str) -> io::Result<()> + Sync>;
+
 /// A server that is set up in a directory of its own.
 pub struct Server {
     /// Its files, gone with it.
@@ -41,8 +44,8 @@ pub struct Server {
     pub reload: Option<libc::c_int>,
     /// How it is asked to end without haste.
     pub stop: libc::c_int,
-    /// A client's visit: connects, says who it is with the tag, and checks what it hears.
-    pub visit: fn(port: u16, tag: &str) -> io::Result<()>,
+    /// A client's visit.
+    pub visit: Visit,
     /// Whether one of its requests is to crash.
     pub crash: Crash,
 }

@@ -52,4 +52,5 @@ servers! {
     dovecot: "dovecot",
     go: "go",
     java: "java",
+    sshd: "sshd",
 }

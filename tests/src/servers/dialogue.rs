@@ -1,7 +1,10 @@
 //! What clients say and hear.
 
 use std::{
+    fs,
     io::{self, Read, Write},
+    path::Path,
+    process::{Command, Stdio},
     thread,
     time::Duration,
 };
@@ -288,4 +291,83 @@ pub fn mariadb(port: u16, tag: &str) -> io::Result<()> {
         }
     }
     Err(unexpected("no row", &got))
+}
+
+/// A session of one of three kinds, by the last digit of the tag. A tag that is to crash is said where it is not encrypted yet.
+pub fn ssh(dir: &Path, port: u16, tag: &str) -> io::Result<()> {
+    let path = |name: &str| dir.join(name).display().to_string();
+    let page_path = path("www/page.txt");
+    let client = |program: &str, port_option: &str| {
+        let mut command = Command::new("timeout");
+        command.args(["60", program, "-F", "none", "-i", &path("user")]);
+        for option in [
+            "StrictHostKeyChecking=no",
+            "UserKnownHostsFile=/dev/null",
+            "LogLevel=error",
+        ] {
+            command.args(["-o", option]);
+        }
+        command.args([port_option, &port.to_string()]);
+        command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        command
+    };
+    let digit = tag
+        .bytes()
+        .last()
+        .filter(u8::is_ascii_digit)
+        .unwrap_or(b'0')
+        % 3;
+    let (mut command, input, wanted) = match digit {
+        _ if tag.contains("crash") => return ssh_banner(port, tag),
+        0 => {
+            let mut command = client("ssh", "-p");
+            command.args(["root@127.0.0.1", &format!("cat {page_path}")]);
+            (command, String::new(), page())
+        }
+        1 => {
+            let mut command = client("ssh", "-p");
+            command.args([
+                "-tt",
+                "root@127.0.0.1",
+                "test -t 0 && stty rows 7 columns 70 && stty size && read x && echo said $x",
+            ]);
+            (command, format!("{tag}\n"), format!("said {tag}"))
+        }
+        _ => {
+            let mut command = client("sftp", "-P");
+            command.args(["-q", "-b", "-", "root@127.0.0.1"]);
+            let put = format!("put {page_path} {}\nls -1 {}\n", path(tag), path(tag));
+            (command, put, path(tag))
+        }
+    };
+    let mut running = command.spawn()?;
+    if let Some(mut stdin) = running.stdin.take() {
+        stdin.write_all(input.as_bytes())?;
+    }
+    let output = running.wait_with_output()?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let is_right = match digit {
+        0 => text == wanted,
+        1 => text.contains("7 70") && text.contains(&wanted),
+        _ => text.contains(&wanted) && fs::read_to_string(path(tag))? == page(),
+    };
+    match output.status.success() && is_right {
+        true => Ok(()),
+        false => Err(io::Error::other(format!("{digit}: {output:?}"))),
+    }
+}
+
+/// A client's first words, and the server's.
+fn ssh_banner(port: u16, tag: &str) -> io::Result<()> {
+    let mut stream = connect(port)?;
+    stream.write_all(format!("SSH-2.0-{tag}\r\n").as_bytes())?;
+    let mut got = Vec::new();
+    // Its version, and then what it can do.
+    while got.len() < 100 {
+        receive(&mut stream, &mut got)?;
+    }
+    Ok(())
 }

@@ -34,6 +34,7 @@ pub fn all() -> Vec<Recipe> {
         recipe("dovecot", dovecot),
         recipe("go", go),
         recipe("java", java),
+        recipe("sshd", sshd),
     ]
 }
 
@@ -73,7 +74,7 @@ fn web(dir: TempDir, port: u16, command: &[&str]) -> Server {
         backend: None,
         reload: None,
         stop: libc::SIGTERM,
-        visit: dialogue::http,
+        visit: Box::new(dialogue::http),
         crash: Crash::Reported,
     }
 }
@@ -175,7 +176,7 @@ fn mosquitto(port: u16) -> io::Result<Server> {
     let file = write(&dir, port, "conf", text)?;
     Ok(Server {
         reload: Some(libc::SIGHUP),
-        visit: dialogue::mqtt,
+        visit: Box::new(dialogue::mqtt),
         ..web(dir, port, &["mosquitto", "-c", &file])
     })
 }
@@ -197,7 +198,7 @@ nopriv_user=nobody
     let file = write(&dir, port, "conf", text)?;
     Ok(Server {
         reload: Some(libc::SIGHUP),
-        visit: dialogue::ftp,
+        visit: Box::new(dialogue::ftp),
         ..web(dir, port, &["vsftpd", &file])
     })
 }
@@ -254,7 +255,7 @@ fn postgresql(port: u16) -> io::Result<Server> {
     Ok(Server {
         reload: Some(libc::SIGHUP),
         stop: libc::SIGINT,
-        visit: dialogue::postgresql,
+        visit: Box::new(dialogue::postgresql),
         // Whoever connects writes what all others write.
         crash: Crash::None,
         ..web(dir, port, &command)
@@ -285,7 +286,7 @@ fn mariadb(port: u16) -> io::Result<Server> {
     ];
     Ok(Server {
         reload: Some(libc::SIGHUP),
-        visit: dialogue::mariadb,
+        visit: Box::new(dialogue::mariadb),
         ..web(dir, port, &command)
     })
 }
@@ -395,7 +396,7 @@ chroot = DIR/www
     Ok(Server {
         reload: Some(libc::SIGUSR2),
         stop: libc::SIGQUIT,
-        visit: dialogue::fastcgi,
+        visit: Box::new(dialogue::fastcgi),
         ..web(dir, port, &["php-fpm8.2", "-F", "-y", &file])
     })
 }
@@ -441,7 +442,7 @@ service imap-login {
     let file = write(&dir, port, "conf", text)?;
     Ok(Server {
         reload: Some(libc::SIGHUP),
-        visit: dialogue::imap,
+        visit: Box::new(dialogue::imap),
         ..web(dir, port, &["dovecot", "-F", "-c", &file])
     })
 }
@@ -462,4 +463,36 @@ fn java(port: u16) -> io::Result<Server> {
     let page = dir.path().join("www/page.txt").display().to_string();
     let command = ["java", "-cp", &classes, "Server", &port.to_string(), &page];
     Ok(web(dir, port, &command))
+}
+
+/// Sessions with a command, with a terminal, and with files. It takes keys only, of its own.
+fn sshd(port: u16) -> io::Result<Server> {
+    let dir = directory()?;
+    for name in ["host", "user"] {
+        let path = dir.path().join(name);
+        let options = ["-q", "-t", "ed25519", "-N", "", "-f"];
+        done(Command::new("ssh-keygen").args(options).arg(path))?;
+    }
+    // Its privileged part insists on this directory.
+    fs::create_dir_all("/run/sshd")?;
+    let text = "
+ListenAddress 127.0.0.1
+Port PORT
+HostKey DIR/host
+PidFile none
+AuthorizedKeysFile DIR/user.pub
+StrictModes no
+UsePAM no
+PrintMotd no
+MaxStartups 100
+# A shell that believes to be the first one of a session reads what root has in its own directory.
+SetEnv SHLVL=5
+Subsystem sftp /usr/lib/openssh/sftp-server
+";
+    let file = write(&dir, port, "conf", text)?;
+    let home = dir.path().to_path_buf();
+    Ok(Server {
+        visit: Box::new(move |port, tag| dialogue::ssh(&home, port, tag)),
+        ..web(dir, port, &["/usr/sbin/sshd", "-D", "-e", "-f", &file])
+    })
 }
