@@ -216,3 +216,15 @@ fn a_sandbox_that_may_make_no_processes() {
     kvm_case("a_sandbox_that_may_make_no_processes");
     same("parity_tasks", 26);
 }
+
+#[test]
+fn ancillary_data_of_datagrams() {
+    kvm_case("ancillary_data_of_datagrams");
+    same("parity_cmsg", 13);
+}
+
+#[test]
+fn filters_of_sockets() {
+    kvm_case("filters_of_sockets");
+    same("parity_filter", 10);
+}

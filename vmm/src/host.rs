@@ -18,7 +18,7 @@ mod transfer;
 
 pub use file::{file_time, is_plain_file, is_same_description, set_changed};
 pub use incoming::{Envelope, Incoming};
-pub use message::{RIGHTS_MAX, send_message, take_peeked};
+pub use message::{Ancillary, RIGHTS_MAX, send_message, take_peeked};
 pub use processes::{futex_wait, futex_wake, has_ended, monotonic_time};
 pub use shown::show_program;
 pub use signals::{

@@ -186,7 +186,11 @@ mod tests {
     fn received(count: usize, room: usize) -> (Envelope, usize) {
         let (a, b) = UnixDatagram::pair().unwrap();
         let copies: Vec<OwnedFd> = (0..count).map(|_| a.try_clone().unwrap().into()).collect();
-        host::send_message(a.as_raw_fd(), b"hello", 0, &[], &copies).unwrap();
+        let ancillary = host::Ancillary {
+            rights: copies,
+            ..host::Ancillary::default()
+        };
+        host::send_message(a.as_raw_fd(), b"hello", 0, &[], &ancillary).unwrap();
         let mut envelope = Envelope::with_room(room);
         let mut into = [0u8; 8];
         let mut incoming = Incoming::new(&mut into, &envelope);

@@ -8,25 +8,56 @@ use super::check;
 /// Descriptors that one message carries at most, as in Linux (`SCM_MAX_FD`).
 pub const RIGHTS_MAX: usize = 253;
 
-/// Sends a datagram or record to `address`, a `sockaddr`, or to the connected peer if that is empty, with
-/// descriptors.
+/// What goes with the bytes of a message on its way out.
+#[derive(Debug, Default)]
+pub struct Ancillary {
+    /// Descriptors for the receiver.
+    pub rights: Vec<OwnedFd>,
+    /// Other elements (`struct cmsghdr` and data), one after the other as the kernel wants them. None holds a pointer.
+    pub elements: Vec<u8>,
+}
+
+impl Ancillary {
+    /// Whether there is nothing.
+    pub fn is_empty(&self) -> bool {
+        self.rights.is_empty() && self.elements.is_empty()
+    }
+
+    /// All of it, aligned as the kernel wants it.
+    fn control(&self) -> Vec<u64> {
+        let numbers: Vec<i32> = self
+            .rights
+            .iter()
+            .take(RIGHTS_MAX)
+            .map(AsRawFd::as_raw_fd)
+            .collect();
+        let rights = match numbers.is_empty() {
+            true => Vec::new(),
+            false => control_of(&numbers),
+        };
+        let words = self.elements.chunks(8).map(|chunk| {
+            let mut word = [0; 8];
+            word[..chunk.len()].copy_from_slice(chunk);
+            u64::from_ne_bytes(word)
+        });
+        rights.into_iter().chain(words).collect()
+    }
+}
+
+/// Sends a datagram or record to `address`, a `sockaddr`, or to the connected peer if that is empty, with what goes
+/// with it.
 pub fn send_message(
     fd: i32,
     bytes: &[u8],
     flags: i32,
     address: &[u8],
-    rights: &[OwnedFd],
+    ancillary: &Ancillary,
 ) -> io::Result<usize> {
     let mut part = libc::iovec {
         iov_base: bytes.as_ptr().cast_mut().cast(),
         iov_len: bytes.len(),
     };
-    let numbers: Vec<i32> = rights
-        .iter()
-        .take(RIGHTS_MAX)
-        .map(AsRawFd::as_raw_fd)
-        .collect();
-    let control = control_of(&numbers);
+    let control = ancillary.control();
     // SAFETY: an all-zero `msghdr` is a valid value.
     let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
     message.msg_iov = &mut part;
@@ -35,7 +66,7 @@ pub fn send_message(
         message.msg_name = address.as_ptr().cast_mut().cast();
         message.msg_namelen = address.len() as u32;
     }
-    if !numbers.is_empty() {
+    if !control.is_empty() {
         message.msg_control = control.as_ptr().cast_mut().cast();
         message.msg_controllen = control.len() * size_of::<u64>();
     }
@@ -91,7 +122,17 @@ mod tests {
         let (a, b) = UnixDatagram::pair().unwrap();
         let (one, mut other) = UnixStream::pair().unwrap();
         assert_eq!(
-            send_message(a.as_raw_fd(), b"x", 0, &[], &[one.into()]).unwrap(),
+            send_message(
+                a.as_raw_fd(),
+                b"x",
+                0,
+                &[],
+                &Ancillary {
+                    rights: vec![one.into()],
+                    elements: Vec::new()
+                }
+            )
+            .unwrap(),
             1
         );
         let mut bytes = [0u8; 8];

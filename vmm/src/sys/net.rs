@@ -1,7 +1,5 @@
 //! Sockets.
 
-use std::os::fd::OwnedFd;
-
 use guest_agentless::{Errno, GuestRange};
 use recovery::Origin;
 use recovery::event::Event;
@@ -9,7 +7,7 @@ use recovery::event::Event;
 use super::buffer::message_buffer;
 use super::wait::For;
 use super::{Call, Handler, errno_of};
-use crate::host;
+use crate::host::{self, Ancillary};
 use crate::memory::{first_reserved, kept_copy};
 use crate::process::domain::Early;
 use crate::process::effects::{Deferred, Undo};
@@ -44,7 +42,9 @@ pub struct Datagram {
     bytes: Vec<u8>,
     flags: i32,
     address: Vec<u8>,
-    rights: Vec<OwnedFd>,
+    ancillary: Ancillary,
+    /// The kernel may refuse what goes with it: the sender has to be told.
+    may_be_refused: bool,
 }
 
 impl Datagram {
@@ -54,7 +54,8 @@ impl Datagram {
             bytes,
             flags: 0,
             address: Vec::new(),
-            rights: Vec::new(),
+            ancillary: Ancillary::default(),
+            may_be_refused: false,
         }
     }
 }
@@ -175,10 +176,11 @@ impl Call<'_, '_> {
             bytes,
             flags,
             address,
-            rights,
+            ancillary,
+            ..
         } = datagram;
         let Some(domain) = &mut self.state.domain else {
-            return host::send_message(fd, &bytes, flags, &address, &rights)
+            return host::send_message(fd, &bytes, flags, &address, &ancillary)
                 .map(|n| n as u64)
                 .map_err(|e| errno_of(&e));
         };
@@ -189,7 +191,7 @@ impl Call<'_, '_> {
             // The receiver's thread must not wait at the commit.
             flags: flags | libc::MSG_DONTWAIT,
             address,
-            rights,
+            ancillary,
         });
         Ok(len as u64)
     }
@@ -201,7 +203,7 @@ impl Call<'_, '_> {
             | libc::MSG_EOR
             | libc::MSG_ZEROCOPY;
         let flags = datagram.flags;
-        if flags & !HOLDABLE != 0 {
+        if flags & !HOLDABLE != 0 || datagram.may_be_refused {
             // Urgent data and the like keep their meaning, in order, but are sent at once.
             self.commit_early(Early::External)?;
             return self.send_at_once(fd, &datagram);
@@ -216,7 +218,7 @@ impl Call<'_, '_> {
             Kind::File | Kind::Anonymous => Err(Errno::ENOTSOCK),
             _ if self.is_shut(fd) => Err(Errno::EPIPE),
             Kind::Stream if self.state.files.keeps_records(fd) => self.send_record(fd, datagram),
-            Kind::Stream if datagram.rights.is_empty() => {
+            Kind::Stream if datagram.ancillary.is_empty() => {
                 self.send_stream(fd, datagram.bytes, wait)
             }
             Kind::Listening => {
@@ -250,13 +252,18 @@ impl Call<'_, '_> {
         let mut sent = 0;
         let mut limit = None;
         loop {
-            let rights = if sent == 0 { &datagram.rights[..] } else { &[] };
+            let nothing = Ancillary::default();
+            let ancillary = if sent == 0 {
+                &datagram.ancillary
+            } else {
+                &nothing
+            };
             let now = host::send_message(
                 fd,
                 &datagram.bytes[sent..],
                 datagram.flags | libc::MSG_DONTWAIT,
                 &datagram.address,
-                rights,
+                ancillary,
             );
             let result = match now.map_err(|e| errno_of(&e)) {
                 Err(Errno::EAGAIN) if wait => {
@@ -315,7 +322,7 @@ impl Call<'_, '_> {
     /// Sends the `struct msghdr` at `message`.
     pub(super) fn send_message(&mut self, fd: i32, message: u64, flags: i32) -> Result<u64, Errno> {
         let header = header(self, message)?;
-        let rights = self.rights(&header)?;
+        let (ancillary, may_be_refused) = self.ancillary(&header)?;
         let parts = self.vector(header.vector, header.count)?;
         let address = match header.name {
             0 => Vec::new(),
@@ -324,7 +331,8 @@ impl Call<'_, '_> {
         let datagram = Datagram {
             flags,
             address,
-            rights,
+            ancillary,
+            may_be_refused,
             ..Datagram::plain(Vec::new())
         };
         self.send_parts(fd, &parts, datagram)
@@ -337,7 +345,7 @@ impl Call<'_, '_> {
         parts: &[GuestRange],
         datagram: Datagram,
     ) -> Result<u64, Errno> {
-        if self.state.files.keeps_records(fd) || !datagram.rights.is_empty() {
+        if self.state.files.keeps_records(fd) || !datagram.ancillary.is_empty() {
             let bytes = self.gather(parts, 0)?;
             return self.send(fd, Datagram { bytes, ..datagram });
         }
@@ -351,54 +359,90 @@ impl Call<'_, '_> {
         })
     }
 
-    /// The descriptors that a message carries, as copies: the guest may close its own before the commit.
-    fn rights(&mut self, header: &Header) -> Result<Vec<OwnedFd>, Errno> {
+    /// What a message carries besides its bytes, and whether the kernel may refuse it. Descriptors are copies: the guest may
+    /// close its own before the commit.
+    fn ancillary(&mut self, header: &Header) -> Result<(Ancillary, bool), Errno> {
         if header.control == 0 || header.control_len == 0 {
-            return Ok(Vec::new());
+            return Ok((Ancillary::default(), false));
         }
         if header.control_len > CONTROL_MOST {
             return Err(Errno::ENOBUFS);
         }
         let control = self.read_vec(header.control, header.control_len as usize)?;
-        let numbers = passed_descriptors(&control)?;
-        let mut copies = Vec::with_capacity(numbers.len());
-        for number in numbers {
+        let found = Elements::of(&control)?;
+        let mut rights = Vec::with_capacity(found.numbers.len());
+        for number in found.numbers {
             let own = number >= first_reserved() || self.state.files.is_closing(number);
             if own || number < 0 {
                 return Err(Errno::EBADF);
             }
-            copies.push(kept_copy(number).map_err(|e| errno_of(&e))?);
+            rights.push(kept_copy(number).map_err(|e| errno_of(&e))?);
         }
-        Ok(copies)
+        let elements = found.others;
+        Ok((Ancillary { rights, elements }, found.may_be_refused))
     }
 }
 
-/// The descriptors in a buffer of ancillary data. Credentials may be stated, as they are what the kernel
-/// says anyway; nothing else is carried.
-fn passed_descriptors(mut control: &[u8]) -> Result<Vec<i32>, Errno> {
-    const HEADER: usize = 16;
-    let mut numbers = Vec::new();
-    while control.len() >= HEADER {
-        let word = |i: usize| i32::from_ne_bytes(control[i..i + 4].try_into().unwrap_or([0; 4]));
-        let len = u64::from_ne_bytes(control[..8].try_into().unwrap_or([0; 8])) as usize;
-        if len < HEADER || len > control.len() {
+/// The elements of a buffer of ancillary data.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Elements {
+    /// The descriptors to be passed.
+    numbers: Vec<i32>,
+    /// What goes to the kernel as it is. Credentials are left out: they are what the kernel says anyway.
+    others: Vec<u8>,
+    /// Among the others is one that the kernel may refuse.
+    may_be_refused: bool,
+}
+
+impl Elements {
+    fn of(mut control: &[u8]) -> Result<Elements, Errno> {
+        /// Remote direct memory access: elements with addresses in them.
+        const SOL_RDS: i32 = 276;
+        const HEADER: usize = 16;
+        let mut found = Elements::default();
+        while control.len() >= HEADER {
+            let word =
+                |i: usize| i32::from_ne_bytes(control[i..i + 4].try_into().unwrap_or([0; 4]));
+            let len = u64::from_ne_bytes(control[..8].try_into().unwrap_or([0; 8])) as usize;
+            if len < HEADER || len > control.len() {
+                return Err(Errno::EINVAL);
+            }
+            let data = &control[HEADER..len];
+            match (word(8), word(12)) {
+                (libc::SOL_SOCKET, libc::SCM_RIGHTS) => {
+                    let fds = data.chunks_exact(4);
+                    let number = |fd: &[u8]| i32::from_ne_bytes(fd.try_into().unwrap_or([0xff; 4]));
+                    found.numbers.extend(fds.map(number));
+                }
+                (libc::SOL_SOCKET, libc::SCM_CREDENTIALS) => {}
+                (SOL_RDS, _) => return Err(Errno::EOPNOTSUPP),
+                kind => {
+                    found.may_be_refused |= !is_plain(kind, data);
+                    found.others.extend_from_slice(&control[..len]);
+                    let padded = found.others.len().next_multiple_of(8);
+                    found.others.resize(padded, 0);
+                }
+            }
+            control = &control[len.next_multiple_of(8).min(control.len())..];
+        }
+        if found.numbers.len() > host::RIGHTS_MAX {
             return Err(Errno::EINVAL);
         }
-        match (word(8), word(12)) {
-            (libc::SOL_SOCKET, libc::SCM_RIGHTS) => {
-                let fds = control[HEADER..len].chunks_exact(4);
-                numbers
-                    .extend(fds.map(|fd| i32::from_ne_bytes(fd.try_into().unwrap_or([0xff; 4]))));
-            }
-            (libc::SOL_SOCKET, libc::SCM_CREDENTIALS) => {}
-            _ => return Err(Errno::EOPNOTSUPP),
+        Ok(found)
+    }
+}
+
+/// Whether a datagram with such an element may be held, as the kernel takes it on every UDP socket: what DNS and QUIC servers
+/// send with each answer.
+fn is_plain(kind: (i32, i32), data: &[u8]) -> bool {
+    match kind {
+        (libc::IPPROTO_IP, libc::IP_PKTINFO) => data.len() == 12,
+        (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) => data.len() == 20,
+        (libc::IPPROTO_IP, libc::IP_TOS) | (libc::IPPROTO_IPV6, libc::IPV6_TCLASS) => {
+            matches!(data, [_, 0, 0, 0])
         }
-        control = &control[len.next_multiple_of(8).min(control.len())..];
+        _ => false,
     }
-    if numbers.len() > host::RIGHTS_MAX {
-        return Err(Errno::EINVAL);
-    }
-    Ok(numbers)
 }
 
 fn sendto(call: &mut Call) -> Result<u64, Errno> {
@@ -473,10 +517,45 @@ fn getsockopt(call: &mut Call) -> Result<u64, Errno> {
     call.pass()
 }
 
+/// Of `asm-generic/socket.h`, which the libc crate leaves out.
+const SO_ATTACH_REUSEPORT_CBPF: i32 = 51;
+const SO_ATTACH_REUSEPORT_EBPF: i32 = 52;
+/// Instructions of a filter at most (`BPF_MAXINSNS`), and bytes of each (`struct sock_filter`).
+const FILTER_MOST: u16 = 4096;
+const INSTRUCTION: usize = 8;
+
+/// The value holds a pointer (`struct sock_fprog`): the kernel gets a copy of the program. There is no way to ask for the
+/// filter that was attached before, so that it cannot be put back.
+fn attach_filter(call: &mut Call) -> Result<u64, Errno> {
+    if call.args[4] as u32 != 16 {
+        return Err(Errno::EINVAL);
+    }
+    let program: [u8; 16] = call.read(call.args[3])?;
+    let count = u16::from_ne_bytes([program[0], program[1]]);
+    let address = u64::from_ne_bytes(program[8..].try_into().unwrap_or([0; 8]));
+    if count == 0 || count > FILTER_MOST || address == 0 {
+        return Err(Errno::EINVAL);
+    }
+    let instructions = call.read_vec(address, usize::from(count) * INSTRUCTION)?;
+    call.commit_early(Early::External)?;
+    let mut copy = program;
+    copy[8..].copy_from_slice(&(instructions.as_ptr() as u64).to_ne_bytes());
+    host::set_socket_option(call.int(0), call.int(1), call.int(2), &copy)
+        .map(|()| 0)
+        .map_err(|e| errno_of(&e))
+}
+
 fn setsockopt(call: &mut Call) -> Result<u64, Errno> {
     let (fd, level, name) = (call.int(0), call.int(1), call.int(2));
-    if level == libc::SOL_SOCKET && matches!(name, libc::SO_ATTACH_FILTER | libc::SO_ATTACH_BPF) {
-        return Err(Errno::EINVAL);
+    match (level, name) {
+        (libc::SOL_SOCKET, libc::SO_ATTACH_FILTER | SO_ATTACH_REUSEPORT_CBPF) => {
+            return attach_filter(call);
+        }
+        // A program in the kernel, which the guest has no way to load.
+        (libc::SOL_SOCKET, libc::SO_ATTACH_BPF | SO_ATTACH_REUSEPORT_EBPF) => {
+            return Err(Errno::EINVAL);
+        }
+        _ => {}
     }
     let old = host::socket_option(fd, level, name);
     if old.is_err() {
@@ -498,4 +577,43 @@ fn setsockopt(call: &mut Call) -> Result<u64, Errno> {
         });
     }
     Ok(result)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn element(level: i32, kind: i32, data: &[u8]) -> Vec<u8> {
+        let mut bytes = (16 + data.len() as u64).to_ne_bytes().to_vec();
+        bytes.extend(level.to_ne_bytes());
+        bytes.extend(kind.to_ne_bytes());
+        bytes.extend(data);
+        bytes.resize(bytes.len().next_multiple_of(8), 0);
+        bytes
+    }
+
+    #[test]
+    fn elements_are_told_apart() {
+        let rights = element(libc::SOL_SOCKET, libc::SCM_RIGHTS, &[7, 0, 0, 0]);
+        let known = element(libc::IPPROTO_IP, libc::IP_PKTINFO, &[1; 12]);
+        let control = [rights, known.clone()].concat();
+        let found = Elements::of(&control).unwrap();
+        assert_eq!((found.numbers, found.others), (vec![7], known.clone()));
+        assert!(!found.may_be_refused);
+        let other = element(libc::IPPROTO_IP, libc::IP_TTL, &[9, 0, 0, 0]);
+        let found = Elements::of(&[known, other].concat()).unwrap();
+        assert!(found.may_be_refused && found.numbers.is_empty());
+    }
+
+    #[test]
+    fn damaged_elements_are_refused() {
+        let addresses = element(276, 1, &[0; 8]);
+        assert_eq!(Elements::of(&addresses), Err(Errno::EOPNOTSUPP));
+        let mut long = element(libc::IPPROTO_IP, libc::IP_TOS, &[0; 4]);
+        long[0] = 200;
+        assert_eq!(Elements::of(&long), Err(Errno::EINVAL));
+        long[..8].fill(0xff);
+        assert_eq!(Elements::of(&long), Err(Errno::EINVAL));
+        assert_eq!(Elements::of(&[0; 15]), Ok(Elements::default()));
+    }
 }

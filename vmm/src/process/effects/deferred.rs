@@ -1,10 +1,9 @@
 //! Effects that wait for the commit.
 
-use std::os::fd::OwnedFd;
-
 use guest_agentless::GuestRange;
 
 use super::HostCall;
+use crate::host::Ancillary;
 use crate::process::signals::SignalInfo;
 
 /// An effect that is done when the domain commits.
@@ -18,7 +17,7 @@ pub enum Deferred {
         bytes: Vec<u8>,
         flags: i32,
         address: Vec<u8>,
-        rights: Vec<OwnedFd>,
+        ancillary: Ancillary,
     },
     /// Bytes for a file, a pipe or a terminal, at an offset or where the file is (class *deferred write*), or at the
     /// end of the file if the descriptor appended then.

@@ -36,12 +36,12 @@ impl Thread {
                 bytes,
                 flags,
                 address,
-                rights,
+                ancillary,
             } => {
                 self.process.stats.held.bytes_sent.add(bytes.len() as u64);
                 state.files.note_sent(fd);
                 // As on the wire, a datagram may get lost.
-                let _ = host::send_message(fd, &bytes, flags, &address, &rights);
+                let _ = host::send_message(fd, &bytes, flags, &address, &ancillary);
             }
             Deferred::Write {
                 fd, bytes, offset, ..
