@@ -14,4 +14,9 @@ fn the_demo_passes_in_time() {
     assert!(begin.elapsed() < LIMIT, "it took {:?}", begin.elapsed());
     assert_eq!(ended.code(), 0, "{ended}");
     assert_eq!(ended.out().matches("PASSED").count(), 2, "{ended}");
+    let out = ended.out();
+    let at = |text: &str| out.find(text).unwrap();
+    assert!(at("PASSED") < at("null-read"), "the verdict comes first");
+    let wide: Vec<&str> = out.lines().filter(|l| l.chars().count() > 80).collect();
+    assert!(wide.is_empty(), "{wide:#?}");
 }

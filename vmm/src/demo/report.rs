@@ -1,4 +1,4 @@
-//! What the demo prints: the crashes, the users, the verdict.
+//! What the demo prints: the verdict, the crashes, the users; all of it fits 80 columns.
 
 use std::collections::BTreeSet;
 use std::io::{self, Write};
@@ -21,27 +21,25 @@ pub fn print(survival: &Survival, deaths: &[Death]) -> io::Result<()> {
         survival.users.len() - crashing,
         survival.crashes.len()
     )?;
-    writeln!(out, "{}", crash_table(survival, deaths))?;
-    writeln!(out, "{}", user_table(survival))?;
     for line in verdict(survival, deaths) {
-        writeln!(out, "{line}")?;
+        for line in wrapped(&line) {
+            writeln!(out, "{line}")?;
+        }
     }
+    writeln!(out, "\n{}", crash_table(survival, deaths))?;
+    writeln!(out, "{}", user_table(survival))?;
     out.flush()
 }
 
 fn crash_table(survival: &Survival, deaths: &[Death]) -> Table {
     let mut table = Table::new(&[
-        "CRASH",
-        "its users saw",
-        "signal",
+        "crash",
         "kind",
-        "recovered",
-        "pages",
-        "pause µs",
-        "(worst)",
-        "others hit",
-        "|without: server",
-        "users lost",
+        "undone",
+        "hit",
+        "µs (worst)",
+        "|without",
+        "lost",
     ]);
     let (paired, _) = audit::pair(&survival.crashes, &survival.events);
     for (bug, name) in survival.bugs.iter().enumerate() {
@@ -69,27 +67,23 @@ fn crash_table(survival: &Survival, deaths: &[Death]) -> Table {
             .iter()
             .filter(|event| event.event == "recovered")
             .count();
-        let pages = events
-            .iter()
-            .filter_map(|event| event.pages_restored)
-            .collect();
         let pauses: Vec<_> = events.iter().filter_map(|event| event.pause_us).collect();
         let (died, lost) = deaths.get(bug).map_or_else(Default::default, |death| {
             (
                 death.ending.to_string(),
-                format!("{} of {}", death.lost.0, death.lost.1),
+                format!("{}/{}", death.lost.0, death.lost.1),
             )
         });
         table.row(vec![
             name.clone(),
-            format!("reset {resets}/{}", crashes.len()),
-            distinct(events.iter().filter_map(|event| event.signal.as_deref())),
             distinct(events.iter().filter_map(|event| event.kind.as_deref())),
-            format!("{recovered}/{}", crashes.len()),
-            number(median(pages)),
-            number(median(pauses.clone())),
-            number(pauses.into_iter().max()),
+            format!("{}/{}", recovered.min(resets), crashes.len()),
             hit.len().to_string(),
+            format!(
+                "{} ({})",
+                number(median(pauses.clone())),
+                number(pauses.into_iter().max())
+            ),
             died,
             lost,
         ]);
@@ -123,7 +117,7 @@ fn user_table(survival: &Survival) -> Table {
             tally.replies.to_string(),
             format!("{:.1}", tally.slowest.as_secs_f64() * 1e3),
             match noticed {
-                Some(trouble) => trouble.what.clone(),
+                Some(trouble) => shortened(&trouble.what),
                 None if *crashing => "own crashes only".to_owned(),
                 None => "nothing".to_owned(),
             },
@@ -170,18 +164,14 @@ fn verdict(survival: &Survival, deaths: &[Death]) -> Vec<String> {
         .iter()
         .filter_map(|event| event.pause_us)
         .collect();
-    let mut lines = vec![
-        format!(
-            "PASSED: {} crashes, and nobody noticed but the {} users who caused them, each by a reset of that",
-            survival.crashes.len(),
-            crashing.len()
-        ),
-        format!(
-            "one connection. {} users got {replies} right replies on connections that never broke, and every",
-            healthy.len()
-        ),
-        "crashed request was undone as a whole, the writes sent with it in the same packet included.".to_owned(),
-    ];
+    let mut lines = vec![format!(
+        "PASSED: {} crashes, and nobody noticed but the {} users who caused them, each by a reset of that \
+             one connection. {} users got {replies} right replies on connections that never broke, and every \
+             crashed request was undone as a whole, the writes sent with it in the same packet included.",
+        survival.crashes.len(),
+        crashing.len(),
+        healthy.len()
+    )];
     if let (Some(middle), Some(worst)) = (median(pauses.clone()), pauses.into_iter().max()) {
         lines.push(format!(
             "The recovery pause was {middle} µs (median; worst {worst} µs)."
@@ -199,6 +189,38 @@ fn verdict(survival: &Survival, deaths: &[Death]) -> Vec<String> {
     }
     lines.push(contrast);
     lines
+}
+
+/// Columns of a line.
+const WIDTH: usize = 80;
+
+/// `text` in lines that fit, with its indentation in each.
+fn wrapped(text: &str) -> Vec<String> {
+    let indent = &text[..text.len() - text.trim_start().len()];
+    let mut lines = vec![indent.to_owned()];
+    for word in text.split_whitespace() {
+        let last = lines.len() - 1;
+        let line = &mut lines[last];
+        let is_empty = line.len() == indent.len();
+        match line.chars().count() + 1 + word.chars().count() > WIDTH && !is_empty {
+            true => lines.push(format!("{indent}{word}")),
+            false if is_empty => line.push_str(word),
+            false => {
+                line.push(' ');
+                line.push_str(word);
+            }
+        }
+    }
+    lines
+}
+
+/// What a cell of the users' table shows of a text.
+fn shortened(text: &str) -> String {
+    const LIMIT: usize = 28;
+    match text.chars().count() > LIMIT {
+        true => text.chars().take(LIMIT - 1).chain(['\u{2026}']).collect(),
+        false => text.to_owned(),
+    }
 }
 
 /// The different values, or `-` when there are none.
@@ -269,7 +291,7 @@ mod tests {
         let table = crash_table(&survival(Vec::new()), &deaths()).to_string();
         let row = table.lines().last().expect("a row");
         let cells: Vec<_> = row.split_whitespace().collect();
-        let expected = "abort reset 1/1 SIGABRT - 1/1 12 - - 0 | SIGABRT 2 of 2";
+        let expected = "abort - 1/1 0 - (-) | SIGABRT 2/2";
         assert_eq!(cells.join(" "), expected);
     }
 
@@ -292,6 +314,9 @@ mod tests {
         assert!(lines.contains("last words"));
         let users = user_table(&survival).to_string();
         assert!(users.contains("the connection was reset"));
+        for line in lines.lines().flat_map(wrapped) {
+            assert!(line.chars().count() <= WIDTH, "{line}");
+        }
     }
 
     #[test]

@@ -236,7 +236,12 @@ impl<'a> Scenario<'a> {
         let rounds = self.options.rounds;
         for round in 1..=rounds {
             for (bug, name) in bugs.iter().enumerate() {
-                progress.show(&format!("{}: round {round}/{rounds}, {name}", self.layout));
+                progress.show(&format!(
+                    "{}: round {round}/{rounds}, {name}, {} crashes, {} others hit",
+                    self.layout,
+                    crashes.len(),
+                    watcher.troubles.len()
+                ));
                 stage.bug.store(bug, Ordering::Relaxed);
                 for style in [Style::Alone, Style::BehindWrites] {
                     let lost = crash_together(crashing, (bug, name), style, crashes);

@@ -55,7 +55,7 @@ impl Table {
             let cell = cells.get(i).map_or("", String::as_str);
             line.push_str(match (i, self.bars.contains(&i)) {
                 (0, _) => "  ",
-                (_, true) => "  |  ",
+                (_, true) => " | ",
                 (_, false) => "  ",
             });
             let number = cell.starts_with(|first: char| first.is_ascii_digit()) || cell == "-";
@@ -92,8 +92,8 @@ mod tests {
         let mut table = Table::new(&["bug", "pages", "|without"]);
         table.row(vec!["null-read".into(), "3".into(), "SIGSEGV".into()]);
         table.row(vec!["mess".into(), "120".into()]);
-        let expected = "  bug        pages  |  without\n  ---------  -----  |  -------\n  \
-                        null-read      3  |  SIGSEGV\n  mess         120  |\n";
+        let expected = "  bug        pages | without\n  ---------  ----- | -------\n  \
+                        null-read      3 | SIGSEGV\n  mess         120 |\n";
         assert_eq!(table.to_string(), expected);
     }
 }
