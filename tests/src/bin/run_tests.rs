@@ -19,7 +19,17 @@ fn main() -> ExitCode {
             for line in &tally.failures {
                 println!("{line}");
             }
-            println!("{} passed, {} failed", tally.passed, tally.failed);
+            for (program, time) in tally.slowest() {
+                println!("{:>7.1} s  {program}", time.as_secs_f64());
+            }
+            println!(
+                "{} tests in {} min {} s: {} passed, {} failed",
+                tally.passed + tally.failed,
+                tally.time.as_secs() / 60,
+                tally.time.as_secs() % 60,
+                tally.passed,
+                tally.failed
+            );
             if tally.failed == 0 {
                 ExitCode::SUCCESS
             } else {

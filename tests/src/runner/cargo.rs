@@ -4,8 +4,12 @@ use std::{
     env,
     ffi::OsString,
     io::{self, BufRead, BufReader},
+    os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Command, ExitStatus, Stdio},
+    sync::{Arc, Mutex, PoisonError},
+    thread,
+    time::{Duration, Instant},
 };
 
 use crate::{kvm, paths};
@@ -36,6 +40,10 @@ pub struct Tally {
     pub failed: u64,
     /// What was printed of those that failed: their names, and what they said without the backtraces.
     pub failures: Vec<String>,
+    /// The test programs, as cargo names them, and how long each took.
+    pub programs: Vec<(String, Duration)>,
+    /// How long all of it took, with the building.
+    pub time: Duration,
     /// Lines of the failed test's output that may still be kept.
     room: usize,
     in_backtrace: bool,
@@ -78,9 +86,26 @@ pub fn test(kvm_ran: &Path, test_args: &[String]) -> Result<Tally, CargoError> {
     if !test_args.is_empty() {
         test.arg("--").args(test_args);
     }
-    test.env(kvm::RAN_FILE, kvm_ran).stdout(Stdio::piped());
+    test.env(kvm::RAN_FILE, kvm_ran);
+    test.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let begun = Instant::now();
     let mut child = test.spawn().map_err(CargoError::Run)?;
     let mut tally = Tally::default();
+    // Cargo says on standard error which program it runs.
+    let running = Arc::new(Mutex::new(String::new()));
+    if let Some(stderr) = child.stderr.take() {
+        let running = Arc::clone(&running);
+        thread::spawn(move || {
+            for line in BufReader::new(stderr).split(b'\n').map_while(Result::ok) {
+                let line = String::from_utf8_lossy(&line);
+                eprintln!("{line}");
+                if let Some(program) = program_of(&line) {
+                    *running.lock().unwrap_or_else(PoisonError::into_inner) = program.to_owned();
+                }
+            }
+        });
+    }
+    let mut program_begun = begun;
     if let Some(stdout) = child.stdout.take() {
         // Tests print what is not UTF-8 when they show a server's output.
         for line in BufReader::new(stdout).split(b'\n') {
@@ -88,9 +113,18 @@ pub fn test(kvm_ran: &Path, test_args: &[String]) -> Result<Tally, CargoError> {
             let line = String::from_utf8_lossy(&line);
             println!("{line}");
             tally.count(&line);
+            if line.starts_with("running ") {
+                program_begun = Instant::now();
+            } else if line.starts_with("test result: ") {
+                let program = running.lock().unwrap_or_else(PoisonError::into_inner);
+                tally
+                    .programs
+                    .push((program.clone(), program_begun.elapsed()));
+            }
         }
     }
     let status = child.wait().map_err(CargoError::Run)?;
+    tally.time = begun.elapsed();
     if !status.success() && tally.failed == 0 {
         println!("failed: cargo test ended with {status} and counted no failed test");
         tally.failed = 1;
@@ -98,7 +132,27 @@ pub fn test(kvm_ran: &Path, test_args: &[String]) -> Result<Tally, CargoError> {
     Ok(tally)
 }
 
+/// The test program that a line such as `     Running tests/learn.rs (target/release/...)` names.
+fn program_of(line: &str) -> Option<&str> {
+    let line = line.trim_start();
+    let rest = line
+        .strip_prefix("Running ")
+        .or(line.strip_prefix("Doc-tests "))?;
+    Some(rest.split(" (").next().unwrap_or(rest))
+}
+
+/// Programs that the last lines name.
+const SLOWEST: usize = 10;
+
 impl Tally {
+    /// The test programs that took longest, longest first.
+    pub fn slowest(&self) -> Vec<(String, Duration)> {
+        let mut programs = self.programs.clone();
+        programs.sort_by_key(|(_, time)| std::cmp::Reverse(*time));
+        programs.truncate(SLOWEST);
+        programs
+    }
+
     /// Adds a line such as `test result: ok. 5 passed; 1 failed; 0 ignored; ...`, and takes note of those that tell of a
     /// failure.
     fn count(&mut self, line: &str) {
@@ -146,12 +200,64 @@ fn cargo() -> Command {
     cargo
         .current_dir(paths::workspace_dir())
         .stdin(Stdio::null());
+    signals_as_usual(&mut cargo);
     cargo
+}
+
+/// Undoes what `nohup` and background jobs of shells pass on: programs under test inherit ignored signals, and some
+/// would behave otherwise. Where hang-ups are ignored, `command` gets a session of its own, so that none reaches it.
+pub fn signals_as_usual(command: &mut Command) {
+    let reset = || {
+        for signal in 1..=64 {
+            // SAFETY: takes numbers only; it is safe after `fork`, and signals that cannot be changed are an error.
+            let old = unsafe { libc::signal(signal, libc::SIG_DFL) };
+            if signal == libc::SIGHUP && old == libc::SIG_IGN {
+                // SAFETY: as above.
+                unsafe { libc::setsid() };
+            }
+        }
+        Ok(())
+    };
+    // SAFETY: the closure only makes calls that are safe between `fork` and `exec`.
+    unsafe { command.pre_exec(reset) };
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn signals_that_nohup_ignores_are_not_passed_on() {
+        let mut command = Command::new("sh");
+        command.args(["-c", "grep SigIgn /proc/self/status"]);
+        let ignore = || {
+            // SAFETY: takes numbers only.
+            unsafe { libc::signal(libc::SIGHUP, libc::SIG_IGN) };
+            Ok(())
+        };
+        // SAFETY: as in `signals_as_usual`.
+        unsafe { command.pre_exec(ignore) };
+        let ignored = |command: &mut Command| {
+            let out = command.output().unwrap().stdout;
+            String::from_utf8(out)
+                .unwrap()
+                .trim()
+                .ends_with("0000000000000001")
+        };
+        assert!(ignored(&mut command));
+        signals_as_usual(&mut command);
+        assert!(!ignored(&mut command));
+    }
+
+    #[test]
+    fn cargo_names_the_programs_that_it_runs() {
+        let line = "     Running tests/learn.rs (target/release/deps/learn-0)";
+        assert_eq!(program_of(line), Some("tests/learn.rs"));
+        let unit = "     Running unittests src/lib.rs (target/release/deps/x-0)";
+        assert_eq!(program_of(unit), Some("unittests src/lib.rs"));
+        assert_eq!(program_of("   Doc-tests recovery"), Some("recovery"));
+        assert_eq!(program_of("   Compiling vmm v0.1.0"), None);
+    }
 
     #[test]
     fn results_of_all_test_programs_add_up() {
