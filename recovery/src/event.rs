@@ -1,6 +1,6 @@
 //! Events: what the monitor tells the outside world while it runs, one JSON object per line.
 //!
-//! Every line has `time` and `event`; the other members depend on the event and are stable: new ones may be
+//! Every line has `time`, `pid`, `program`, `instance` (the same for all processes of a server) and `event`; the other members depend on the event and are stable: new ones may be
 //! added, none is renamed. A member that does not apply is `null`, so that a consumer can rely on its presence.
 
 mod kind;
@@ -10,7 +10,7 @@ mod value;
 use serde::{Deserialize, Serialize};
 
 pub use self::kind::{Access, FaultKind, signal_name};
-pub use self::log::EventLog;
+pub use self::log::{EventLog, Reopen, Sender};
 pub use self::value::{Hex, rfc3339};
 
 /// How a fault ended.
@@ -48,10 +48,6 @@ impl std::fmt::Display for Outcome {
 pub enum Event {
     /// The guest is about to run its first instruction.
     Started {
-        /// Process ID.
-        pid: u32,
-        /// The program file.
-        program: String,
         /// Its arguments, without the program's own name.
         args: Vec<String>,
         /// Whether faults are recovered.
@@ -121,6 +117,8 @@ pub enum Event {
         rip: Hex,
         /// What its domain was charged to.
         origin: String,
+        /// The time of the image (RFC 3339): what was written to memory since then is lost.
+        lost_since: String,
         /// How long the process stood still, in microseconds.
         pause_us: u64,
         /// Pages given back their content.
@@ -138,8 +136,6 @@ pub enum Event {
     Refused(Refused),
     /// The guest ended.
     Exited {
-        /// Process ID.
-        pid: u32,
         /// Its exit status, unless a signal ended it.
         status: Option<i32>,
         /// The name of the signal that ended it.
@@ -175,6 +171,12 @@ pub struct Fault {
     pub rip: Hex,
     /// `function+0x12` at `rip`, if it has a symbol.
     pub symbol: Option<String>,
+    /// The innermost function of the program itself: below libc's `abort`, `memcpy` and their like.
+    pub function: Option<String>,
+    /// Its source file, where there is debug information.
+    pub file: Option<String>,
+    /// The line in it.
+    pub line: Option<u32>,
     /// What was done about it: the rung of the ladder (see [`crate::ladder::Rung::name`]).
     pub rung: String,
     /// What the domain was charged to, such as `stream:7`.
@@ -248,6 +250,9 @@ mod tests {
             thread: 12,
             rip: Hex(0x40_1000),
             symbol: Some("crash+0x4".into()),
+            function: Some("crash".into()),
+            file: Some("server.c".into()),
+            line: None,
             rung: "abandon".into(),
             origin: "stream:7".into(),
             peer: None,
@@ -271,7 +276,8 @@ mod tests {
             value(Event::fault(Outcome::Recovered, fault(), None)),
             json!({
                 "event": "recovered", "signal": "SIGSEGV", "kind": "null-write", "address": "0x0",
-                "thread": 12, "rip": "0x401000", "symbol": "crash+0x4", "rung": "abandon",
+                "thread": 12, "rip": "0x401000", "symbol": "crash+0x4",
+                "function": "crash", "file": "server.c", "line": null, "rung": "abandon",
                 "origin": "stream:7", "peer": null,
                 "pages_written": 3, "pages_restored": 3, "pause_us": 84, "report": "r",
                 "fault": "f", "repeat": 2, "replied": false,
@@ -312,13 +318,12 @@ mod tests {
     #[test]
     fn life_cycle_events() {
         let exited = Event::Exited {
-            pid: 9,
             status: None,
             signal: Some("SIGTERM".into()),
         };
         assert_eq!(
             value(exited),
-            json!({"event": "exited", "pid": 9, "status": null, "signal": "SIGTERM"})
+            json!({"event": "exited", "status": null, "signal": "SIGTERM"})
         );
         let listening = Event::Listening {
             address: "127.0.0.1:6379".into(),
@@ -328,8 +333,6 @@ mod tests {
             json!({"event": "listening", "address": "127.0.0.1:6379"})
         );
         let started = Event::Started {
-            pid: 9,
-            program: "/bin/true".into(),
             args: vec![],
             protect: true,
             entry_path: "stays at CPL 3".into(),

@@ -7,10 +7,14 @@
 //! else's doing, and be gone by now. So now and then one is let through as a trial. If that ends well, the
 //! input is cleared, and cannot be learned again until that is forgotten too.
 
+mod shared;
+
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use crate::event::FaultKind;
+
+pub use self::shared::{Lessons, SharedOffenders};
 
 /// Bytes of the longest input that can be learned.
 pub const INPUT_LIMIT: usize = 4096;
@@ -224,6 +228,12 @@ impl Offenders {
             }
             known.seen = now;
         }
+    }
+
+    /// Whether it matters that `input` ended well.
+    fn is_accused(&self, input: &[u8]) -> bool {
+        let known = self.inputs.get(input);
+        known.is_some_and(|known| !matches!(known.standing, Standing::Cleared))
     }
 
     fn has_length(&self, input: &[u8]) -> bool {

@@ -3,6 +3,7 @@
 //! everything here is tested alone.
 #![forbid(unsafe_code)]
 
+pub mod broadcast;
 pub mod event;
 pub mod handoff;
 pub mod journal;

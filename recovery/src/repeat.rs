@@ -7,12 +7,13 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::hash::{Hash, Hasher};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use siphasher::sip::SipHasher13;
 
 use crate::event::{FaultKind, Outcome};
-use crate::report::{Frame, ReportId};
+use crate::report::{Frame, ReportId, program_frame};
 
 /// Frames that tell two faults apart at most.
 const FRAMES_LIMIT: usize = 16;
@@ -23,6 +24,14 @@ pub const BUGS_LIMIT: usize = 256;
 /// Reports in full of one bug and outcome; later faults only count up.
 pub const FULL_REPORTS: u32 = 3;
 
+/// Reports in full of a bug of that kind and outcome. Where nothing went wrong in memory, one says it all.
+fn full_reports(kind: FaultKind) -> u32 {
+    match kind {
+        FaultKind::Exit | FaultKind::Timeout | FaultKind::Memory => 1,
+        _ => FULL_REPORTS,
+    }
+}
+
 /// A bug that was quiet for this long is forgotten: when it comes back it is news again.
 pub const FORGET_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -31,7 +40,8 @@ pub const FORGET_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
 /// The place is the faulting instruction, relative to its function or file, so that it is the same in every
 /// run. Where that lies in a shared library (`strlen` of a null pointer) or in no file at all (a wild jump), the
 /// callers up to the first that is in the program itself belong to it. Where the program raised the fault itself (`abort`), the whole chain of callers
-/// does: it ends in the same few instructions for every failed assertion.
+/// does: it ends in the same few instructions for every failed assertion. A request that was ended because of what it
+/// used (time, memory) was somewhere in a loop: its place is the function of the program that it was in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct FaultId(u64);
 
@@ -45,6 +55,12 @@ impl FaultId {
             kind,
             FaultKind::Abort | FaultKind::CrashPath | FaultKind::Exit | FaultKind::Signal
         );
+        if matches!(kind, FaultKind::Timeout | FaultKind::Memory) {
+            let frame = program_frame(stack);
+            let module = frame.and_then(|frame| frame.module.as_deref());
+            (module, frame.and_then(|frame| frame.symbol.as_deref())).hash(&mut hasher);
+            return FaultId(hasher.finish());
+        }
         let mut located = false;
         for frame in stack.iter().take(FRAMES_LIMIT) {
             // Where nothing, or no file, is mapped, an address says nothing: somewhere a jump went wild.
@@ -61,6 +77,48 @@ impl FaultId {
             rip.hash(&mut hasher);
         }
         FaultId(hasher.finish())
+    }
+}
+
+impl FaultId {
+    /// The identifier as a number.
+    pub fn number(self) -> u64 {
+        self.0
+    }
+}
+
+/// Faults that one process of a server has told of, for all of them: in memory that they share. All zero is none.
+#[derive(Debug)]
+#[repr(C)]
+pub struct News([AtomicU64; NEWS_LIMIT]);
+
+/// Faults that are remembered as told.
+const NEWS_LIMIT: usize = 256;
+
+impl Default for News {
+    fn default() -> News {
+        News(std::array::from_fn(|_| AtomicU64::new(0)))
+    }
+}
+
+impl News {
+    /// Whether nobody has told of `fault` with that outcome before; it is told now.
+    pub fn is_new(&self, fault: FaultId, outcome: Outcome) -> bool {
+        let mut hasher = SipHasher13::new();
+        (fault.0, outcome).hash(&mut hasher);
+        let key = hasher.finish() | 1;
+        let start = (key >> 32) as usize;
+        let place = |n: usize| &self.0[(start + n) % NEWS_LIMIT];
+        for n in 0..NEWS_LIMIT {
+            match place(n).compare_exchange(0, key, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => return true,
+                Err(known) if known == key => return false,
+                Err(_) => {}
+            }
+        }
+        // Full: one is forgotten.
+        place(0).store(key, Ordering::Release);
+        true
     }
 }
 
@@ -124,8 +182,14 @@ pub struct Repeats {
 }
 
 impl Repeats {
-    /// A fault of the bug `fault` happened at `now`, and ended as `outcome` says.
-    pub fn note(&mut self, fault: FaultId, outcome: Outcome, now: Instant) -> Repeat {
+    /// A fault of the bug `fault`, which is of that kind, happened at `now`, and ended as `outcome` says.
+    pub fn note(
+        &mut self,
+        fault: FaultId,
+        kind: FaultKind,
+        outcome: Outcome,
+        now: Instant,
+    ) -> Repeat {
         self.forget_old(fault, now);
         let bug = self.bugs.entry(fault).or_insert_with(|| Bug {
             count: 0,
@@ -137,7 +201,7 @@ impl Repeats {
         bug.count = bug.count.saturating_add(1);
         bug.last = now;
         let detail = match bug.reports(outcome) {
-            Some(reports) if reports.full >= FULL_REPORTS => match &reports.first {
+            Some(reports) if reports.full >= full_reports(kind) => match &reports.first {
                 Some(first) => {
                     reports.more = reports.more.saturating_add(1);
                     Detail::Tally {
@@ -280,6 +344,44 @@ mod tests {
     }
 
     #[test]
+    fn a_fault_is_news_once_for_each_outcome() {
+        let news = News::default();
+        assert!(news.is_new(FaultId(7), Outcome::Recovered));
+        assert!(!news.is_new(FaultId(7), Outcome::Recovered));
+        assert!(news.is_new(FaultId(7), Outcome::Degraded));
+        for n in 0..1000 {
+            news.is_new(FaultId(n), Outcome::Degraded);
+        }
+        assert!(!news.is_new(FaultId(999), Outcome::Degraded));
+    }
+
+    #[test]
+    fn a_hang_is_its_function_wherever_it_is_found() {
+        let at = |function: &str, offset| Frame {
+            symbol: Some(function.into()),
+            ..frame("/bin/server", offset)
+        };
+        let through = |function, offset| [frame("/lib/libc.so.6", offset), at(function, 7)];
+        let kind = FaultKind::Timeout;
+        assert_eq!(id(kind, &[at("spin", 1)]), id(kind, &[at("spin", 2)]));
+        assert_eq!(id(kind, &[at("spin", 1)]), id(kind, &through("spin", 9)));
+        assert_ne!(id(kind, &[at("spin", 1)]), id(kind, &[at("other", 1)]));
+    }
+
+    #[test]
+    fn hangs_and_refused_exits_are_reported_once() {
+        for kind in [FaultKind::Timeout, FaultKind::Exit] {
+            let now = Instant::now();
+            let mut repeats = Repeats::default();
+            let first = repeats.note(FaultId(1), kind, Outcome::Recovered, now);
+            assert_eq!(first.detail, Detail::Full);
+            repeats.saved(FaultId(1), Outcome::Recovered, &report(1));
+            let second = repeats.note(FaultId(1), kind, Outcome::Recovered, now);
+            assert!(matches!(second.detail, Detail::Tally { more: 1, .. }));
+        }
+    }
+
+    #[test]
     fn the_identifier_is_the_same_in_every_run() {
         let text = id(FaultKind::NullRead, &[frame("/bin/server", 1)]).to_string();
         assert_eq!(text, "03e79ed1f23f231a");
@@ -292,7 +394,7 @@ mod tests {
     /// Notes a fault and saves its report, if it is to have one.
     fn fault(repeats: &mut Repeats, outcome: Outcome, n: u64, now: Instant) -> Repeat {
         let id = FaultId(n);
-        let repeat = repeats.note(id, outcome, now);
+        let repeat = repeats.note(id, FaultKind::NullRead, outcome, now);
         if repeat.detail == Detail::Full {
             repeats.saved(id, outcome, &report(repeat.count));
         }
@@ -339,14 +441,14 @@ mod tests {
         let mut repeats = Repeats::default();
         let id = FaultId(1);
         for _ in 0..10 {
-            let repeat = repeats.note(id, Outcome::Recovered, now);
+            let repeat = repeats.note(id, FaultKind::NullRead, Outcome::Recovered, now);
             assert_eq!(repeat.detail, Detail::Full, "none was saved");
         }
         for _ in 0..10 {
             fault(&mut repeats, Outcome::Recovered, 1, now);
         }
         repeats.lost(id, Outcome::Recovered);
-        let repeat = repeats.note(id, Outcome::Recovered, now);
+        let repeat = repeats.note(id, FaultKind::NullRead, Outcome::Recovered, now);
         assert_eq!((repeat.count, repeat.detail), (20, Detail::Full));
     }
 

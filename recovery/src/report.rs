@@ -6,7 +6,9 @@
 
 mod core;
 mod excerpt;
+mod function;
 mod id;
+mod notice;
 mod retention;
 mod store;
 mod tally;
@@ -18,7 +20,9 @@ use serde::{Deserialize, Serialize};
 
 pub use self::core::{CORE_NAME, Core};
 pub use self::excerpt::{EXCERPT_LIMIT, Excerpt};
+pub(crate) use self::function::of as program_frame;
 pub use self::id::ReportId;
+pub use self::notice::{NOT_SERVING, Notice};
 pub use self::store::{
     DEFAULT_AGE, DEFAULT_BYTES, DEFAULT_KEEP, LoadError, OpenError, ReportArchive, ReportStore,
     SaveError, default_dir,
@@ -66,6 +70,15 @@ pub struct FaultReport {
     pub rip: Hex,
     /// `function+0x12` at `rip`, if it has a symbol.
     pub symbol: Option<String>,
+    /// The innermost function of the program itself: below libc's `abort`, `memcpy` and their like.
+    #[serde(default)]
+    pub function: Option<String>,
+    /// Its source file, where there is debug information.
+    #[serde(default)]
+    pub file: Option<String>,
+    /// The line in it.
+    #[serde(default)]
+    pub line: Option<u32>,
     /// The registers at the fault, in the order in which they are to be shown.
     pub registers: Vec<Register>,
     /// The call stack at the fault, innermost first.
@@ -187,6 +200,9 @@ impl FaultReport {
             thread_name: String::new(),
             rip: Hex(rip),
             symbol: None,
+            function: None,
+            file: None,
+            line: None,
             registers: Vec::new(),
             stack: Vec::new(),
             rung: String::new(),
@@ -215,6 +231,30 @@ impl FaultReport {
         FaultId::new(self.kind, self.rip.0, &self.stack)
     }
 
+    /// Sets the call stack, and what follows from it.
+    pub fn with_stack(self, stack: Vec<Frame>) -> Self {
+        let frame = function::of(&stack);
+        Self {
+            function: frame.and_then(function::name),
+            file: frame.and_then(|frame| frame.file.clone()),
+            line: frame.and_then(|frame| frame.line),
+            stack,
+            ..self
+        }
+    }
+
+    /// The place that a reader looks for: `set_value (server.c:120)`.
+    pub fn place(&self) -> String {
+        let name = self.function.as_ref().or(self.symbol.as_ref());
+        let name = name.cloned().unwrap_or_else(|| self.rip.to_string());
+        let Some(file) = &self.file else { return name };
+        let file = file.rsplit('/').next().unwrap_or(file);
+        match self.line {
+            Some(line) => format!("{name} ({file}:{line})"),
+            None => format!("{name} ({file})"),
+        }
+    }
+
     /// How many faults this report stands for.
     pub fn count(&self) -> u64 {
         self.more
@@ -231,6 +271,9 @@ impl FaultReport {
             thread: self.thread,
             rip: self.rip,
             symbol: self.symbol.clone(),
+            function: self.function.clone(),
+            file: self.file.clone(),
+            line: self.line,
             rung: self.rung.clone(),
             origin: self.origin.clone(),
             peer: self.peer.clone(),
@@ -276,6 +319,8 @@ impl FaultReport {
         let optional = [
             &mut r.reason,
             &mut r.symbol,
+            &mut r.function,
+            &mut r.file,
             &mut r.peer,
             &mut r.signal,
             &mut r.core_missing,
@@ -339,7 +384,6 @@ mod tests {
                 name: "rax".into(),
                 value: Hex(1),
             }],
-            stack: vec![frame, outer],
             peer: Some("127.0.0.1:4242".into()),
             input: Excerpt::new(b"SET a \x1b[31m\r\n"),
             pages_written: 3,
@@ -366,6 +410,7 @@ mod tests {
                 Origin::Stream(7),
             )
         }
+        .with_stack(vec![frame, outer])
     }
 
     #[test]
@@ -381,6 +426,11 @@ mod tests {
         let event = serde_json::to_value(report.to_event(Some(&report.id))).unwrap();
         assert_eq!(event["event"], "recovered");
         assert_eq!(event["address"], "0x18");
+        let place = (&event["function"], &event["file"], &event["line"]);
+        assert_eq!(
+            place,
+            (&"set_value".into(), &"server.c".into(), &120.into())
+        );
         assert_eq!(event["report"], report.id.to_string());
         report.outcome = Outcome::Escalated;
         report.reason = Some("storm".into());

@@ -18,7 +18,7 @@ use vmsrs_tests::{
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The members that every fault event has.
-const FAULT_MEMBERS: [&str; 11] = [
+const FAULT_MEMBERS: [&str; 17] = [
     "signal",
     "kind",
     "thread",
@@ -30,6 +30,12 @@ const FAULT_MEMBERS: [&str; 11] = [
     "pages_restored",
     "pause_us",
     "report",
+    "function",
+    "file",
+    "line",
+    "program",
+    "pid",
+    "instance",
 ];
 
 /// A Redis that was crashed twice and has ended, and whose requests they were.
@@ -109,6 +115,12 @@ fn events_tell_the_life_of_the_server() {
         assert_eq!(event.text("signal"), Some(signal), "{event:?}");
         assert!(
             event.text("symbol").unwrap_or_default().starts_with(symbol),
+            "{event:?}"
+        );
+        // Not libc's, where a failed assertion ends.
+        let function = event.text("function").unwrap_or_default();
+        assert!(
+            !function.is_empty() && !function.contains("libc"),
             "{event:?}"
         );
         let directory = server.report_dir().join(event.text("report").unwrap());

@@ -69,6 +69,25 @@ fn a_worker_undoes_what_it_wrote_to_shared_memory() {
 }
 
 #[test]
+fn what_one_worker_learns_all_of_them_refuse() {
+    kvm_case("what_one_worker_learns_all_of_them_refuse");
+    let port = free_port().unwrap();
+    let program = guest::program("workers").unwrap();
+    let command = [program.into_os_string(), port.to_string().into()];
+    let launch = Launch::monitored(command).unwrap().options(["--learn"]);
+    let mut server = launch.start(port).unwrap();
+    for _ in 0..16 {
+        talk::crash(port, "sum", PATIENCE);
+    }
+    assert!(server.terminate().is_ok(), "{}", server.output_tail());
+    // A crash on another worker may overtake what it would have learned.
+    let crashes: usize = outcomes(&server).values().sum();
+    assert!((2..=4).contains(&crashes), "{:?}", outcomes(&server));
+    let refused = server.stats().unwrap()["offenders"]["refused"].as_u64();
+    assert!(refused >= Some(12), "{refused:?}");
+}
+
+#[test]
 fn workers_that_crash_while_others_write_the_same_words() {
     kvm_case("workers_that_crash_while_others_write_the_same_words");
     crash_while_others_write(start(&[]));

@@ -171,6 +171,12 @@ pub fn user() -> u32 {
     unsafe { libc::getuid() }
 }
 
+/// The effective user.
+pub fn effective_user() -> u32 {
+    // SAFETY: geteuid has no preconditions.
+    unsafe { libc::geteuid() }
+}
+
 /// The real group of the process.
 pub fn group() -> u32 {
     // SAFETY: getgid has no preconditions.

@@ -1,9 +1,11 @@
-//! The event log: an append-only file that several monitors may share.
+//! The event log: an append-only file that several monitors may share, and that may be renamed while they run.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::thread::{self, ThreadId};
 use std::time::SystemTime;
 
 use serde::Serialize;
@@ -15,18 +17,37 @@ use super::{Event, value::rfc3339};
 /// The file is opened with `O_APPEND` and a line is one `write`, so lines of several threads, and of the
 /// processes that share the log after a fork, do not mix. Failures never reach the guest: they are counted,
 /// and the first one is logged.
-#[derive(Debug)]
 pub struct EventLog {
     file: Option<File>,
+    sender: Sender,
+    reopen: Option<Box<Reopen>>,
+    /// The file that has taken the place of `file`, and the thread that has opened it: other threads may have
+    /// other tables of descriptors.
+    reopened: Mutex<Option<(ThreadId, File)>>,
     failures: AtomicU64,
     /// The last write was short (disk full): the next line starts on a new one, so that only one is lost.
     torn: AtomicBool,
 }
 
+/// Whose events they are. The process ID is taken when an event is written.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Sender {
+    /// The program file.
+    pub program: String,
+    /// What all processes of one server have in common, and no other server has.
+    pub instance: String,
+}
+
+/// Opens the file anew if another one, or none, has its name by now.
+pub type Reopen = dyn Fn(&File) -> Option<File> + Send + Sync;
+
 /// One line of the log.
 #[derive(Serialize)]
 struct Line<'a> {
     time: String,
+    pid: u32,
+    #[serde(flatten)]
+    sender: &'a Sender,
     #[serde(flatten)]
     event: &'a Event,
 }
@@ -56,14 +77,46 @@ impl EventLog {
     pub fn disabled() -> Self {
         Self {
             file: None,
+            sender: Sender::default(),
+            reopen: None,
+            reopened: Mutex::default(),
             failures: AtomicU64::new(0),
             torn: AtomicBool::new(false),
         }
     }
 
+    /// The same log with events of `sender`.
+    pub fn of(self, sender: Sender) -> Self {
+        Self { sender, ..self }
+    }
+
+    /// Whose events it writes.
+    pub fn sender(&self) -> &Sender {
+        &self.sender
+    }
+
+    /// The same log, which asks `reopen` before every line.
+    pub fn reopened_by(self, reopen: Box<Reopen>) -> Self {
+        Self {
+            reopen: Some(reopen),
+            ..self
+        }
+    }
+
     /// Writes `event` with the current time.
     pub fn emit(&self, event: &Event) {
-        let Some(file) = &self.file else { return };
+        let Some(first) = &self.file else { return };
+        let mut reopened = self.reopened.lock().unwrap_or_else(PoisonError::into_inner);
+        let own = thread::current().id();
+        if let Some((_, file)) = reopened.take_if(|(owner, _)| *owner != own) {
+            // The number means another file here.
+            std::mem::forget(file);
+        }
+        let current = reopened.as_ref().map_or(first, |(_, file)| file);
+        if let Some(file) = self.reopen.as_ref().and_then(|reopen| reopen(current)) {
+            *reopened = Some((own, file));
+        }
+        let file = reopened.as_ref().map_or(first, |(_, file)| file);
         if let Err(error) = self.append(file, event)
             && self.failures.fetch_add(1, Ordering::Relaxed) == 0
         {
@@ -86,6 +139,8 @@ impl EventLog {
             &mut line,
             &Line {
                 time: rfc3339(SystemTime::now()),
+                pid: std::process::id(),
+                sender: &self.sender,
                 event,
             },
         )?;
@@ -111,6 +166,14 @@ impl EventLog {
                 Err(error) => return Err(error),
             }
         }
+    }
+}
+
+impl std::fmt::Debug for EventLog {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut f = f.debug_struct("EventLog");
+        f.field("file", &self.file).field("sender", &self.sender);
+        f.finish_non_exhaustive()
     }
 }
 
@@ -187,6 +250,53 @@ mod tests {
             .filter(|l| serde_json::from_str::<serde_json::Value>(l).is_ok());
         assert_eq!(whole.count(), 2);
         assert_eq!(text.lines().count(), 3);
+    }
+
+    /// What a host does, by the path.
+    fn reopen(path: &Path) -> Box<Reopen> {
+        use std::os::unix::fs::MetadataExt;
+        let path = path.to_owned();
+        Box::new(move |file| {
+            let id = |m: std::fs::Metadata| (m.dev(), m.ino());
+            let current = file.metadata().map(id).ok()?;
+            let named = std::fs::metadata(&path).map(id).ok();
+            let open = || EventLog::append_options().open(&path).ok();
+            (named != Some(current)).then(open)?
+        })
+    }
+
+    #[test]
+    fn a_renamed_file_is_opened_anew_by_every_thread() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, old) = (dir.path().join("events"), dir.path().join("events.1"));
+        let log = EventLog::open(&path).unwrap().reopened_by(reopen(&path));
+        log.emit(&event(1));
+        std::fs::rename(&path, &old).unwrap();
+        log.emit(&event(2));
+        std::thread::scope(|scope| scope.spawn(|| log.emit(&event(3))).join().unwrap());
+        log.emit(&event(4));
+        let lines = |path| std::fs::read_to_string(path).unwrap().lines().count();
+        assert_eq!((lines(&old), lines(&path)), (1, 3));
+    }
+
+    #[test]
+    fn a_line_says_whose_event_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("events");
+        for instance in ["a", "b"] {
+            let sender = Sender {
+                program: "/bin/server".into(),
+                instance: instance.into(),
+            };
+            EventLog::open(&path).unwrap().of(sender).emit(&event(1));
+        }
+        let text = std::fs::read_to_string(&path).unwrap();
+        for (line, instance) in text.lines().zip(["a", "b"]) {
+            let value: serde_json::Value = serde_json::from_str(line).unwrap();
+            assert_eq!(value["instance"], instance);
+            assert_eq!(value["program"], "/bin/server");
+            assert_eq!(value["pid"], std::process::id());
+        }
     }
 
     #[test]

@@ -1,5 +1,8 @@
 //! The directory of reports: `<dir>/<id>/report.json` and `report.txt`, and `core` where there is one.
 //!
+//! A server that becomes another user and then executes a program may not write there any more. Its reports go to
+//! `<dir>/uid-<user>/`, which is made for it before.
+//!
 //! `report.json` comes last and by renaming, so a directory without it is a report that is not finished, and
 //! is not listed. Whatever else lies in the directory is left alone, and so is everything inside a report's
 //! directory (a core file, say) until the report as a whole is removed.
@@ -8,7 +11,7 @@ use std::env;
 use std::ffi::OsString;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, BufWriter, ErrorKind, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, fchown};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -28,8 +31,18 @@ pub const DEFAULT_AGE: Duration = Duration::from_secs(90 * 24 * 3600);
 /// What a `report.json` is at most, so that a foreign file cannot make us read without end.
 const JSON_LIMIT: u64 = 16 << 20;
 
+/// Flags of `open(2)` on x86-64 Linux.
+const O_DIRECTORY: i32 = 0o200_000;
+const O_NOFOLLOW: i32 = 0o400_000;
+
 /// Bytes of a core that are written at once.
 const CORE_BUFFER: usize = 64 << 10;
+
+/// The beginning of the names of the directories for other users.
+const USER_PREFIX: &str = "uid-";
+
+/// Such directories that are read at most.
+const USERS_LIMIT: usize = 64;
 
 /// Identifiers that an error message names.
 const NEAR_LIMIT: usize = 5;
@@ -149,15 +162,46 @@ impl ReportArchive {
         &self.dir
     }
 
-    /// The directory of one report.
+    /// The directory of one report, which another user may have saved.
+    fn place(&self, id: &ReportId) -> PathBuf {
+        let own = self.path(id);
+        if own.is_dir() {
+            return own;
+        }
+        let mut places = self.users().into_iter().map(|user| user.path(id));
+        places.find(|place| place.is_dir()).unwrap_or(own)
+    }
+
+    /// The directories of other users.
+    fn users(&self) -> Vec<ReportArchive> {
+        let entries = fs::read_dir(&self.dir).into_iter().flatten().flatten();
+        let is_user = |entry: &fs::DirEntry| {
+            let name = entry.file_name();
+            let is_named_so = name.to_str().is_some_and(|n| n.starts_with(USER_PREFIX));
+            is_named_so && entry.file_type().is_ok_and(|t| t.is_dir())
+        };
+        let users = entries.filter(is_user).take(USERS_LIMIT);
+        users
+            .map(|entry| ReportArchive { dir: entry.path() })
+            .collect()
+    }
+
+    /// The directory in which one report is saved.
     pub fn path(&self, id: &ReportId) -> PathBuf {
         self.dir.join(id.as_str())
     }
 
     /// The reports, newest first.
     pub fn list(&self) -> Result<Vec<ReportId>, LoadError> {
-        let mut ids = self.entries().map_err(|source| self.unreadable(source))?;
-        ids.retain(|id| self.path(id).join("report.json").is_file());
+        let finished = |archive: &ReportArchive| -> io::Result<Vec<ReportId>> {
+            let mut ids = archive.entries()?;
+            ids.retain(|id| is_plain_file(&archive.path(id).join("report.json")));
+            Ok(ids)
+        };
+        let mut ids = finished(self).map_err(|source| self.unreadable(source))?;
+        for user in self.users() {
+            ids.extend(finished(&user).map_err(|source| user.unreadable(source))?);
+        }
         ids.sort_unstable_by(|a, b| b.cmp(a));
         Ok(ids)
     }
@@ -197,18 +241,23 @@ impl ReportArchive {
 
     /// Reads the report with that identifier.
     pub fn read(&self, id: &ReportId) -> Result<FaultReport, LoadError> {
-        let path = self.path(id).join("report.json");
+        let place = self.place(id);
+        let path = place.join("report.json");
         let mut json = Vec::new();
-        let read = File::open(&path).and_then(|f| f.take(JSON_LIMIT).read_to_end(&mut json));
+        let open = || match is_plain_file(&path) {
+            true => File::open(&path),
+            false => Err(ErrorKind::NotFound.into()),
+        };
+        let read = open().and_then(|f| f.take(JSON_LIMIT).read_to_end(&mut json));
         if let Err(source) = read {
             return Err(LoadError::Unreadable { path, source });
         }
         let mut report: FaultReport =
             serde_json::from_slice(&json).map_err(|source| LoadError::Corrupt { path, source })?;
-        report.more = Tally::read(&self.path(id));
+        report.more = Tally::read(&place);
         if let Some(core) = &mut report.core {
-            let path = self.path(id).join(CORE_NAME);
-            core.path = path.is_file().then(|| path.display().to_string());
+            let path = place.join(CORE_NAME);
+            core.path = is_plain_file(&path).then(|| path.display().to_string());
         }
         Ok(report)
     }
@@ -242,6 +291,11 @@ impl ReportArchive {
             source,
         }
     }
+}
+
+/// Whether it is a file, and not a link that another user has left.
+fn is_plain_file(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|m| m.is_file())
 }
 
 /// Those of `ids` that share the longest beginning with `query`; `ids` are newest first, and so is the result.
@@ -305,6 +359,30 @@ impl ReportStore {
     pub fn prune(&self) {
         self.retention
             .remove(&self.archive, None, SystemTime::now());
+    }
+
+    /// A directory in this one for the reports of `user`, which this process is about to become.
+    pub fn directory_of(&self, user: u32) -> io::Result<File> {
+        let dir = self.archive.dir();
+        let above = fs::metadata(dir)?;
+        let mut open = OpenOptions::new();
+        open.read(true).custom_flags(O_DIRECTORY | O_NOFOLLOW);
+        let path = dir.join(format!("{USER_PREFIX}{user}"));
+        match DirBuilder::new().mode(0o700).create(&path) {
+            Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
+        }
+        let file = open.open(&path)?;
+        let metadata = file.metadata()?;
+        if metadata.uid() != user {
+            // Nobody else must have been able to put it there.
+            let is_own = metadata.uid() == above.uid() && above.mode() & 0o022 == 0;
+            if !is_own || metadata.mode() & 0o077 != 0 {
+                return Err(ErrorKind::PermissionDenied.into());
+            }
+            fchown(&file, Some(user), None)?;
+        }
+        Ok(file)
     }
 
     /// What is in the directory.
@@ -372,10 +450,8 @@ fn write_report(path: &Path, report: &FaultReport) -> io::Result<()> {
 }
 
 fn make_private_dir(path: &Path) -> io::Result<()> {
-    match DirBuilder::new().mode(0o700).create(path) {
-        Err(error) if error.kind() != ErrorKind::AlreadyExists => Err(error),
-        _ => Ok(()),
-    }
+    // With the directory of all reports, which somebody may have removed.
+    DirBuilder::new().recursive(true).mode(0o700).create(path)
 }
 
 pub(super) fn write_private(path: &Path, content: &[u8]) -> io::Result<()> {

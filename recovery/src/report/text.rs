@@ -34,10 +34,7 @@ fn line(text: &str) -> String {
 }
 
 fn write_report(out: &mut String, r: &FaultReport) -> fmt::Result {
-    let place = r
-        .symbol
-        .as_ref()
-        .map_or_else(|| r.rip.to_string(), |s| line(s));
+    let place = line(&r.place());
     let headline = r.outcome.as_str().to_uppercase();
     match &r.signal {
         Some(signal) => writeln!(out, "{headline}: {} ({}) in {place}", line(signal), r.kind)?,
@@ -60,6 +57,9 @@ fn write_report(out: &mut String, r: &FaultReport) -> fmt::Result {
         .as_ref()
         .map_or_else(String::new, |s| format!(" {}", line(s)));
     writeln!(out, "\n          at {}{symbol}", r.rip)?;
+    if r.function.is_some() {
+        writeln!(out, "          in {place}")?;
+    }
     if let Some(detail) = &r.detail {
         writeln!(out, "          {}", line(detail))?;
     }
@@ -275,7 +275,7 @@ mod tests {
     fn the_whole_report() {
         let report = sample(UNIX_EPOCH);
         let expected = format!(
-            r"RECOVERED: SIGSEGV (null-write) in set_value+0x14
+            r"RECOVERED: SIGSEGV (null-write) in set_value (server.c:120)
 The request was undone as a whole; the server and everyone else went on.
 
 Report    {}
@@ -283,6 +283,7 @@ Time      1970-01-01T00:00:00.000000Z
 Program   /usr/bin/server (process {})
 Fault     SIGSEGV, null-write, address 0x18
           at 0x401234 set_value+0x14
+          in set_value (server.c:120)
 Thread    17 worker-2
 Request   stream:7, peer 127.0.0.1:4242
 Pause     84 us (restore 50)

@@ -102,7 +102,7 @@ fn print_table(
         return Ok(());
     }
     let head = [
-        "REPORT", "AGE", "COUNT", "OUTCOME", "SIGNAL", "KIND", "SYMBOL", "PEER", "PAUSE",
+        "REPORT", "AGE", "COUNT", "OUTCOME", "SIGNAL", "KIND", "FUNCTION", "PEER", "PAUSE",
     ];
     let mut bugs: Vec<Bug> = Vec::new();
     for id in ids {
@@ -165,10 +165,6 @@ fn row(bug: &Bug, now: SystemTime) -> Row {
         row[3] = "unreadable".to_owned();
         return row;
     };
-    let symbol = report
-        .symbol
-        .clone()
-        .unwrap_or_else(|| report.rip.to_string());
     [
         report.id.to_string(),
         report
@@ -181,7 +177,7 @@ fn row(bug: &Bug, now: SystemTime) -> Row {
             .as_deref()
             .map_or_else(|| "-".to_owned(), cell),
         report.kind.to_string(),
-        cell(&symbol),
+        cell(&report.place()),
         report.peer.as_deref().map_or_else(|| "-".to_owned(), cell),
         format!("{} us", report.pause_us),
     ]

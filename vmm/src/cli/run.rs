@@ -16,10 +16,10 @@ use clap::{Args, ValueEnum};
 use guest_agentless::seccomp::Filters;
 use guest_agentless::{PAGE_SIZE, Signal, SignalSet};
 use recovery::Tracker;
-use recovery::event::{Event, EventLog};
+use recovery::event::{Event, EventLog, Sender};
 use recovery::ladder::{DEFAULT_RESTART_LIMIT, DEFAULT_STORM_LIMIT, Ladder};
-use recovery::learn::Offenders;
-use recovery::report::{DEFAULT_BYTES, ReportStore};
+use recovery::learn::SharedOffenders;
+use recovery::report::{DEFAULT_BYTES, ReportStore, default_dir};
 
 use super::chain;
 use super::limit::{ByteLimit, TimeLimit};
@@ -30,7 +30,8 @@ use crate::inject::{Injector, Routines, Spec, with_routines};
 use crate::kvm::{self, EntryPath, Vm};
 use crate::loader::{self, Program};
 use crate::memory::{
-    AddressSpace, LockedPages, OwnLimits, common, keep_descriptor_limits, reserved_fd, window,
+    AddressSpace, LockedPages, OwnLimits, common, enough_descriptors, keep_descriptor_limits,
+    reserved_fd, window,
 };
 use crate::process::budget::default_shadow_limit;
 use crate::process::error_reply::ErrorReply;
@@ -203,10 +204,12 @@ impl RunArgs {
     /// The options as they were given, with absolute paths, for a program that takes this one's place.
     fn given(&self) -> std::io::Result<Vec<OsString>> {
         let mut given: Vec<OsString> = Vec::new();
+        // The environment of the next program may name another place.
+        let report_dir = self.report_dir.clone().or_else(default_dir);
         for (name, path) in [
             ("--events", &self.events),
             ("--stats", &self.stats),
-            ("--report-dir", &self.report_dir),
+            ("--report-dir", &report_dir),
             ("--control", &self.control),
         ] {
             if let Some(path) = path {
@@ -322,6 +325,7 @@ fn start(arguments: RunArgs) -> Result<Thread, AnyError> {
         }
         None => OwnLimits::from_host(),
     };
+    enough_descriptors()?;
     let filters = arguments.inherited_filters()?;
     handles::open_all();
     let clock_page = ClockPage::create()?;
@@ -423,10 +427,13 @@ fn start(arguments: RunArgs) -> Result<Thread, AnyError> {
     // The keeper of the clock page runs for as long as the monitor does.
     std::mem::forget(clock);
 
-    let reporter = Reporter::new(events, store, core_limit / PAGE_SIZE as usize);
-    reporter.emit(Event::Started {
-        pid: std::process::id(),
+    let events = events.of(Sender {
         program: path.display().to_string(),
+        instance: common.instance(),
+    });
+    let core_pages = core_limit / PAGE_SIZE as usize;
+    let reporter = Reporter::new(events, store, core_pages, &common.news);
+    reporter.emit(Event::Started {
         args: arguments.command[1..]
             .iter()
             .map(|a| a.to_string_lossy().into_owned())
@@ -506,7 +513,7 @@ fn start(arguments: RunArgs) -> Result<Thread, AnyError> {
             restart: Default::default(),
             offenders: arguments
                 .learn
-                .then(|| Offenders::new(arguments.learn_for.0)),
+                .then(|| SharedOffenders::new(arguments.learn_for.0)),
             own_limits,
             heap: (protect && arguments.verify_heap).then(Box::default),
             locked: LockedPages::default(),
@@ -554,8 +561,10 @@ fn open_events(arguments: &RunArgs) -> Result<EventLog, AnyError> {
     let Some(path) = &arguments.events else {
         return Ok(EventLog::disabled());
     };
+    let log = |file| EventLog::new(file).reopened_by(Box::new(handles::reopen_events));
+    handles::name_events(path);
     if let Some(file) = handles::events()? {
-        return Ok(EventLog::new(file));
+        return Ok(log(file));
     }
     let opened = EventLog::append_options()
         .open(path)
@@ -563,18 +572,24 @@ fn open_events(arguments: &RunArgs) -> Result<EventLog, AnyError> {
         .map(File::from);
     let file = opened
         .map_err(|error| format!("cannot open the events file {}: {error}", path.display()))?;
-    handles::set_events(&file)?;
-    Ok(EventLog::new(file))
+    handles::set_events(&file, path)?;
+    Ok(log(file))
 }
 
 /// The store of fault reports. A program that the guest executes may be another user's, with the same environment:
-/// where it cannot keep reports, it runs without.
+/// where it cannot keep reports, it keeps them in the directory that was made for it, or runs without.
 fn open_reports(arguments: &RunArgs) -> Result<Option<ReportStore>, AnyError> {
     match ReportStore::open(arguments.report_dir.clone()) {
         Ok(store) => Ok(Some(store)),
         Err(error) if arguments.exec.is_some() => {
-            log::info!("no fault reports: {}", chain(&error));
-            Ok(None)
+            let made = handles::reports().map(|dir| ReportStore::open(Some(dir)));
+            match made {
+                Some(Ok(store)) => Ok(Some(store)),
+                _ => {
+                    log::warn!("no fault reports: {}", chain(&error));
+                    Ok(None)
+                }
+            }
         }
         Err(error) => {
             Err(format!("{}; name another one with --report-dir DIR", chain(&error)).into())

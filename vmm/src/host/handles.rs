@@ -1,11 +1,13 @@
 //! What the monitor opens before the guest may take the way to it away: by `chroot`, by becoming another user. Forked
 //! children have the same descriptors, and programs that the guest executes get them handed on.
 
+use std::ffi::CString;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
-use std::os::unix::ffi::OsStringExt;
-use std::path::PathBuf;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use guest_agentless::Errno;
@@ -36,14 +38,30 @@ static STATS: Handle = Handle::new(|| Err(io::ErrorKind::NotFound.into()));
 /// What all processes of the server share ([`crate::memory::common`]).
 static COMMON: Handle = Handle::new(|| super::memory_file(c"common", 0).and_then(reserved_fd));
 
-static ALL: [&Handle; 7] = [
-    &DEVICE, &PROGRAM, &PROCFS, &MESSAGES, &EVENTS, &STATS, &COMMON,
+/// The directory of the file of events, where that is opened anew when it was renamed.
+static EVENTS_DIRECTORY: Handle = Handle::new(|| Err(io::ErrorKind::NotFound.into()));
+/// The directory for the reports of the user that the guest has become.
+static REPORTS: Handle = Handle::new(|| Err(io::ErrorKind::NotFound.into()));
+
+static ALL: [&Handle; 9] = [
+    &DEVICE,
+    &PROGRAM,
+    &PROCFS,
+    &MESSAGES,
+    &EVENTS,
+    &STATS,
+    &COMMON,
+    &EVENTS_DIRECTORY,
+    &REPORTS,
 ];
 /// Those of them that there may not be: standard error may be closed.
-static OPTIONAL: [&Handle; 3] = [&MESSAGES, &EVENTS, &STATS];
+static OPTIONAL: [&Handle; 5] = [&MESSAGES, &EVENTS, &STATS, &EVENTS_DIRECTORY, &REPORTS];
+
+/// The name of the file of events in its directory.
+static EVENTS_NAME: OnceLock<CString> = OnceLock::new();
 
 /// Numbers of the descriptors, as they are handed on; -1 for what could not be opened.
-pub type Numbers = [RawFd; 7];
+pub type Numbers = [RawFd; 9];
 
 impl Handle {
     const fn new(open: fn() -> io::Result<OwnedFd>) -> Handle {
@@ -63,8 +81,13 @@ impl Handle {
 
     /// It is `file`, here and in what the guest forks and executes.
     fn set(&self, file: &File) -> io::Result<()> {
-        let _ = self.fd.set(reserved_copy(file.as_raw_fd())?);
-        Ok(())
+        let Some(old) = self.fd.get() else {
+            let _ = self.fd.set(reserved_copy(file.as_raw_fd())?);
+            return Ok(());
+        };
+        // SAFETY: takes numbers only; the old descriptor keeps its number and its owner.
+        let set = unsafe { libc::dup3(file.as_raw_fd(), old.as_raw_fd(), libc::O_CLOEXEC) };
+        check(i64::from(set)).map(drop)
     }
 
     /// A descriptor of it, if there is one.
@@ -75,13 +98,21 @@ impl Handle {
     }
 }
 
+impl Handle {
+    /// A path to it for this process, while procfs is there.
+    fn path(&self) -> Option<PathBuf> {
+        let fd = self.fd.get()?.as_raw_fd();
+        Some(format!("/proc/thread-self/fd/{fd}").into())
+    }
+}
+
 fn open_path(path: &std::ffi::CStr, flags: i32) -> io::Result<OwnedFd> {
     open_at(libc::AT_FDCWD, path, flags).and_then(reserved_fd)
 }
 
 fn open_at(directory: RawFd, path: &std::ffi::CStr, flags: i32) -> io::Result<OwnedFd> {
-    // SAFETY: a NUL-terminated path that outlives the call.
-    let fd = unsafe { libc::openat(directory, path.as_ptr(), flags | libc::O_CLOEXEC) };
+    // SAFETY: a NUL-terminated path that outlives the call; the mode is for what is created.
+    let fd = unsafe { libc::openat(directory, path.as_ptr(), flags | libc::O_CLOEXEC, 0o666) };
     check(i64::from(fd))?;
     // SAFETY: a new descriptor that nobody else owns.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
@@ -106,6 +137,8 @@ pub fn open_all() {
     for handle in ALL {
         let _ = handle.get();
     }
+    let standard = [libc::STDOUT_FILENO, libc::STDERR_FILENO];
+    let _ = STREAMS.set(standard.into_iter().filter_map(identity).collect());
 }
 
 /// Keeps them open in the program that is executed next, which is told the numbers.
@@ -139,9 +172,87 @@ pub fn close_others(kept: Option<RawFd>) {
     super::close_range(from, i32::MAX);
 }
 
-/// The file of events is `file`, here and in what the guest forks and executes.
-pub fn set_events(file: &File) -> io::Result<()> {
-    EVENTS.set(file)
+/// The file of events is `file` at `path`, here and in what the guest forks and executes.
+pub fn set_events(file: &File, path: &Path) -> io::Result<()> {
+    EVENTS.set(file)?;
+    let above = path.parent().filter(|above| !above.as_os_str().is_empty());
+    let above = CString::new(above.unwrap_or(Path::new(".")).as_os_str().as_bytes())?;
+    let directory = open_path(&above, libc::O_PATH | libc::O_DIRECTORY)?;
+    EVENTS_DIRECTORY.set(&File::from(directory))
+}
+
+/// The file of events has that path, which was handed on.
+pub fn name_events(path: &Path) {
+    let name = path
+        .file_name()
+        .and_then(|n| CString::new(n.as_bytes()).ok());
+    if let Some(name) = name {
+        let _ = EVENTS_NAME.set(name);
+    }
+}
+
+/// Opens the file of events anew if it has been renamed or removed, as programs do that rotate logs.
+///
+/// Links are not followed: the directory may be one in which the guest can write.
+pub fn reopen_events(current: &File) -> Option<File> {
+    let (name, directory) = EVENTS_NAME.get().zip(EVENTS_DIRECTORY.fd.get())?;
+    let metadata = current.metadata().ok().filter(|m| m.is_file())?;
+    match named(directory.as_fd(), name) {
+        Ok(found) if found.st_mode & libc::S_IFMT != libc::S_IFREG => return None,
+        Ok(found) if (found.st_dev, found.st_ino) == (metadata.dev(), metadata.ino()) => {
+            return None;
+        }
+        Ok(_) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(_) => return None,
+    }
+    let flags = libc::O_WRONLY | libc::O_APPEND | libc::O_CREAT | libc::O_NOFOLLOW;
+    // Where this user may not, the old file goes on.
+    let file = open_at(directory.as_raw_fd(), name, flags).and_then(reserved_fd);
+    file.ok().map(File::from)
+}
+
+/// What `name` in `directory` is; of a link, the link itself.
+fn named(directory: BorrowedFd<'_>, name: &std::ffi::CStr) -> io::Result<libc::stat> {
+    let mut found = std::mem::MaybeUninit::<libc::stat>::uninit();
+    // SAFETY: a NUL-terminated path, and room for one `struct stat`.
+    let done = unsafe {
+        libc::fstatat(
+            directory.as_raw_fd(),
+            name.as_ptr(),
+            found.as_mut_ptr(),
+            libc::AT_SYMLINK_NOFOLLOW,
+        )
+    };
+    check(i64::from(done))?;
+    // SAFETY: the call has succeeded, and filled it in.
+    Ok(unsafe { found.assume_init() })
+}
+
+/// Reports are kept in `directory` by what the guest executes, if it cannot keep them where they belong.
+pub fn set_reports(directory: &File) -> io::Result<()> {
+    REPORTS.set(directory)
+}
+
+/// That directory.
+pub fn reports() -> Option<PathBuf> {
+    REPORTS.path()
+}
+
+/// The files that standard output and standard error were at first, by device and number.
+static STREAMS: OnceLock<Vec<(u64, u64)>> = OnceLock::new();
+
+fn identity(fd: RawFd) -> Option<(u64, u64)> {
+    // SAFETY: the descriptor is only looked at, and not closed.
+    let file = std::mem::ManuallyDrop::new(unsafe { File::from_raw_fd(fd) });
+    let metadata = file.metadata().ok()?;
+    Some((metadata.dev(), metadata.ino()))
+}
+
+/// Whether `fd` is the file that standard output or standard error was when the program began.
+pub fn is_standard_stream(fd: RawFd) -> bool {
+    let streams = STREAMS.get().into_iter().flatten();
+    identity(fd).is_some_and(|own| streams.into_iter().any(|stream| *stream == own))
 }
 
 /// A descriptor of the file of events, if there is one.
@@ -174,6 +285,9 @@ pub fn common() -> io::Result<BorrowedFd<'static>> {
     COMMON.get()
 }
 
+/// How long a line for standard error waits for a reader, in milliseconds.
+const MESSAGE_PATIENCE: i32 = 200;
+
 /// Where the monitor says what it has to say: standard error, as it was before the guest had it.
 #[derive(Debug, Clone, Copy)]
 pub struct Messages;
@@ -181,7 +295,13 @@ pub struct Messages;
 impl Write for Messages {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         super::signals::without_file_size_signal(|| match MESSAGES.fd.get() {
-            Some(fd) => super::write_all(fd.as_raw_fd(), bytes, None).map(|()| bytes.len()),
+            Some(fd) => {
+                // What nobody reads must not stop the server: the line is dropped.
+                if super::wait_writable(fd.as_raw_fd(), MESSAGE_PATIENCE)? {
+                    super::write_all(fd.as_raw_fd(), bytes, None)?;
+                }
+                Ok(bytes.len())
+            }
             None => io::stderr().write(bytes),
         })
     }

@@ -4,8 +4,11 @@
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::OnceLock;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::SystemTime;
 
+use recovery::learn::Lessons;
+use recovery::repeat::News;
 use recovery::stats::Stats;
 
 use crate::host::{self, handles};
@@ -25,6 +28,12 @@ pub struct Common {
     pub has_forked: AtomicBool,
     /// The right to touch memory that the guests share.
     pub shared_memory: Token,
+    /// A number that no other server has.
+    instance: AtomicU64,
+    /// The faults that standard error has a line of.
+    pub news: News,
+    /// What `--learn` has learned in any process.
+    pub lessons: Lessons,
 }
 
 /// That of the server to which this process belongs; a new one unless one `is_handed_on`. It stays for as long as any
@@ -50,8 +59,23 @@ pub fn open(is_handed_on: bool) -> io::Result<&'static Common> {
     unsafe {
         (&raw mut (*start).stats).write(Stats::new());
         (&raw mut (*start).probe).write(OnceLock::new());
+        (*start).instance.store(new_instance(), Ordering::Relaxed);
         Ok(&*start)
     }
+}
+
+impl Common {
+    /// What tells the server's events from those of others: sixteen hexadecimal digits.
+    pub fn instance(&self) -> String {
+        format!("{:016x}", self.instance.load(Ordering::Relaxed))
+    }
+}
+
+/// The time in units of 2^-22 s, and the process.
+fn new_instance() -> u64 {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    let nanos = now.map_or(0, |time| time.as_nanos());
+    ((nanos >> 8) as u64) << 22 | u64::from(std::process::id()) & 0x3f_ffff
 }
 
 fn map(file: RawFd) -> io::Result<*mut Common> {

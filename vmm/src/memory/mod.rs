@@ -21,7 +21,8 @@ pub use locked::LockedPages;
 pub use monitor::MonitorRegion;
 pub use own_limits::{Limit, OwnLimits};
 pub use reserved::{
-    first_reserved, keep_descriptor_limits, kept_copy, own_descriptors, reserved_copy, reserved_fd,
+    TooFewDescriptors, enough_descriptors, first_reserved, keep_descriptor_limits, kept_copy,
+    own_descriptors, reserved_copy, reserved_fd,
 };
 pub use space::{
     AddressSpace, Attempt, PROGRAM_BASE, Resolution, STACK_TOP, Source, Stash, is_common,

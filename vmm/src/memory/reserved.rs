@@ -13,11 +13,43 @@ const RESERVED: u64 = 2048;
 /// Descriptors for the guest, at most.
 const MOST: u64 = 1 << 20;
 
+/// Descriptors that the monitor needs for itself: about 25, and one for each thread of the guest.
+const NEEDED: u64 = 64;
+/// Descriptors that a guest is left with at the least.
+const GUEST_NEEDED: u64 = 64;
+
+/// The limit on descriptors leaves no room for the monitor, and may not be raised.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the limit on open files is {limit}, and this user may not raise it; at least {needed} are needed, and 1024 for an \
+     ordinary server: `ulimit -n 1024`"
+)]
+pub struct TooFewDescriptors {
+    /// The hard limit.
+    pub limit: u64,
+    /// What it must be.
+    pub needed: u64,
+}
+
+/// Whether there is room for the monitor's descriptors beside the guest's.
+pub fn enough_descriptors() -> Result<(), TooFewDescriptors> {
+    let Limits { first, end, .. } = limits();
+    match (end - first) as u64 >= NEEDED && *first as u64 >= GUEST_NEEDED {
+        true => Ok(()),
+        false => Err(TooFewDescriptors {
+            limit: *end as u64,
+            needed: NEEDED + GUEST_NEEDED,
+        }),
+    }
+}
+
 struct Limits {
     /// The first reserved descriptor.
     first: i32,
     /// The first of those among them that stand for what is the guest's.
     first_kept: i32,
+    /// The host's limit: where they end.
+    end: i32,
     /// The guest's limits, soft and hard: those that the monitor was started with.
     guest: Limit,
 }
@@ -49,7 +81,7 @@ pub fn keep_descriptor_limits(guest: Limit) {
 }
 
 /// Makes room for the monitor's descriptors above the guest's. Where the hard limit may not be raised, the guest gets
-/// EMFILE an eighth before it.
+/// EMFILE an eighth before it, and at least [`NEEDED`] descriptors.
 fn make_room(guest: Limit) -> Limits {
     let set = |limit| set_host_limit(libc::RLIMIT_NOFILE, (limit, limit));
     let hard = guest.1.min(MOST);
@@ -57,13 +89,14 @@ fn make_room(guest: Limit) -> Limits {
         Ok(()) => (hard, RESERVED),
         Err(_) => {
             let _ = set(hard);
-            let reserved = RESERVED.min(hard / 8);
+            let reserved = RESERVED.min((hard / 8).max(NEEDED)).min(hard / 2);
             (hard - reserved, reserved)
         }
     };
     Limits {
         first: first as i32,
         first_kept: (first + reserved / 2) as i32,
+        end: (first + reserved) as i32,
         guest,
     }
 }

@@ -11,7 +11,7 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use clap::ValueEnum;
 use guest_agentless::vma::FileBacking;
@@ -92,6 +92,8 @@ pub struct Image {
     pub dispositions: Dispositions,
     /// See [`State::own_limits`].
     pub own_limits: OwnLimits,
+    /// When it was taken.
+    pub taken: SystemTime,
     /// Mappings that the guest has unmapped since, contents and all, and which parts of them it needs.
     pub aside: Vec<(Vec<Stash>, Vec<SavedPages>)>,
 }
@@ -263,6 +265,7 @@ impl Thread {
             heap: state.space.heap(),
             dispositions: state.dispositions.clone(),
             own_limits: state.own_limits,
+            taken: SystemTime::now(),
             vmas,
             aside: Vec::new(),
         })
@@ -297,12 +300,13 @@ impl State {
         self.files.drop_image();
     }
 
-    /// The guest has written to `fd`. Files keep what they are given through a restart; the standard streams
-    /// are nobody's memory.
+    /// The guest has written to `fd`. Files keep what they are given through a restart; the standard streams, and
+    /// whatever else leads to their files, are nobody's memory.
     pub fn note_file_write(&mut self, fd: i32) {
         if fd > libc::STDERR_FILENO
             && !self.restart.files_changed
             && self.files.kind(fd) == Kind::File
+            && !host::handles::is_standard_stream(fd)
         {
             self.restart.files_changed = true;
         }

@@ -87,7 +87,7 @@ mod tests {
     #[test]
     fn what_is_written_is_read() {
         let inherited = Inherited {
-            handles: [2049, 2050, 2051, -1, 2052, -1, 2053],
+            handles: [2049, 2050, 2051, -1, 2052, -1, 2053, -1, 2054],
             limits: OwnLimits {
                 descriptors: (1024, 4096),
                 address_space: (u64::MAX, u64::MAX),

@@ -53,7 +53,7 @@ use guest_agentless::seccomp::Filters;
 use parking_lot::FairMutex;
 use recovery::Tracker;
 use recovery::ladder::Ladder;
-use recovery::learn::Offenders;
+use recovery::learn::SharedOffenders;
 use recovery::stats::Stats;
 
 use crate::host::handles::{self, Messages};
@@ -161,7 +161,7 @@ pub struct State {
     /// The image of the process, to restart it from.
     pub restart: image::RestartState,
     /// The inputs that have crashed the server, where they are to be refused.
-    pub offenders: Option<Offenders>,
+    pub offenders: Option<SharedOffenders>,
     /// Limits of resources that are the guest's and not the host's.
     pub own_limits: OwnLimits,
     /// What is known of the heap, if it is verified.

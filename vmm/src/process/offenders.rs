@@ -18,6 +18,7 @@ use super::effects::Deferred;
 use super::reporter::FaultRecord;
 use super::thread::Thread;
 use crate::host;
+use crate::memory::common::Common;
 
 impl Domain {
     /// The whole of what the server got to see, if it began with that.
@@ -30,7 +31,7 @@ impl Domain {
 impl State {
     /// A request with a whole input was abandoned. If that did not go as it should (it was committed early, or
     /// others have used what it wrote), the fault may be somebody else's doing.
-    pub fn request_crashed(&mut self, record: &FaultRecord) {
+    pub fn request_crashed(&mut self, common: &Common, record: &FaultRecord) {
         let (Outcome::Recovered, Some(offenders)) = (record.outcome, &mut self.offenders) else {
             return;
         };
@@ -42,7 +43,7 @@ impl State {
             kind: record.kind,
             rip: record.rip,
         };
-        offenders.crashed(&record.input, site, Instant::now());
+        offenders.crashed(&common.lessons, &record.input, site, Instant::now());
     }
 }
 
@@ -60,16 +61,20 @@ impl Thread {
             state.files.set_owing(fd);
         }
         if let (Some(offenders), Some(input)) = (&mut state.offenders, domain.whole_input()) {
-            offenders.succeeded(input, Instant::now());
+            offenders.succeeded(&self.process.common.lessons, input, Instant::now());
         }
     }
 
     /// Whether the guest must not get to see `bytes`, which begin a request on the connection `fd`. The
     /// connection has ended then. `filled` says that the guest has asked for no more than that.
     pub fn refuses(&self, state: &mut State, fd: i32, bytes: &[u8], filled: bool) -> bool {
-        let Some(offenders) = state.offenders.as_mut().filter(|o| !o.is_empty()) else {
+        let Some(offenders) = &mut state.offenders else {
             return false;
         };
+        let offenders = offenders.known(&self.process.common.lessons, Instant::now());
+        if offenders.is_empty() {
+            return false;
+        }
         if state.files.is_owing(fd) {
             return false;
         }

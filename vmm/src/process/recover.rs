@@ -5,6 +5,7 @@ use std::time::{Duration, Instant, SystemTime};
 use guest_agentless::{Errno, PAGE_SIZE, Signal, Vma};
 use recovery::event::Outcome;
 use recovery::ladder::{FaultSite, GiveUpReason, Rung};
+use recovery::report::NOT_SERVING;
 use recovery::tracker::RestoredPage;
 use recovery::{Journal, Origin, stats};
 
@@ -54,12 +55,7 @@ impl Thread {
                 return Ok(Flow::Continue);
             }
             self.process.stats.ladder.give_up.inc();
-            self.give_up(
-                turn,
-                fault,
-                &registers,
-                "the server was not serving requests yet".into(),
-            );
+            self.give_up(turn, fault, &registers, NOT_SERVING.into());
             return Ok(Flow::Continue);
         };
         if self.process.options.give_up {
@@ -308,7 +304,7 @@ impl Thread {
             ),
         };
         if teaches {
-            state.request_crashed(&record);
+            state.request_crashed(self.process.common, &record);
         }
         record.pause = begun.elapsed();
         self.process

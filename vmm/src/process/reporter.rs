@@ -25,6 +25,7 @@ use std::time::{Duration, SystemTime};
 use guest_agentless::{PageNumber, Vma};
 use recovery::Origin;
 use recovery::event::{Event, EventLog, FaultKind, Outcome};
+use recovery::repeat::News;
 use recovery::report::ReportStore;
 use recovery::tracker::PageContent;
 
@@ -127,8 +128,19 @@ pub struct Reporter {
 
 impl Reporter {
     /// Without a `store` no reports are saved; their cores hold `core_pages` pages of memory at most.
-    pub fn new(events: EventLog, store: Option<ReportStore>, core_pages: usize) -> Reporter {
-        Reporter::of(Writer::new(events, store, core_pages))
+    /// `news` are the faults that standard error has a line of.
+    pub fn new(
+        events: EventLog,
+        store: Option<ReportStore>,
+        core_pages: usize,
+        news: &'static News,
+    ) -> Reporter {
+        Reporter::of(Writer::new(events, store, core_pages, news))
+    }
+
+    /// The store of reports, if they are saved.
+    pub fn store(&self) -> Option<&ReportStore> {
+        self.writer.store()
     }
 
     fn of(writer: Writer) -> Reporter {
@@ -142,7 +154,9 @@ impl Reporter {
 
     /// In a forked child, whose parent has this one: a reporter to the same places.
     pub fn for_child(&self) -> io::Result<Reporter> {
-        let events = handles::events()?.map_or_else(EventLog::disabled, EventLog::new);
+        let events = handles::events()?.map_or_else(EventLog::disabled, |file| {
+            EventLog::new(file).reopened_by(Box::new(handles::reopen_events))
+        });
         Ok(Reporter::of(self.writer.for_child(events)))
     }
 

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use guest_agentless::{GuestRange, Signal, Vma};
 use recovery::Origin;
-use recovery::event::{Event, Hex, Outcome, signal_name};
+use recovery::event::{Event, Hex, Outcome, rfc3339, signal_name};
 use recovery::stats;
 use recovery::tracker::{ImageRestored, SavedPages};
 
@@ -144,6 +144,11 @@ impl Thread {
             thread: record.thread,
             rip: Hex(record.rip),
             origin: origin.to_string(),
+            lost_since: turn
+                .restart
+                .image
+                .as_ref()
+                .map_or_else(String::new, |i| rfc3339(i.taken)),
             pause_us: stats::micros(record.pause),
             pages_restored: pages.pages,
             connections_reset: files.connections,
@@ -184,6 +189,7 @@ impl Thread {
         fault: Fault,
         what: &str,
     ) -> ! {
+        record.rung = "give-up";
         record.reason = Some(format!(
             "the restart in place failed: {what} could not be put back"
         ));

@@ -89,7 +89,6 @@ fn finish(process: &Process, status: Option<i32>, signal: Option<Signal>) -> ! {
     let name = signal.map(|signal| signal_name(signal.raw()));
     if !process.options.is_child {
         process.reporter.emit(Event::Exited {
-            pid: std::process::id(),
             status,
             signal: name,
         });

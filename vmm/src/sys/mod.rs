@@ -258,15 +258,8 @@ impl Call<'_, '_> {
 
     /// Takes note of a call that changes files: a restart in place would not undo it.
     fn note_file_change(&mut self) {
-        const CHANGES: [i64; 21] = [
-            libc::SYS_pwritev,
-            libc::SYS_pwritev2,
-            libc::SYS_ftruncate,
+        const CHANGES: [i64; 14] = [
             libc::SYS_truncate,
-            libc::SYS_fallocate,
-            libc::SYS_copy_file_range,
-            libc::SYS_splice,
-            libc::SYS_sendfile,
             libc::SYS_rename,
             libc::SYS_renameat,
             libc::SYS_renameat2,
@@ -281,8 +274,24 @@ impl Call<'_, '_> {
             libc::SYS_rmdir,
             libc::SYS_creat,
         ];
-        if CHANGES.contains(&i64::from(self.row.number)) {
+        let number = i64::from(self.row.number);
+        if CHANGES.contains(&number) {
             self.state.restart.files_changed = true;
+        }
+        match number {
+            libc::SYS_pwritev
+            | libc::SYS_pwritev2
+            | libc::SYS_ftruncate
+            | libc::SYS_fallocate
+            | libc::SYS_sendfile => {
+                let to = self.int(0);
+                self.state.note_file_write(to);
+            }
+            libc::SYS_copy_file_range | libc::SYS_splice => {
+                let to = self.int(2);
+                self.state.note_file_write(to);
+            }
+            _ => {}
         }
     }
 

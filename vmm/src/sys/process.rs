@@ -3,6 +3,7 @@
 use guest_agentless::Errno;
 
 use super::{Call, Handler};
+use crate::host::handles;
 use crate::memory::{Limit, window};
 use crate::process::domain::Early;
 use crate::process::effects::{HostCall, Undo};
@@ -34,10 +35,29 @@ pub fn handler(number: i64) -> Option<Handler> {
 /// Reports are kept where the monitor was told to, whatever the guest may do from now on: the thread that writes them
 /// has its rights already.
 fn change_rights(call: &mut Call) -> Result<u64, Errno> {
+    let reporter = &call.thread.process.reporter;
     if call.thread.process.options.protect {
-        call.thread.process.reporter.start();
+        reporter.start();
+    }
+    // A program that the new user executes has a reporter of its own.
+    let user = new_user(i64::from(call.row.number), call.args);
+    if let (Some(user), Some(store)) = (user, reporter.store()) {
+        let made = store.directory_of(user);
+        if let Err(error) = made.and_then(|directory| handles::set_reports(&directory)) {
+            log::debug!("no directory for the reports of user {user}: {error}");
+        }
     }
     call.pass_by_class()
+}
+
+/// The effective user after the call, if it is to be another one.
+fn new_user(number: i64, args: [u64; 6]) -> Option<u32> {
+    let user = match number {
+        libc::SYS_setuid => args[0],
+        libc::SYS_setreuid | libc::SYS_setresuid => args[1],
+        _ => return None,
+    } as u32;
+    (user != u32::MAX && user != crate::host::effective_user()).then_some(user)
 }
 
 const ARCH_SET_GS: u64 = 0x1001;

@@ -213,6 +213,7 @@ fn unusable_directories_are_refused_at_once() {
 fn a_failed_save_is_an_error() {
     let (_dir, store) = store();
     fs::remove_dir_all(store.archive().dir()).unwrap();
+    fs::write(store.archive().dir(), "in the way").unwrap();
     assert!(store.save(&sample(at(1))).is_err());
 }
 
@@ -334,4 +335,38 @@ fn cores_become_too_old_with_their_reports() {
     let old = with_core(&store, 100, 10);
     store.prune();
     assert!(!store.archive().path(&old.id).exists());
+}
+
+#[test]
+fn a_directory_that_was_removed_is_made_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("reports");
+    let store = ReportStore::open(Some(path.clone())).unwrap();
+    fs::remove_dir_all(&path).unwrap();
+    store.save(&sample(UNIX_EPOCH)).unwrap();
+    assert_eq!(store.archive().list().unwrap().len(), 1);
+}
+
+#[test]
+fn reports_of_another_user_are_listed_and_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = ReportStore::open(Some(dir.path().to_owned())).unwrap();
+    let own = fs::metadata(dir.path()).unwrap().uid();
+    // To give a directory away takes rights that a test may not have.
+    let user = if own == 0 { 12_345 } else { own };
+    let file = store.directory_of(user).unwrap();
+    assert_eq!(file.metadata().unwrap().uid(), user);
+    let other = ReportStore::open(Some(dir.path().join(format!("uid-{user}")))).unwrap();
+    let report = sample(UNIX_EPOCH);
+    other.save(&report).unwrap();
+    assert_eq!(store.archive().list().unwrap().len(), 1);
+    assert_eq!(store.archive().load("last").unwrap().id, report.id);
+    // Links of the other user lead nowhere.
+    let json = dir
+        .path()
+        .join(format!("uid-{user}/{}/report.json", report.id));
+    fs::rename(&json, dir.path().join("elsewhere")).unwrap();
+    std::os::unix::fs::symlink(dir.path().join("elsewhere"), &json).unwrap();
+    assert!(store.archive().list().unwrap().is_empty());
+    assert!(store.archive().read(&report.id).is_err());
 }

@@ -19,6 +19,8 @@ pub(super) struct Facts {
     pub kvm: Result<KvmFacts, i32>,
     /// Soft limit of open files; `u64::MAX` is no limit.
     pub open_files: Option<u64>,
+    /// Whether the monitor's own fit beside the server's.
+    pub(super) descriptors: Result<(), crate::memory::TooFewDescriptors>,
     /// Soft limit of the address space in bytes; `u64::MAX` is no limit.
     pub address_space: Option<u64>,
     /// `vm.overcommit_memory`.
@@ -71,6 +73,7 @@ impl Facts {
                 .map(|kvm| KvmFacts::gather(&kvm))
                 .map_err(|error| error.errno()),
             open_files: parse_limit(&limits, "Max open files"),
+            descriptors: crate::memory::enough_descriptors(),
             address_space: parse_limit(&limits, "Max address space"),
             overcommit: sysctl("vm/overcommit_memory"),
             mmap_min_addr: sysctl("vm/mmap_min_addr"),

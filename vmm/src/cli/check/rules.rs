@@ -2,6 +2,7 @@
 
 use super::Finding;
 use super::facts::{Cpu, Facts, KvmFacts};
+use crate::memory::TooFewDescriptors;
 
 /// The first Linux whose KVM has a dirty ring.
 const MIN_KERNEL: (u32, u32) = (5, 11);
@@ -38,7 +39,10 @@ pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
         Err(errno) => findings.push(kvm_unavailable(*errno, &facts.cpu)),
     }
     findings.extend([
-        open_files(facts.open_files),
+        match facts.descriptors {
+            Ok(()) => open_files(facts.open_files),
+            Err(error) => too_few_files(error),
+        },
         address_space(facts.address_space),
         overcommit(facts.overcommit),
         mmap_min_addr(facts.mmap_min_addr),
@@ -172,6 +176,15 @@ fn kvm_capabilities(kvm: &KvmFacts) -> Vec<Finding> {
     ]
 }
 
+fn too_few_files(error: TooFewDescriptors) -> Finding {
+    let TooFewDescriptors { limit, needed } = error;
+    Finding::missing(
+        "open files",
+        format!("up to {limit}, and this user may not raise it: at least {needed} are needed"),
+        "ulimit -n 65536 (of a systemd unit: LimitNOFILE=65536)",
+    )
+}
+
 fn open_files(limit: Option<u64>) -> Finding {
     let mend = "ulimit -n 65536";
     match limit {
@@ -268,6 +281,7 @@ mod tests {
                 address_bits: Some(48),
             }),
             open_files: Some(20_000),
+            descriptors: Ok(()),
             address_space: Some(u64::MAX),
             overcommit: Some(0),
             mmap_min_addr: Some(65_536),
@@ -365,6 +379,18 @@ mod tests {
             assert_eq!((level, found), (Level::Missing, requirement));
         }
         assert_eq!(only(|f| kvm(f).address_bits = None).0, Level::Missing);
+    }
+
+    #[test]
+    fn too_few_descriptors_are_refused_with_the_number() {
+        let too_few = TooFewDescriptors {
+            limit: 64,
+            needed: 128,
+        };
+        let findings = spoilt(|f| f.descriptors = Err(too_few));
+        assert_eq!(findings.len(), 1);
+        assert_eq!(findings[0].level, Level::Missing);
+        assert!(findings[0].found.contains("64") && findings[0].found.contains("128"));
     }
 
     #[test]

@@ -23,7 +23,6 @@ pub(super) fn report(record: FaultRecord, stack: Vec<Frame>) -> FaultReport {
         symbol: stack.first().and_then(symbol),
         rung: r.rung.to_owned(),
         registers: registers.collect(),
-        stack,
         peer: r.peer,
         input: Excerpt::new(&r.input),
         pages_written: r.pages_written,
@@ -39,6 +38,7 @@ pub(super) fn report(record: FaultRecord, stack: Vec<Frame>) -> FaultReport {
             r.time, r.outcome, r.signal, r.kind, r.thread, r.rip, r.origin,
         )
     }
+    .with_stack(stack)
 }
 
 /// `function+0x12`, or `libc.so.6+0x12` where the function is not known.

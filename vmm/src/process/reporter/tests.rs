@@ -159,7 +159,7 @@ impl Fixture {
         let dir = tempfile::tempdir().unwrap();
         let events = event_log(&dir.path().join("events"));
         let store = ReportStore::open(Some(dir.path().join("reports"))).unwrap();
-        let reporter = Reporter::new(events, Some(store), 0);
+        let reporter = Reporter::new(events, Some(store), 0, Box::leak(Box::default()));
         Fixture { dir, reporter }
     }
 
@@ -431,7 +431,7 @@ fn while_much_waits_no_memory_is_taken() {
 fn without_a_store_there_are_events_only() {
     let dir = tempfile::tempdir().unwrap();
     let events = event_log(&dir.path().join("events"));
-    let reporter = Reporter::new(events, None, 0);
+    let reporter = Reporter::new(events, None, 0, Box::leak(Box::default()));
     reporter.fault(record());
     drop(reporter);
     let text = fs::read_to_string(dir.path().join("events")).unwrap();

@@ -5,12 +5,12 @@ use std::error::Error;
 use std::io;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::{Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use guest_agentless::Vma;
-use recovery::event::EventLog;
-use recovery::repeat::{Detail, Repeats};
-use recovery::report::{FaultReport, Frame, ReportId, ReportStore, SaveError, Tally};
+use recovery::event::{EventLog, FaultKind};
+use recovery::repeat::{Detail, News, Repeats};
+use recovery::report::{FaultReport, Frame, Notice, ReportId, ReportStore, SaveError, Tally};
 use recovery::tracker::PageContent;
 
 use super::FaultRecord;
@@ -22,6 +22,9 @@ use crate::process::quarantine::Quarantine;
 
 /// Pages that are mapped in advance at most.
 const MAPPED_LIMIT: usize = 1024;
+
+/// A refused `exit` has a line again after this time: whoever has tried it looks for the reason.
+const EXIT_LINE_AFTER: Duration = Duration::from_secs(1);
 
 /// Places that are remembered.
 const TOLD_LIMIT: usize = 1024;
@@ -41,11 +44,20 @@ pub(super) struct Writer {
     spare: Mutex<Option<Vec<PageContent>>>,
     /// Places (instruction and stack pointer) of faults that only counted up: no cores are made of them.
     told: Mutex<HashSet<(u64, u64)>>,
+    /// The faults that standard error has a line of.
+    news: &'static News,
+    /// When the last line about a refused `exit` was written.
+    exit_line: Mutex<Option<Instant>>,
 }
 
 impl Writer {
     /// A writer to `events` and `store`, with cores of so many pages.
-    pub(super) fn new(events: EventLog, store: Option<ReportStore>, core_pages: usize) -> Writer {
+    pub(super) fn new(
+        events: EventLog,
+        store: Option<ReportStore>,
+        core_pages: usize,
+        news: &'static News,
+    ) -> Writer {
         Writer {
             events,
             store,
@@ -54,18 +66,29 @@ impl Writer {
             logged: Mutex::default(),
             spare: Mutex::default(),
             told: Mutex::default(),
+            news,
+            exit_line: Mutex::default(),
         }
+    }
+
+    /// The store of reports, if they are saved.
+    pub(super) fn store(&self) -> Option<&ReportStore> {
+        self.store.as_ref()
     }
 
     /// A writer of a forked child to the same places; `events` is its own descriptor of the file of events.
     pub(super) fn for_child(&self, events: EventLog) -> Writer {
-        Writer::new(events, self.store.clone(), self.core_pages)
+        let events = events.of(self.events.sender().clone());
+        Writer::new(events, self.store.clone(), self.core_pages, self.news)
     }
 
     /// Writes `item`. For a fault the report comes first, so that whoever sees the event finds it.
     pub(super) fn write(&self, symbolizer: &mut Symbolizer, item: Item) {
         match item {
-            Item::Event(event) => self.events.emit(&event),
+            Item::Event(event) => {
+                say(Notice::of_event(&event));
+                self.events.emit(&event);
+            }
             Item::Room => self.prepare_room(),
             Item::Fault(mut record) => {
                 let frames = frames(symbolizer, &record);
@@ -74,6 +97,12 @@ impl Writer {
                 let site = (record.rip, record.rsp);
                 let mut report = compose::report(*record, frames);
                 let told = self.tell(&mut report, quarantine.as_deref(), &mappings);
+                let is_new = self.is_news(&report);
+                say(Notice::of_fault(
+                    &report,
+                    is_new,
+                    told.as_ref().map(ReportId::as_str),
+                ));
                 self.note_told(site, told.as_ref().is_some_and(|id| *id != report.id));
                 if let Some(quarantine) = quarantine {
                     self.give_room(quarantine.contents);
@@ -100,7 +129,7 @@ impl Writer {
         let fault = report.identify();
         report.fault = fault.to_string();
         let mut repeats = self.repeats.lock().unwrap_or_else(PoisonError::into_inner);
-        let repeat = repeats.note(fault, report.outcome, Instant::now());
+        let repeat = repeats.note(fault, report.kind, report.outcome, Instant::now());
         report.repeat = repeat.count;
         let store = self.store.as_ref()?;
         if let Detail::Tally { first, more } = repeat.detail {
@@ -133,6 +162,23 @@ impl Writer {
                 None
             }
         }
+    }
+
+    /// Whether standard error is to have a line about the fault.
+    fn is_news(&self, report: &FaultReport) -> bool {
+        let is_new = self.news.is_new(report.identify(), report.outcome);
+        if report.kind != FaultKind::Exit {
+            return is_new;
+        }
+        let mut last = self
+            .exit_line
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let is_due = last.is_none_or(|at| at.elapsed() >= EXIT_LINE_AFTER);
+        if is_new || is_due {
+            *last = Some(Instant::now());
+        }
+        is_new || is_due
     }
 
     /// Whether reports are saved.
@@ -196,6 +242,13 @@ impl Writer {
             let cause = cause.map_or_else(String::new, |cause| format!(": {cause}"));
             log::warn!("{error}{cause}; further failures of this kind are not logged");
         }
+    }
+}
+
+/// Writes the line, if there is one, to standard error.
+fn say(notice: Option<Notice>) {
+    if let Some(Notice { level, text }) = notice {
+        log::log!(target: "vmsrs", level, "{text}");
     }
 }
 
