@@ -54,6 +54,10 @@ fn each_new_fault_is_one_line_and_a_refused_exit_names_the_option() {
         thread::sleep(Duration::from_millis(50));
     }
     server.await_events("recovered", 6).unwrap();
+    let begun = std::time::Instant::now();
+    while lines(&server, "WARN").len() < 2 && begun.elapsed() < PATIENCE {
+        thread::sleep(Duration::from_millis(20));
+    }
     let warnings = lines(&server, "WARN");
     assert!(warnings.len() >= 2, "{warnings:#?}");
     assert!(

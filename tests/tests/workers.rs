@@ -197,6 +197,7 @@ fn a_backend_of_postgresql_crashes_alone() {
         assert!((database.visit)(port, "crash-this").is_err());
         (database.visit)(port, &format!("after-{n}")).unwrap();
     }
+    server.await_events("recovered", 10).unwrap();
     let counts = outcomes(&server);
     assert_eq!(counts.get("recovered"), Some(&10), "{counts:?}");
     server.signal(database.stop).unwrap();

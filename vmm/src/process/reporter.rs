@@ -260,7 +260,12 @@ fn work(writer: &Writer, queue: &Queue, apart: mpsc::Sender<()>) {
     }
     let _ = apart.send(());
     let mut symbolizer = Symbolizer::default();
-    while let Some(item) = queue.pop_or(PRUNE_PERIOD, || writer.prune()) {
+    let idle = || {
+        writer.say_pending();
+        writer.prune();
+        PRUNE_PERIOD
+    };
+    while let Some(item) = queue.pop_or(writer.patience(PRUNE_PERIOD), idle) {
         if matches!(item, Item::Fault(_)) {
             writer.prepare_room();
         }

@@ -90,11 +90,15 @@ impl Queue {
     /// Takes the oldest item, and waits for one; none when the queue is closed and empty.
     #[cfg(test)]
     pub(super) fn pop(&self) -> Option<Item> {
-        self.pop_or(Duration::from_secs(3600), || ())
+        self.pop_or(Duration::from_secs(3600), || Duration::from_secs(3600))
     }
 
-    /// Likewise; calls `idle` whenever nothing came for so long.
-    pub(super) fn pop_or(&self, period: Duration, mut idle: impl FnMut()) -> Option<Item> {
+    /// The next item; calls `idle` when nothing came for `period`, and again after the time that this returns.
+    pub(super) fn pop_or(
+        &self,
+        mut period: Duration,
+        mut idle: impl FnMut() -> Duration,
+    ) -> Option<Item> {
         let mut state = self.lock();
         loop {
             if let Some(item) = state.items.pop_front() {
@@ -112,7 +116,7 @@ impl Queue {
             state = after;
             if waited.timed_out() {
                 drop(state);
-                idle();
+                period = idle();
                 state = self.lock();
             }
         }

@@ -26,6 +26,10 @@ const MAPPED_LIMIT: usize = 1024;
 /// A refused `exit` has a line again after this time: whoever has tried it looks for the reason.
 const EXIT_LINE_AFTER: Duration = Duration::from_secs(1);
 
+/// A line about a refused `exit` is put off for so long: a program that ends all the same, once the connection is
+/// reset, has nothing to be told.
+const EXIT_LINE_DELAY: Duration = Duration::from_millis(300);
+
 /// Places that are remembered.
 const TOLD_LIMIT: usize = 1024;
 
@@ -46,6 +50,10 @@ pub(super) struct Writer {
     told: Mutex<HashSet<(u64, u64)>>,
     /// The faults that standard error has a line of.
     news: &'static News,
+    /// It writes for a forked child, whose `exit` ends no server.
+    is_child: bool,
+    /// A line about a refused `exit`, and when it was refused.
+    pending: Mutex<Option<(Instant, Notice)>>,
     /// When the last line about a refused `exit` was written.
     exit_line: Mutex<Option<Instant>>,
 }
@@ -67,6 +75,8 @@ impl Writer {
             spare: Mutex::default(),
             told: Mutex::default(),
             news,
+            is_child: false,
+            pending: Mutex::default(),
             exit_line: Mutex::default(),
         }
     }
@@ -79,11 +89,17 @@ impl Writer {
     /// A writer of a forked child to the same places; `events` is its own descriptor of the file of events.
     pub(super) fn for_child(&self, events: EventLog) -> Writer {
         let events = events.of(self.events.sender().clone());
-        Writer::new(events, self.store.clone(), self.core_pages, self.news)
+        Writer {
+            is_child: true,
+            ..Writer::new(events, self.store.clone(), self.core_pages, self.news)
+        }
     }
 
     /// Writes `item`. For a fault the report comes first, so that whoever sees the event finds it.
     pub(super) fn write(&self, symbolizer: &mut Symbolizer, item: Item) {
+        if self.is_pending_due() {
+            self.say_pending();
+        }
         match item {
             Item::Event(event) => {
                 say(Notice::of_event(&event));
@@ -98,11 +114,12 @@ impl Writer {
                 let mut report = compose::report(*record, frames);
                 let told = self.tell(&mut report, quarantine.as_deref(), &mappings);
                 let is_new = self.is_news(&report);
-                say(Notice::of_fault(
-                    &report,
-                    is_new,
-                    told.as_ref().map(ReportId::as_str),
-                ));
+                let id = told.as_ref().map(ReportId::as_str);
+                let notice = Notice::of_fault(&report, is_new, id);
+                match report.kind {
+                    FaultKind::Exit if notice.is_some() => self.put_off(notice),
+                    _ => say(notice),
+                }
                 self.note_told(site, told.as_ref().is_some_and(|id| *id != report.id));
                 if let Some(quarantine) = quarantine {
                     self.give_room(quarantine.contents);
@@ -170,6 +187,9 @@ impl Writer {
         if report.kind != FaultKind::Exit {
             return is_new;
         }
+        if self.is_child {
+            return false;
+        }
         let mut last = self
             .exit_line
             .lock()
@@ -179,6 +199,35 @@ impl Writer {
             *last = Some(Instant::now());
         }
         is_new || is_due
+    }
+
+    fn put_off(&self, notice: Option<Notice>) {
+        let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
+        if pending.is_none() {
+            *pending = notice.map(|notice| (Instant::now(), notice));
+        }
+    }
+
+    /// How long the thread may wait for the next item, if it may for `longest`.
+    pub(super) fn patience(&self, longest: Duration) -> Duration {
+        let pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
+        match *pending {
+            Some(_) => EXIT_LINE_DELAY,
+            None => longest,
+        }
+    }
+
+    fn is_pending_due(&self) -> bool {
+        let pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
+        pending
+            .as_ref()
+            .is_some_and(|(since, _)| since.elapsed() >= EXIT_LINE_DELAY)
+    }
+
+    /// Writes the line that was put off.
+    pub(super) fn say_pending(&self) {
+        let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
+        say(pending.take().map(|(_, notice)| notice));
     }
 
     /// Whether reports are saved.
