@@ -91,11 +91,11 @@ impl Thread {
         self.arm(state);
         let (tracker, mut memory) = state.tracking(&self.process, &mut self.vcpu);
         tracker.protect_all(&mut memory);
-        tracker.leave_shared();
         if let Err(error) = state.space.set_apart(&self.process.vm) {
             log::error!("memory that is shared with other processes is not protected: {error}");
             return;
         }
+        state.tracker.leave_shared();
         if !self.process.serving.load(Ordering::Acquire) {
             let reason = "it shared memory with another process before it began to serve";
             state.restart.unavailable = Some(reason.into());
