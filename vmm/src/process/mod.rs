@@ -20,6 +20,7 @@ pub mod heap;
 pub mod host_signals;
 pub mod image;
 pub mod inherited;
+mod last_chance;
 pub mod limits;
 mod offenders;
 mod overflow;
@@ -210,6 +211,8 @@ pub struct Process {
     threads: Mutex<BTreeMap<i32, &'static ThreadControl>>,
     idle_vcpus: Mutex<Vec<Vcpu>>,
     ending: AtomicBool,
+    /// The process was given up, and its end is bounded. See [`last_chance`].
+    given_up: AtomicBool,
     /// Whether a thread sends output that waits.
     flushing: AtomicBool,
     /// Whether there was no room for the shadow pages of a request, and no request has done well since.
@@ -271,6 +274,7 @@ impl Process {
             threads: Mutex::new(BTreeMap::new()),
             idle_vcpus: Mutex::new(Vec::new()),
             ending: AtomicBool::new(false),
+            given_up: AtomicBool::new(false),
             flushing: AtomicBool::new(false),
             degraded: AtomicBool::new(false),
             cleaning: AtomicBool::new(false),

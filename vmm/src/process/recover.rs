@@ -12,6 +12,7 @@ use recovery::{Journal, Origin, stats};
 use super::domain::Continuation;
 use super::effects::{Deferred, Undo};
 use super::fault::{Course, Fault};
+use super::last_chance;
 use super::reporter::FaultRecord;
 use super::signals::SignalInfo;
 use super::strike::Target;
@@ -122,6 +123,7 @@ impl Thread {
                         Some(obstacle) => format!("{reason}; not restarted in place: {obstacle}"),
                         None => reason.to_string(),
                     };
+                let fault = self.bounded(fault);
                 self.give_up(turn, fault, &registers, reason);
                 return Ok(Flow::Continue);
             }
@@ -368,6 +370,16 @@ impl Thread {
         }
         *self.vcpu.registers() = *registers;
         self.take_course(turn, fault);
+    }
+
+    /// The fault of a process that the ladder gives up: its handlers have a bounded time, or none.
+    pub(super) fn bounded(&self, mut fault: Fault) -> Fault {
+        if let Course::Signal(signal) = fault.course
+            && !last_chance::bound(&self.process, signal)
+        {
+            fault.course = Course::Kill(signal);
+        }
+        fault
     }
 
     /// What the fault leads to without the monitor.

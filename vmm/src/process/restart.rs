@@ -82,6 +82,7 @@ impl Thread {
     ) -> Result<Flow, KvmError> {
         if !self.stop_others() {
             let reason = "not restarted in place: a thread is in a system call that does not end";
+            let fault = self.bounded(fault);
             self.give_up(turn, fault, registers, reason.into());
             return Ok(Flow::Continue);
         }

@@ -63,6 +63,11 @@ pub fn by_signal(thread: &Thread, turn: &mut Turn<'_>, signal: Signal) -> ! {
     finish(&thread.process, None, Some(signal))
 }
 
+/// `signal` ends the process, which was given up and whose handlers have had their time. No guest thread does it.
+pub fn after_handlers(process: &Process, signal: Signal) -> ! {
+    finish(process, None, Some(signal))
+}
+
 /// The monitor cannot go on.
 pub fn fail(process: &Process, error: &dyn Error) -> ! {
     let _ = writeln!(Messages, "vmsrs: {}", crate::cli::chain(error));
