@@ -32,6 +32,8 @@ fn start(program: &Program, workers: u32, options: &[&str]) -> Monitored {
     Launch::monitored(program.serve(port, workers))
         .unwrap()
         .options(options)
+        // Lines of the monitor move the offset of the file that standard error is, which the server tells.
+        .env("VMSRS_LOG", "off")
         .patience(PATIENCE)
         .start(port)
         .unwrap()

@@ -3,6 +3,7 @@
 
 use std::{
     fs,
+    io::Write,
     path::PathBuf,
     process::Command,
     thread,
@@ -39,6 +40,49 @@ fn socket() -> (TempDir, PathBuf) {
     let dir = tempfile::Builder::new().prefix("vmsrs-").tempdir().unwrap();
     let path = dir.path().join("control");
     (dir, path)
+}
+
+/// The crash handler of Redis joins threads that never end if the fault was none of theirs.
+#[test]
+fn a_server_that_is_given_up_is_gone_within_two_seconds() {
+    kvm_case("a_server_that_is_given_up_is_gone_within_two_seconds");
+    let (_dir, socket) = socket();
+    let port = free_port().unwrap();
+    let mut command = redis::command(port);
+    command.extend(["--appendonly", "yes"].map(str::to_owned));
+    let launch = Launch::monitored(command).unwrap();
+    let launch = launch.options(["--control", socket.to_str().unwrap()]);
+    let mut server = launch.patience(PATIENCE).start(port).unwrap();
+    let mut client = redis::Client::connect(port, PATIENCE).unwrap();
+    assert!(client.call(&["SET", "a", "b"]).unwrap().is_ok());
+    let everywhere = "abort:origin=internal,probability=1,times=5";
+    assert_eq!(vmsrs_control(&socket, &["inject", everywhere]).code(), 0);
+    let mut clients = Vec::new();
+    // Work of the server itself goes before that of each client.
+    for _ in 0..100 {
+        if !server.events_of("escalated").unwrap().is_empty() {
+            break;
+        }
+        let client = std::net::TcpStream::connect(("127.0.0.1", port));
+        clients.extend(client.and_then(|mut c| c.write_all(b"PING\r\n").map(|()| c)));
+        thread::sleep(Duration::from_millis(50));
+    }
+    let escalated = server.events_of("escalated").unwrap();
+    assert_eq!(escalated.len(), 1, "{}", server.output_tail());
+    let begun = Instant::now();
+    let status = server.wait().unwrap().expect("it hangs");
+    let took = begun.elapsed();
+    assert!(
+        took < Duration::from_secs(2),
+        "{took:?}: {}",
+        server.output_tail()
+    );
+    assert_eq!(
+        status.code(),
+        Some(128 + libc::SIGABRT),
+        "{}",
+        server.output_tail()
+    );
 }
 
 fn vmsrs_control(socket: &std::path::Path, command: &[&str]) -> run::Ended {
